@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the control plane needs of the world, as interfaces.
+
+The daemon is wired with the real parts (`datapath.plane`, `control.vm`, an arbiter); tests wire
+it with toys. Nothing in `control/` that decides imports an implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from colo_ebpf.model import (
+    Counter,
+    Endpoints,
+    FlushReport,
+    HeldReport,
+    Mode,
+    Pairing,
+    Phase,
+    PlaneEvent,
+    Progress,
+    Settled,
+    Turn,
+    VmEvent,
+    VmRole,
+)
+
+if TYPE_CHECKING:
+    from colo_ebpf.control.record import Record
+
+
+class Plane(Protocol):
+    """The data plane of one VM on this host. Cheap calls are synchronous map accesses."""
+
+    def set_mode(self, mode: Mode) -> None: ...
+
+    def mode(self) -> Mode: ...
+
+    def set_turn(self, epoch: int, phase: Phase) -> None:
+        """Write the turn cell in one 64-bit store."""
+
+    def turn(self) -> Turn:
+        """Read the turn cell as the kernel has it (the plane may have set TURNING itself)."""
+
+    def set_pairing(self, pairing: Pairing | None) -> None:
+        """Accept and send link frames of this pairing only; None: no link."""
+
+    def keep_offsets(self, epoch: int) -> None:
+        """At a takeover: the sequence offsets learnt in `epoch` become lasting."""
+
+    def flush(self) -> FlushReport:
+        """Emit what may leave now: past epochs, verified heads, everything when solo."""
+
+    def held(self) -> HeldReport: ...
+
+    def rearm_held(self) -> None:
+        """Ask for a HELD event at the next frame that is held."""
+
+    def beacon(self) -> None:
+        """Send one full-sized beacon over the link."""
+
+    def link_heard_ns(self) -> int:
+        """Boot time of the last frame of the peer's plane (0: never)."""
+
+    def subscribe(self, callback: Callable[[PlaneEvent], None]) -> None:
+        """Deliver ring buffer events on the running loop."""
+
+    def counters(self) -> list[Counter]: ...
+
+    async def join_bridge(self) -> None:
+        """Put the VM's tap on the client-side bridge."""
+
+    async def leave_bridge(self) -> None:
+        """Take the VM's tap off the client-side bridge."""
+
+
+class Vm(Protocol):
+    """One supervised QEMU. Every coroutine raises QmpError/VmError and has a deadline."""
+
+    @property
+    def instance(self) -> str:
+        """`<host>/<16 hex>`, carried in QEMU's -name."""
+
+    @property
+    def role(self) -> VmRole: ...
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def alive(self) -> bool:
+        """The process exists (pidfd)."""
+
+    def subscribe(self, callback: Callable[[VmEvent], None]) -> None:
+        """Call back for each event, in order, on the running loop."""
+
+    async def cont(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def running(self) -> bool:
+        """query-status says running."""
+
+    async def listen(self) -> Endpoints:
+        """Secondary: NBD export and incoming migration are open."""
+
+    async def synchronise(
+        self, to: Endpoints, progress: Callable[[Progress], None]
+    ) -> None:
+        """Primary: copy the disk to the secondary's export live, then replicate every write."""
+
+    async def enter_colo(self, to: Endpoints, progress: Callable[[Progress], None]) -> None:
+        """Primary: migrate with x-colo; returns when both VMs run under COLO."""
+
+    async def trigger_checkpoint(self) -> None: ...
+
+    async def leave_pair(self) -> None:
+        """Primary, before or during pairing: drop the child and the migration, run on."""
+
+    async def yank(self) -> None:
+        """Out of band: shut the sockets to the peer (migration first, then the block node)."""
+
+    async def continue_alone(self) -> None:
+        """Primary failover, after the token: yank, drop the child, x-colo-lost-heartbeat."""
+
+    async def take_over(self) -> None:
+        """Secondary failover, after the token: yank, nbd-server-stop, x-colo-lost-heartbeat."""
+
+    async def announce(self) -> None:
+        """announce-self: the bridges learn where the VM is now."""
+
+    def settled(self) -> Settled:
+        """Secondary: from the COLO trace file and the events read so far."""
+
+    def loads(self) -> int:
+        """Secondary: `vmstate-loaded` counted in the trace file."""
+
+    async def overlays_committed(self) -> bool:
+        """After a takeover: the overlays are merged into the image and flushed."""
+
+    async def kill(self) -> None:
+        """End the process (SIGKILL) and wait until it is gone."""
+
+
+class Machine(Protocol):
+    """Starts and finds QEMUs of the configured VM on this host."""
+
+    async def start(self, role: VmRole, instance: str) -> Vm: ...
+
+    async def adopt(self) -> Vm | None:
+        """The QEMU left running by an earlier daemon, if there is one; else None."""
+
+
+class SwapUnknown(Exception):
+    """The outcome of a swap could not be learnt in time; read back by nonce."""
+
+
+class Arbiter(Protocol):
+    """Keeps one record per VM; compare-and-swap by generation. Raises ArbiterError."""
+
+    async def read(self) -> Record:
+        """The newest record. A missing one is an ArbiterError."""
+
+    async def swap(self, old: Record, new: Record) -> Record:
+        """Write `new` if `old` is still the newest; return the newest record (its nonce tells
+        who won). Raises SwapUnknown when that could not be learnt."""

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Values that cross package borders: enums and frozen dataclasses, no I/O.
+
+Times are CLOCK_BOOTTIME nanoseconds (``time.clock_gettime_ns(time.CLOCK_BOOTTIME)``), the
+clock the BPF programs use, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class Mode(enum.IntEnum):
+    """What the data plane does with the frames of the local VM (``enum colo_mode`` in C)."""
+
+    WITHHOLD = 0  # nothing leaves, nothing is stored: the safe default
+    PAIRING = 1  # compared and held, nothing released: the record does not name a pair yet
+    PRIMARY = 2  # verified frames leave, the rest is held
+    SECONDARY = 3  # frames go over the link, none to the client side
+    SOLO = 4  # everything leaves
+
+
+class Phase(enum.IntEnum):
+    """The second half of the turn cell (``enum colo_phase`` in C)."""
+
+    OPEN = 0
+    TURNING = 1  # between arming and the proven turn of a checkpoint: every frame is held
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The VM's turn cell. Epoch 0 matches nothing."""
+
+    epoch: int
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """What the link ingress accepts: the pairing's VNI, from this tunnel source only."""
+
+    vni: int  # 1..2^24-1, new at each pairing
+    peer_address: str  # underlay address of the peer
+
+
+class PlaneEventKind(enum.IntEnum):
+    """Why the data plane wakes the control plane (``enum colo_event_kind`` in C)."""
+
+    MISMATCH = 1  # both sides produced different output at the same place
+    HELD = 2  # first frame held since the last rearm_held()
+    STORE_FULL = 3  # the hold store passed its high mark or had no slot
+    EPOCH_AHEAD = 4  # a link frame carried a newer epoch: the plane set TURNING itself
+    MISSED_INPUT = 5  # the SVM resends what the client has acknowledged
+    SVM_RESET = 6  # the SVM resets a connection that lives on the PVM
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneEvent:
+    """One record of the ring buffer. Flow is printable (``proto src:port > dst:port``)."""
+
+    kind: PlaneEventKind
+    at_ns: int
+    epoch: int
+    flow: str
+    offset: int  # sequence number where the two sides part, or 0
+    pvm_digest: int
+    svm_digest: int
+    reason: str  # stable name of the counted reason
+
+
+@dataclass(frozen=True, slots=True)
+class HeldReport:
+    """The hold store as it is now."""
+
+    frames: int
+    bytes: int
+    oldest_ns: int | None  # boot time the oldest held frame of the current epoch came
+    slots: int  # capacity
+
+
+@dataclass(frozen=True, slots=True)
+class FlushReport:
+    """What one flush() did."""
+
+    emitted: int
+    left: int  # frames of past epochs still in the store (retry), 0 when drained
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """Packets and bytes that left a program under one reason."""
+
+    program: str
+    verdict: str
+    reason: str
+    packets: int
+    bytes: int
+
+
+class VmRole(enum.Enum):
+    """How a QEMU was started."""
+
+    PRIMARY = "primary"
+    SECONDARY = "secondary"  # -incoming
+
+
+class VmHealth(enum.Enum):
+    """What one daemon says of its VM."""
+
+    NONE = "none"
+    STARTING = "starting"
+    INCOMING = "incoming"  # a secondary that has no state yet
+    RUNNING = "running"
+    GONE = "gone"  # the process ended
+    BROKEN = "broken"  # RAM new, disk old: never runs again
+
+
+class VmEventKind(enum.Enum):
+    """QMP events and process facts, in the order they happened."""
+
+    STOP = "STOP"
+    RESUME = "RESUME"
+    MIGRATION = "MIGRATION"
+    MIGRATION_PASS = "MIGRATION_PASS"
+    COLO_EXIT = "COLO_EXIT"
+    DISK_BAD = "QUORUM_REPORT_BAD"
+    BLOCK_ERROR = "BLOCK_IO_ERROR"
+    SHUTDOWN = "SHUTDOWN"
+    MONITOR_LOST = "MONITOR_LOST"
+    GONE = "GONE"
+
+
+@dataclass(frozen=True, slots=True)
+class VmEvent:
+    """One event of a VM; ``data`` is the QMP event's data."""
+
+    kind: VmEventKind
+    at_ns: int
+    data: dict[str, object] = field(default_factory=dict)
+
+
+class Settled(enum.Enum):
+    """Whether a secondary's state is whole (from its COLO trace and events)."""
+
+    CURRENT = "settled-current"  # no STOP open
+    NEW = "settled-new"  # RESUME after the STOP
+    OLD = "settled-old"  # COLO_EXIT after the STOP, no vmstate-received sent
+    BROKEN = "broken"  # vmstate-received sent, then COLO_EXIT without RESUME
+    OPEN = "unsettled"  # inside a load
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where a secondary's QEMU listens, on its link address."""
+
+    address: str
+    nbd_port: int
+    migration_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Of a long step, for status and logs. ``total`` 0 = unknown."""
+
+    what: str
+    done: int
+    total: int
