@@ -53,6 +53,7 @@ class PlaneEventKind(enum.IntEnum):
     EPOCH_AHEAD = 4  # a link frame carried a newer epoch: the plane set TURNING itself
     MISSED_INPUT = 5  # the SVM resends what the client has acknowledged
     SVM_RESET = 6  # the SVM resets a connection that lives on the PVM
+    GAP = 7  # output of the PVM went by unseen: the flow cannot be verified
 
 
 @dataclass(frozen=True, slots=True)

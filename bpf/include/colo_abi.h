@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Everything C and Python both see: the values in the maps and what their
+ * numbers mean. colo_ebpf/datapath/abi.py mirrors this file; a test compiles it
+ * and compares every size, offset and enumerator.
+ *
+ * Rules: fixed-width members, explicit padding, numbers are never reused. A change of
+ * layout raises COLO_ABI_VERSION, which is part of the pin path.
+ */
+#ifndef COLO_ABI_H
+#define COLO_ABI_H
+
+#define COLO_ABI_VERSION	1
+
+#define COLO_EPOCH_NONE		0	/* matches nothing, on the link as in the cell */
+#define COLO_TURNING_BIT	1ULL	/* turn word = epoch << 1 | TURNING */
+#define COLO_MARK_RELEASED	0xC0100001u	/* clones that enter the host as if from the tap */
+#define COLO_BEACON_ETHERTYPE	0x88B5	/* IEEE 802 local experimental 1 */
+#define COLO_BOUNDS		32	/* pending SVM boundaries a flow remembers */
+#define COLO_DGRAM_WAYS		8	/* notes in one bucket of the datagram table */
+#define COLO_MISMATCHES		256	/* entries of the mismatch log, a ring */
+
+/* What the data plane does with the frames of the local VM. */
+enum colo_mode {
+	COLO_WITHHOLD = 0,	/* nothing leaves, nothing is stored: the safe default */
+	COLO_PAIRING = 1,	/* compared and held, nothing released */
+	COLO_PRIMARY = 2,	/* verified frames leave, the rest is held */
+	COLO_SECONDARY = 3,	/* frames go over the link, none to the client side */
+	COLO_SOLO = 4,		/* everything leaves */
+};
+
+enum colo_phase {
+	COLO_OPEN = 0,
+	COLO_TURNING = 1,	/* every frame of the PVM is held */
+};
+
+/* Why the data plane wakes the control plane. */
+enum colo_event_kind {
+	COLO_EV_MISMATCH = 1,
+	COLO_EV_HELD = 2,
+	COLO_EV_STORE_FULL = 3,
+	COLO_EV_EPOCH_AHEAD = 4,
+	COLO_EV_MISSED_INPUT = 5,
+	COLO_EV_SVM_RESET = 6,
+	COLO_EV_GAP = 7,
+};
+
+/* The programs, as counted. */
+enum colo_prog {
+	COLO_PROG_CMP_PVM = 0,	/* compare.c, tap ingress of the primary */
+	COLO_PROG_CMP_SVM = 1,	/* compare.c, link ingress of the primary */
+	COLO_PROG_FLUSH = 2,	/* compare.c, run by the control plane */
+	COLO_PROG_MIR_CLI = 3,	/* mirror.c, tap egress */
+	COLO_PROG_MIR_LINK = 4,	/* mirror.c, link ingress of the secondary */
+	COLO_PROG_MIR_SVM = 5,	/* mirror.c, tap ingress of the secondary */
+	COLO_PROG_BEACON = 6,	/* mirror.c, run by the control plane */
+	COLO_PROGS = 7,
+};
+
+enum colo_verdict {
+	COLO_V_PASS = 0,	/* goes on in the host's stack */
+	COLO_V_DROP = 1,	/* ends here, nothing kept */
+	COLO_V_HOLD = 2,	/* ends here, kept in the hold store */
+	COLO_V_LINK = 3,	/* sent over the link (itself or a clone) */
+	COLO_V_DELIVER = 4,	/* redirected to the VM's tap */
+	COLO_V_NOTE = 5,	/* ends here, its digest is kept */
+	COLO_V_CARRY = 6,	/* ends here, its buffer carried held frames out */
+	COLO_VERDICTS = 7,
+};
+
+/* Why. One number for one reason, whatever program counts it. */
+enum colo_reason {
+	COLO_R_NONE = 0,
+	COLO_R_SOLO = 1,		/* the VM has no replica */
+	COLO_R_RELEASED = 2,		/* our own clone on its way to the client side */
+	COLO_R_VERIFIED = 3,		/* the other side produced the same before */
+	COLO_R_OLD = 4,			/* bytes verified, or in the checkpoint, before */
+	COLO_R_ACK = 5,			/* pure ACK not beyond the floor */
+	COLO_R_ACK_FLOOR = 6,		/* pure ACK beyond the floor */
+	COLO_R_UNVERIFIED = 7,		/* the other side has not produced it yet */
+	COLO_R_TURNING = 8,		/* between arming and proven turn */
+	COLO_R_ORDER = 9,		/* verified, waits behind held frames of its flow */
+	COLO_R_HELD_AGAIN = 10,		/* retransmission of bytes that are held */
+	COLO_R_GAP = 11,		/* bytes before it were never seen */
+	COLO_R_STORE_FULL = 12,		/* no slot in the hold store */
+	COLO_R_TABLE_FULL = 13,		/* no room in the flow table */
+	COLO_R_BUSY = 14,		/* the flow stayed locked by the other CPU */
+	COLO_R_MALFORMED = 15,		/* lengths that do not fit together */
+	COLO_R_LINK_SILENT = 16,	/* the peer was not heard within the link timeout */
+	COLO_R_NEIGHBOUR = 17,		/* ARP and other non-IP under the link-heard rule */
+	COLO_R_WITHHELD = 18,		/* the VM is entitled to nothing */
+	COLO_R_TOO_BIG = 19,		/* larger than a slot, or GSO where offloads are off */
+	COLO_R_BEACON = 20,		/* the peer's plane is alive */
+	COLO_R_NOT_OURS = 21,		/* another VNI or tunnel source */
+	COLO_R_STALE_EPOCH = 22,	/* produced in a past epoch */
+	COLO_R_EPOCH_AHEAD = 23,	/* produced in an epoch we have not turned to */
+	COLO_R_NO_FLOW = 24,		/* SVM output on a flow the PVM does not have */
+	COLO_R_NOT_ANCHORED = 25,	/* flow waits for the next proven turn */
+	COLO_R_MISMATCH = 26,		/* both sides differ at the same place */
+	COLO_R_FLUSHED = 27,		/* contained in a loaded checkpoint, or solo */
+	COLO_R_NO_PAIR = 28,		/* no pairing: nothing goes over the link */
+	COLO_R_INPUT = 29,		/* client's frame, cloned to the secondary */
+	COLO_R_CLONE_FAILED = 30,	/* the link device refused the clone */
+	COLO_R_REWRITTEN = 31,		/* sequence numbers translated */
+	COLO_R_PLAIN = 32,		/* nothing to translate */
+	COLO_R_NO_CONF = 33,		/* configuration map empty: safe verdict */
+	COLO_R_CARRIED = 34,		/* completed frames that were held */
+	COLO_R_ACK_RAISED = 35,		/* raised the floor, nothing waited for it */
+	COLO_R_AHEAD = 36,		/* SVM output ahead of the PVM's */
+	COLO_R_EMIT_FAILED = 37,	/* the tap refused a clone; the frame stays held */
+	COLO_REASONS = 64,		/* slots of the counter table, not a reason */
+};
+
+/* Named words of colo_live; the data plane owns all but HELD_ARMED and HEARD's reset. */
+enum colo_live_word {
+	COLO_LIVE_HEARD_NS = 0,		/* last frame of the peer's plane */
+	COLO_LIVE_HOLD_HEAD = 1,	/* slots handed out since the maps were made */
+	COLO_LIVE_HELD = 2,		/* slots in use */
+	COLO_LIVE_HELD_ARMED = 3,	/* 1: tell of the next held frame */
+	COLO_LIVE_MISMATCHES = 4,	/* mismatches since the maps were made */
+	COLO_LIVE_EVENTS_LOST = 5,	/* ring buffer was full */
+	COLO_LIVE_CARRIED = 6,		/* held frames released by a carrier */
+	COLO_LIVE_WORDS = 8,
+};
+
+struct colo_conf {		/* colo_conf[0], written by user space */
+	__u64 key[2];		/* of the stream hash; random, made with the maps */
+	__u64 link_timeout_ns;
+	__u64 dgram_timeout_ns;	/* an SVM-only note is forgotten after this */
+	__u64 lasting_epoch;	/* offsets learnt in this epoch outlived a takeover; 0: none */
+	__u32 mode;		/* enum colo_mode */
+	__u32 tap_ifindex;
+	__u32 link_ifindex;
+	__u32 vni;		/* of the pairing; 0: none */
+	__u32 local_ip;		/* network order */
+	__u32 peer_ip;		/* network order */
+	__u32 hold_slots;	/* a power of two */
+	__u32 hold_high;	/* slots in use that make a STORE_FULL event */
+	__u32 dgram_buckets;	/* a power of two */
+	__u32 pad;
+};
+
+struct colo_turn {		/* colo_turn[0]: one 64-bit word, written whole */
+	__u64 word;
+};
+
+struct colo_flow_key {
+	__u32 vm;		/* addresses and ports in network order */
+	__u32 client;
+	__u16 vm_port;
+	__u16 client_port;
+	__u16 vlan;		/* host order, 0: untagged */
+	__u16 nic;
+};
+
+enum colo_flow_flag {
+	COLO_F_ANCHORED = 1,	/* both sides hash from `anchor` */
+	COLO_F_HAS_HIGH = 2,
+	COLO_F_HAS_ACK = 4,	/* p_ack is meant */
+	COLO_F_HAS_FLOOR = 8,
+	COLO_F_HAS_EDGE = 16,	/* s_edge is meant */
+	COLO_F_HAS_CACK = 32,
+	COLO_F_SVM_SYN = 64,	/* the SVM sent its SYN (s_syn_ack) in this epoch */
+	COLO_F_PVM_SYN = 128,	/* isn is meant */
+	COLO_F_PVM_SCALE = 256,	/* p_scale is meant */
+	COLO_F_BAD = 512,	/* mismatch in this epoch: nothing more verifies */
+	COLO_F_LOST = 1024,	/* a frame was hashed and not stored */
+	COLO_F_PVM_FIN = 2048,
+	COLO_F_SVM_RESENT = 4096, /* one SVM resend of acknowledged bytes seen */
+	COLO_F_RESET = 8192,	/* the PVM reset the connection */
+	COLO_F_CLIENT_FIN = 16384,
+};
+
+struct colo_side {		/* one VM's outbound stream since the anchor */
+	__u64 hash;		/* over the whole 8-byte words */
+	__u64 part;		/* bytes after them, the rest zero */
+	__u32 next;		/* sequence number after the last hashed byte */
+	__u32 pad;
+};
+
+struct colo_bound {		/* where a segment of the SVM ended, ahead of the PVM */
+	__u64 digest;
+	__u32 end;
+	__u32 pad;
+};
+
+struct colo_flow {		/* colo_flows: TCP, primary's side */
+	__u64 lock;
+	__u64 epoch;		/* the fields below are of this epoch */
+	__u64 seen_ns;
+	struct colo_side pvm;
+	struct colo_side svm;
+	__u32 flags;		/* enum colo_flow_flag */
+	__u32 anchor;
+	__u32 verified;		/* bytes before it: both sides produced them */
+	__u32 floor;		/* no ACK beyond it leaves */
+	__u32 p_high;		/* highest sequence number the PVM had produced */
+	__u32 p_ack;		/* highest ACK the PVM had produced */
+	__u32 s_edge;		/* right edge of the SVM's window */
+	__u32 c_ack;		/* the client's highest ACK */
+	__u32 isn;		/* of the PVM */
+	__u32 s_syn_ack;	/* ACK number of the SVM's SYN (0 for a bare SYN) */
+	__u32 head;		/* held frames, slot + 1; 0: none */
+	__u32 tail;
+	__u32 held;
+	__u32 ack_slot;		/* the pending pure ACK, slot + 1; 0: none */
+	__u32 bounds;		/* used entries of bound[] */
+	__u8 p_scale;
+	__u8 s_scale;
+	__u8 pad[2];
+	struct colo_bound bound[COLO_BOUNDS];
+};
+
+enum colo_slot_state {
+	COLO_SLOT_FREE = 0,
+	COLO_SLOT_FILLING = 1,
+	COLO_SLOT_HELD = 2,
+	COLO_SLOT_LEAVING = 3,
+};
+
+enum colo_slot_kind {
+	COLO_SLOT_STREAM = 1,	/* in its flow's list */
+	COLO_SLOT_ACK = 2,	/* its flow's pending ACK */
+	COLO_SLOT_DGRAM = 3,	/* found by its digest */
+};
+
+struct colo_slot {		/* colo_hold: what is known of a held frame */
+	__u64 state;		/* enum colo_slot_state; 64 bits for compare-and-swap */
+	__u64 epoch;		/* its VM produced it in */
+	__u64 at_ns;
+	__u64 digest;		/* of the PVM's stream at `end`, or of the datagram */
+	struct colo_flow_key flow;
+	__u32 kind;		/* enum colo_slot_kind */
+	__u32 end;		/* sequence number after the frame */
+	__u32 next;		/* in its flow's list, slot + 1 */
+	__u32 len;		/* bytes of the frame, from its Ethernet header */
+	__u32 tcp_off;		/* of the TCP header; 0: none */
+	__u32 pad;
+};
+
+struct colo_note {		/* one way of a datagram bucket */
+	__u64 digest;		/* 0: empty */
+	__u64 at_ns;
+	__u64 epoch;
+	__u32 slot;		/* a held PVM datagram, slot + 1; 0: an SVM note */
+	__u32 copies;		/* equal SVM datagrams nobody has used yet */
+};
+
+struct colo_bucket {		/* colo_dgrams[digest mod buckets] */
+	__u64 lock;
+	struct colo_note note[COLO_DGRAM_WAYS];
+};
+
+struct colo_off_slot {		/* what one epoch taught of a connection's offset */
+	__u64 epoch;
+	__u32 isn;		/* of the SVM's SYN */
+	__u32 delta;		/* SVM number - PVM number */
+	__u32 flags;		/* 1: isn known, 2: delta known */
+	__u32 pad;
+};
+
+struct colo_off {		/* colo_offs: TCP, secondary's side */
+	__u64 seen_ns;
+	__u32 lasting;		/* VM number - client's number, outlives epochs */
+	__u32 pad;
+	struct colo_off_slot slot[2];	/* by epoch mod 2: an undone turn finds the old one */
+};
+
+struct colo_mismatch {		/* colo_mism[n mod COLO_MISMATCHES] */
+	__u64 at_ns;
+	__u64 epoch;
+	__u64 pvm_digest;
+	__u64 svm_digest;
+	struct colo_flow_key flow;
+	__u32 offset;		/* sequence number where the digests were taken */
+	__u16 reason;		/* enum colo_reason */
+	__u8 kind;		/* enum colo_event_kind */
+	__u8 proto;
+};
+
+struct colo_count {		/* colo_stats[prog][verdict][reason], one per CPU */
+	__u64 packets;
+	__u64 bytes;
+};
+
+#endif /* COLO_ABI_H */

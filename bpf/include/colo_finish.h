@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The one counted exit. Every program leaves through colo_finish(), so that each
+ * packet's fate is a row of `bpftool map dump name colo_stats`.
+ */
+#ifndef COLO_FINISH_H
+#define COLO_FINISH_H
+
+static __always_inline void colo_count(__u32 prog, __u32 verdict, __u32 reason, __u32 bytes)
+{
+	__u32 ix = (prog * COLO_VERDICTS + verdict) * COLO_REASONS + reason;
+	struct colo_count *count = colo_stats.lookup(&ix);
+
+	if (count) {
+		count->packets++;
+		count->bytes += bytes;
+	}
+}
+
+static __always_inline int colo_finish(struct __sk_buff *skb, __u32 prog, __u32 verdict,
+				       __u32 reason)
+{
+	colo_count(prog, verdict, reason, skb->len);
+	return verdict == COLO_V_PASS ? TC_ACT_OK : TC_ACT_SHOT;
+}
+
+#endif /* COLO_FINISH_H */
