@@ -18,6 +18,7 @@
 #define COLO_BEACON_ETHERTYPE	0x88B5	/* IEEE 802 local experimental 1 */
 #define COLO_BOUNDS		32	/* pending SVM boundaries a flow remembers */
 #define COLO_DGRAM_WAYS		8	/* notes in one bucket of the datagram table */
+#define COLO_NO_SCALE		255	/* window shift of a flow whose SYN was not seen */
 #define COLO_MISMATCHES		256	/* entries of the mismatch log, a ring */
 
 /* What the data plane does with the frames of the local VM. */
@@ -166,7 +167,6 @@ enum colo_flow_flag {
 	COLO_F_BAD = 512,	/* mismatch in this epoch: nothing more verifies */
 	COLO_F_LOST = 1024,	/* a frame was hashed and not stored */
 	COLO_F_PVM_FIN = 2048,
-	COLO_F_SVM_RESENT = 4096, /* one SVM resend of acknowledged bytes seen */
 	COLO_F_RESET = 8192,	/* the PVM reset the connection */
 	COLO_F_CLIENT_FIN = 16384,
 };
@@ -185,7 +185,8 @@ struct colo_bound {		/* where a segment of the SVM ended, ahead of the PVM */
 };
 
 struct colo_flow {		/* colo_flows: TCP, primary's side */
-	__u64 lock;
+	__u64 lock;		/* of all below; helpers are called without it */
+	__u64 emitter;		/* 1: some CPU is sending held frames of this flow */
 	__u64 epoch;		/* the fields below are of this epoch */
 	__u64 seen_ns;
 	struct colo_side pvm;
@@ -205,9 +206,11 @@ struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u32 held;
 	__u32 ack_slot;		/* the pending pure ACK, slot + 1; 0: none */
 	__u32 bounds;		/* used entries of bound[] */
+	__u32 gen;		/* connections on this tuple; held frames carry it */
 	__u8 p_scale;
 	__u8 s_scale;
-	__u8 pad[2];
+	__u8 s_resends;		/* of bytes the client acknowledged, this epoch */
+	__u8 pad[5];
 	struct colo_bound bound[COLO_BOUNDS];
 };
 
@@ -235,7 +238,10 @@ struct colo_slot {		/* colo_hold: what is known of a held frame */
 	__u32 next;		/* in its flow's list, slot + 1 */
 	__u32 len;		/* bytes of the frame, from its Ethernet header */
 	__u32 tcp_off;		/* of the TCP header; 0: none */
-	__u32 pad;
+	__u32 gen;		/* of its flow when it was held */
+	__u32 ack;		/* the PVM's own ACK number: what left may be lower */
+	__u32 edge;		/* right edge of the window the PVM meant */
+	__u32 scale;		/* window shift, COLO_NO_SCALE: unknown */
 };
 
 struct colo_note {		/* one way of a datagram bucket */

@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The primary's side of the proxy: what the two VMs produced is compared here, and only what
+ * both produced leaves.
+ *
+ *   clients <── br0 <── tap ingress: colo_cmp_pvm <── PVM
+ *                ^            │ hold         ^
+ *                │            v              │ digests
+ *                │        hold store     flow, notes
+ *                │            │              │
+ *                └─ carrier <─┴── link ingress: colo_cmp_svm <══ SVM's host
+ *
+ * Of two equal frames the first is dropped after its digest is noted (the PVM's is also copied
+ * to the hold store), and the second carries: the PVM's own skb passes, or the SVM's skb takes
+ * the stored bytes out. colo_flush sends what a loaded checkpoint contains.
+ *
+ * A frame goes through five stages: parse, prepare (decide what is to be done, under the
+ * flow's lock: colo_pvm.h, colo_svm.h, colo_dgram.h), hash (colo_hash.h), conclude, carry out.
+ */
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/tcp.h>
+#include <uapi/linux/pkt_cls.h>
+#include <bcc/proto.h>
+
+#include "colo_abi.h"
+#include "colo_maps.h"
+#include "colo_finish.h"
+#include "colo_parse.h"
+#include "colo_link.h"
+#include "colo_work.h"
+#include "colo_hash.h"
+#include "colo_hold.h"
+#include "colo_flow.h"
+#include "colo_dgram.h"
+#include "colo_drain.h"
+#include "colo_pvm.h"
+#include "colo_svm.h"
+
+#define COLO_FLUSH_MAX	256	/* slots a flush run looks at: the tap's backlog holds 1000 */
+#define PVM		COLO_PROG_CMP_PVM
+#define SVM		COLO_PROG_CMP_SVM
+
+static __always_inline struct colo_conf *colo_conf_get(void)
+{
+	__u32 zero = 0;
+
+	return colo_conf.lookup(&zero);
+}
+
+static __always_inline struct colo_work *colo_work_get(void)
+{
+	struct colo_work *work;
+	__u32 zero = 0;
+
+	work = colo_work.lookup(&zero);
+	if (work) {
+		__builtin_memset(&work->plan, 0, sizeof(work->plan));
+		__builtin_memset(&work->flow, 0, sizeof(work->flow));
+		work->step = COLO_STEP_DONE;
+		work->scale = 0;
+	}
+	return work;
+}
+
+static __always_inline void colo_now_get(struct colo_conf *conf, struct colo_now *now)
+{
+	__u64 *heard = colo_live_word(COLO_LIVE_HEARD_NS);
+	struct colo_turn *turn;
+	__u32 zero = 0;
+	__u64 word = 0;
+	int silent;
+
+	turn = colo_turn.lookup(&zero);
+	if (turn)
+		word = *(volatile __u64 *)&turn->word;
+	now->epoch = word >> 1;
+	now->phase = word & COLO_TURNING_BIT ? COLO_TURNING : COLO_OPEN;
+	now->mode = conf->mode;
+	silent = !heard || bpf_ktime_get_boot_ns() - *heard > conf->link_timeout_ns;
+	now->may_release = now->mode == COLO_PRIMARY && now->phase == COLO_OPEN && !silent;
+}
+
+static __always_inline int colo_is_ip(struct colo_pkt *pkt)
+{
+	return pkt->ethertype == ETH_P_IP || pkt->ethertype == ETH_P_IPV6;
+}
+
+/* Compared as a stream: IPv4 TCP, but for resets and fragments. */
+static __always_inline int colo_is_stream(struct colo_pkt *pkt)
+{
+	return pkt->ethertype == ETH_P_IP && pkt->proto == IPPROTO_TCP && !pkt->fragment &&
+	       !(pkt->flags & COLO_TCP_RST);
+}
+
+/* Lower ACK and window of the frame in hand (I2). */
+static __always_inline int colo_skb_lower(struct __sk_buff *skb, struct colo_work *work)
+{
+	__u32 from = bpf_htonl(work->pkt.ack), to = bpf_htonl(work->plan.ack);
+	__u16 was = bpf_htons(work->pkt.window);
+	__u16 now = bpf_htons(colo_window(work->plan.ack, work->plan.edge, work->scale,
+					  work->pkt.window));
+	__u32 l4 = work->pkt.l4;
+
+	if (from != to && (bpf_l4_csum_replace(skb, l4 + 16, from, to, 4) ||
+			   bpf_skb_store_bytes(skb, l4 + 8, &to, 4, 0)))
+		return -1;
+	if (was != now && (bpf_l4_csum_replace(skb, l4 + 16, was, now, 2) ||
+			   bpf_skb_store_bytes(skb, l4 + 14, &now, 2, 0)))
+		return -1;
+	return 0;
+}
+
+static __always_inline void colo_plan_event(struct colo_work *work)
+{
+	struct colo_mismatch event = {};
+	struct colo_plan *plan = &work->plan;
+
+	event.kind = plan->event;
+	event.reason = plan->event == COLO_EV_MISMATCH ? COLO_R_MISMATCH : plan->reason;
+	event.proto = IPPROTO_TCP;
+	event.epoch = work->now.epoch;
+	event.flow = work->flow;
+	event.offset = plan->offset;
+	event.pvm_digest = plan->pvm_digest;
+	event.svm_digest = plan->svm_digest;
+	colo_event(&event);
+}
+
+/* ---- what is not a TCP stream ---- */
+
+/* Hold a frame outside any flow. Returns slot + 1, or 0. */
+static __always_inline __u32 colo_dgram_hold(struct __sk_buff *skb, struct colo_conf *conf,
+					     struct colo_work *work)
+{
+	__u32 ref = colo_hold_alloc(conf), ix = ref - 1;
+	struct colo_slot *slot = colo_hold.lookup(&ix);
+
+	if (!ref || !slot)
+		return 0;
+	if (colo_hold_copy(skb, ref)) {
+		slot->state = COLO_SLOT_FREE;
+		return 0;
+	}
+	slot->flow = work->flow;
+	slot->kind = COLO_SLOT_DGRAM;
+	slot->digest = work->digest;
+	slot->tcp_off = 0;
+	slot->end = 0;
+	colo_hold_publish(conf, slot, work->now.epoch);
+	return ref;
+}
+
+static __always_inline int colo_pvm_dgram(struct __sk_buff *skb, struct colo_conf *conf,
+					  struct colo_work *work)
+{
+	struct colo_bucket *bucket = colo_dgram_bucket(conf, work->digest);
+	struct colo_now *now = &work->now;
+	__u32 ref;
+
+	if (!work->digest || !bucket)
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_TOO_BIG);
+	if (colo_lock(&bucket->lock, COLO_LOCK_SPINS))
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_BUSY);
+	if (now->may_release && colo_dgram_use(bucket, conf, work->digest, now->epoch)) {
+		colo_unlock(&bucket->lock);
+		return colo_finish(skb, PVM, COLO_V_PASS, COLO_R_VERIFIED);
+	}
+	ref = colo_dgram_hold(skb, conf, work);
+	if (ref && now->phase == COLO_OPEN)
+		colo_dgram_wait(bucket, work->digest, now->epoch, ref);
+	colo_unlock(&bucket->lock);
+	if (ref)
+		return colo_finish(skb, PVM, COLO_V_HOLD,
+				   now->phase == COLO_OPEN ? COLO_R_UNVERIFIED : COLO_R_TURNING);
+	colo_tell(COLO_EV_STORE_FULL, COLO_R_STORE_FULL, &work->flow, work->pkt.proto, now->epoch);
+	return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_STORE_FULL);
+}
+
+/* A reset of the SVM on a connection the PVM keeps: they parted. */
+static __always_inline void colo_svm_reset(struct colo_work *work)
+{
+	struct colo_flow *flow = colo_flows.lookup(&work->flow);
+
+	if (flow && flow->epoch == work->now.epoch && flow->flags & COLO_F_ANCHORED &&
+	    !(flow->flags & COLO_F_RESET))
+		colo_tell(COLO_EV_SVM_RESET, COLO_R_MISMATCH, &work->flow, IPPROTO_TCP,
+			  work->now.epoch);
+}
+
+static __always_inline int colo_svm_dgram(struct __sk_buff *skb, struct colo_conf *conf,
+					  struct colo_work *work)
+{
+	struct colo_bucket *bucket = colo_dgram_bucket(conf, work->digest);
+	struct colo_slot *slot;
+	__u32 ref, ix;
+
+	if (!work->digest || !bucket)
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_TOO_BIG);
+	if (colo_lock(&bucket->lock, COLO_LOCK_SPINS))
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_BUSY);
+	ref = work->now.may_release ? colo_dgram_meet(bucket, work->digest, work->now.epoch) : 0;
+	colo_unlock(&bucket->lock);
+	if (!ref) {
+		if (colo_is_reset(&work->pkt))
+			colo_svm_reset(work);
+		return colo_finish(skb, SVM, COLO_V_NOTE, COLO_R_AHEAD);
+	}
+	ix = ref - 1;
+	slot = colo_hold.lookup(&ix);
+	/* The slot may have been flushed and used again since it was noted. */
+	if (!slot || slot->digest != work->digest || slot->epoch != work->now.epoch ||
+	    colo_slot_claim(slot))
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_OLD);
+	colo_count(SVM, COLO_V_CARRY, COLO_R_CARRIED, skb->len);
+	if (colo_carrier_ready(skb) || colo_emit(skb, conf, ix, slot)) {
+		colo_slot_orphan(slot);
+		return colo_finish(skb, SVM, COLO_V_HOLD, COLO_R_EMIT_FAILED);
+	}
+	colo_slot_free(slot);
+	colo_live_add(COLO_LIVE_CARRIED, 1);
+	return TC_ACT_SHOT;
+}
+
+/* ARP and other non-IP: nobody's stream. The PVM's passes while the peer is heard. */
+static __always_inline int colo_pvm_other(struct __sk_buff *skb, struct colo_conf *conf,
+					  struct colo_work *work)
+{
+	struct colo_now *now = &work->now;
+
+	if (now->may_release)
+		return colo_finish(skb, PVM, COLO_V_PASS, COLO_R_NEIGHBOUR);
+	if (now->mode == COLO_PRIMARY && now->phase == COLO_OPEN)
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_LINK_SILENT);
+	work->digest = 0;
+	if (!colo_dgram_hold(skb, conf, work))
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_STORE_FULL);
+	return colo_finish(skb, PVM, COLO_V_HOLD, COLO_R_TURNING);
+}
+
+/* ---- the hooks ---- */
+
+/* Tap ingress: the PVM has sent a frame. */
+int colo_cmp_pvm(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_work *work = colo_work_get();
+	struct colo_flow *flow = 0;
+	struct colo_pkt *pkt;
+
+	if (skb->mark == COLO_MARK_RELEASED) {
+		skb->mark = 0;
+		return colo_finish(skb, PVM, COLO_V_PASS, COLO_R_RELEASED);
+	}
+	if (!conf || !work || !conf->hold_slots)
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
+	colo_now_get(conf, &work->now);
+	if (conf->mode != COLO_PAIRING && conf->mode != COLO_PRIMARY && conf->mode != COLO_SOLO)
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_WITHHELD);
+	if (skb->gso_size && conf->mode != COLO_SOLO)
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_TOO_BIG);
+	pkt = &work->pkt;
+	if (colo_parse(skb, pkt))
+		return colo_finish(skb, PVM, conf->mode == COLO_SOLO ? COLO_V_PASS : COLO_V_DROP,
+				   COLO_R_MALFORMED);
+	colo_key_from_vm(pkt, &work->flow);
+	if (!colo_is_stream(pkt)) {
+		if (work->now.mode == COLO_SOLO)
+			return colo_finish(skb, PVM, COLO_V_PASS, COLO_R_SOLO);
+		if (!colo_is_ip(pkt))
+			return colo_pvm_other(skb, conf, work);
+		colo_dgram_prepare(skb, conf, work);
+	} else {
+		flow = colo_flow_get(&work->flow);
+		if (!flow)
+			return colo_finish(skb, PVM, conf->mode == COLO_SOLO ? COLO_V_PASS :
+					   COLO_V_DROP, COLO_R_TABLE_FULL);
+		if (pkt->flags & COLO_TCP_SYN)
+			work->scale = colo_tcp_wscale(skb, pkt);
+		if (colo_lock(&flow->lock, COLO_LOCK_SPINS))
+			return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_BUSY);
+		colo_pvm_prepare(skb, conf, work, flow);
+	}
+	if (work->step == COLO_STEP_HASH)
+		colo_walk(work);
+	if (!flow)
+		return colo_pvm_dgram(skb, conf, work);
+	colo_pvm_conclude(skb, conf, work, flow);
+	work->scale = flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
+	colo_unlock(&flow->lock);
+
+	if (work->plan.event)
+		colo_plan_event(work);
+	if (work->plan.lower && colo_skb_lower(skb, work))
+		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_MALFORMED);
+	colo_count(PVM, work->plan.verdict, work->plan.reason, skb->len);
+	if (work->plan.drain)
+		colo_drain(skb, conf, flow, work->now.epoch);
+	return work->plan.verdict == COLO_V_PASS ? TC_ACT_OK : TC_ACT_SHOT;
+}
+
+/* The tag of a link frame against our epoch: 0 if both are the same and open. */
+static __always_inline __u32 colo_tag_check(struct colo_now *now, __u16 tag)
+{
+	__s16 ahead = (__s16)(tag - (__u16)now->epoch);
+	struct colo_turn *turn;
+	__u32 zero = 0;
+
+	if (tag == COLO_EPOCH_NONE || ahead < 0)
+		return COLO_R_STALE_EPOCH;
+	if (!ahead)
+		return now->phase == COLO_TURNING ? COLO_R_TURNING : COLO_R_NONE;
+	/* The SVM has been reloaded and nobody told us: nothing verifies any more. */
+	turn = colo_turn.lookup(&zero);
+	if (turn && now->phase == COLO_OPEN &&
+	    __sync_val_compare_and_swap(&turn->word, now->epoch << 1,
+					now->epoch << 1 | COLO_TURNING_BIT) == now->epoch << 1)
+		colo_tell(COLO_EV_EPOCH_AHEAD, COLO_R_EPOCH_AHEAD, 0, 0, now->epoch);
+	return COLO_R_EPOCH_AHEAD;
+}
+
+/* Link ingress: a frame of the SVM, or its host's beacon. */
+int colo_cmp_svm(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_work *work = colo_work_get();
+	__u64 *heard = colo_live_word(COLO_LIVE_HEARD_NS);
+	struct colo_flow *flow = 0;
+	struct colo_pkt *pkt;
+	__u32 reason, len = skb->len;
+	__u16 tag = 0;
+
+	if (!conf || !work || !heard || !conf->vni)
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_PAIR);
+	if (colo_link_in(skb, conf, &tag))
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NOT_OURS);
+	*heard = bpf_ktime_get_boot_ns();
+	pkt = &work->pkt;
+	if (colo_parse(skb, pkt))
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_MALFORMED);
+	if (pkt->ethertype == COLO_BEACON_ETHERTYPE)
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_BEACON);
+	colo_now_get(conf, &work->now);
+	if (conf->mode != COLO_PAIRING && conf->mode != COLO_PRIMARY)
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_WITHHELD);
+	reason = colo_tag_check(&work->now, tag);
+	if (reason)
+		return colo_finish(skb, SVM, COLO_V_DROP, reason);
+	if (!colo_is_ip(pkt))
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NEIGHBOUR);
+	colo_key_from_vm(pkt, &work->flow);
+	if (!colo_is_stream(pkt)) {
+		colo_dgram_prepare(skb, conf, work);
+	} else {
+		/* A guest opens connections too, and the SVM may be the first to. */
+		flow = pkt->flags & COLO_TCP_SYN ? colo_flow_get(&work->flow) :
+						   colo_flows.lookup(&work->flow);
+		if (!flow)
+			return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_FLOW);
+		if (pkt->flags & COLO_TCP_SYN)
+			work->scale = colo_tcp_wscale(skb, pkt);
+		if (colo_lock(&flow->lock, COLO_LOCK_SPINS))
+			return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_BUSY);
+		colo_svm_prepare(skb, conf, work, flow);
+	}
+	if (work->step == COLO_STEP_HASH)
+		colo_walk(work);
+	if (!flow)
+		return colo_svm_dgram(skb, conf, work);
+	colo_svm_conclude(work, flow);
+	colo_unlock(&flow->lock);
+
+	if (work->plan.event)
+		colo_plan_event(work);
+	if (work->plan.drain && work->now.may_release &&
+	    colo_drain(skb, conf, flow, work->now.epoch))
+		colo_plan_set(&work->plan, COLO_V_CARRY, COLO_R_CARRIED);
+	colo_count(SVM, work->plan.verdict, work->plan.reason, len);
+	return TC_ACT_SHOT;
+}
+
+/*
+ * Run by the control plane, never attached: send the frames of past epochs (they are in the
+ * checkpoint the SVM has loaded), verified ones at the head of their flow, and everything
+ * once the VM is solo. The input's first four bytes are the ring position to start at.
+ * Returns frames sent | frames left << 16.
+ */
+int colo_flush(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_work *work = colo_work_get();
+	__u32 start = 0, sent = 0, left = 0, ix;
+	struct colo_slot *slot;
+	int i;
+
+	if (!conf || !work || bpf_skb_load_bytes(skb, 0, &start, 4))
+		return 0;
+	colo_now_get(conf, &work->now);
+	if (conf->mode != COLO_PRIMARY && conf->mode != COLO_SOLO)
+		return 0;
+	for (i = 0; i < COLO_FLUSH_MAX; i++) {
+		ix = (start + i) & (conf->hold_slots - 1);
+		slot = colo_hold.lookup(&ix);
+		if (!slot || slot->state != COLO_SLOT_HELD)
+			continue;
+		work->step = colo_flush_take(work, slot, ix + 1);
+		if (work->step == COLO_FLUSH_SENT && colo_flush_send(skb, conf, work, slot, ix))
+			work->step = COLO_FLUSH_LATER;
+		if (work->step == COLO_FLUSH_LATER)
+			left++;
+		else if (work->step == COLO_FLUSH_SENT)
+			sent++;
+	}
+	return sent | left << 16;
+}

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The way out of the hold store: on the back of the skb that completed the frames (drain), or
+ * in a run of the control plane once a checkpoint contains them (flush).
+ */
+#ifndef COLO_DRAIN_H
+#define COLO_DRAIN_H
+
+#define COLO_DRAIN_MAX	64	/* frames one carrier may take: a 64 KB segment meets 45 */
+
+/* Take the flow's next frame that may leave, under its lock. Returns slot + 1 or 0. */
+static __always_inline __u32 colo_drain_next(struct colo_flow *flow, __u64 epoch, __u32 *floor,
+					     __u32 *edge)
+{
+	__u32 ref = 0, ix;
+	struct colo_slot *slot;
+
+	if (colo_lock(&flow->lock, COLO_LOCK_AGAIN))
+		return 0;
+	*floor = flow->floor;
+	if (flow->epoch != epoch || !(flow->flags & COLO_F_ANCHORED))
+		goto out;
+	if (flow->head) {
+		ix = flow->head - 1;
+		slot = colo_hold.lookup(&ix);
+		if (slot && slot->epoch == epoch && !COLO_AFTER(slot->end, flow->verified) &&
+		    !colo_slot_claim(slot)) {
+			ref = flow->head;
+			*edge = colo_flow_edge(flow, slot->edge);
+			colo_flow_pop(flow, slot);
+		}
+	}
+	if (!ref && flow->ack_slot && flow->flags & COLO_F_HAS_FLOOR) {
+		ix = flow->ack_slot - 1;
+		slot = colo_hold.lookup(&ix);
+		if (slot && COLO_AFTER(flow->floor, slot->end) && !colo_slot_claim(slot)) {
+			ref = flow->ack_slot;
+			*edge = colo_flow_edge(flow, slot->edge);
+			slot->end = flow->floor;
+			flow->ack_slot = 0;
+		}
+	}
+out:
+	colo_unlock(&flow->lock);
+	return ref;
+}
+
+/* An ACK that left lowered still waits for the rest of the floor, unless a newer one does. */
+static __always_inline void colo_drain_keep(struct colo_flow *flow, struct colo_slot *slot,
+					    __u32 ref)
+{
+	int keep = 0;
+
+	if (!colo_lock(&flow->lock, COLO_LOCK_AGAIN)) {
+		if (!flow->ack_slot && slot->gen == flow->gen) {
+			flow->ack_slot = ref;
+			keep = 1;
+		}
+		colo_unlock(&flow->lock);
+	}
+	if (!keep) {
+		colo_slot_free(slot);
+		return;
+	}
+	slot->at_ns = bpf_ktime_get_boot_ns();
+	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD);
+}
+
+/* The frame stays in the store, in nobody's list: the next flush finds it. */
+static __always_inline void colo_slot_orphan(struct colo_slot *slot)
+{
+	slot->kind = COLO_SLOT_DGRAM;
+	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD);
+}
+
+/*
+ * Send what may leave of a flow, on the back of skb, which is used up. One CPU at a time per
+ * flow (flow->emitter), so that the order holds; helpers are called without the lock.
+ * Returns the number of frames sent.
+ */
+static __always_inline __u32 colo_drain(struct __sk_buff *skb, struct colo_conf *conf,
+					struct colo_flow *flow, __u64 epoch)
+{
+	__u32 ref, ix, floor = 0, edge = 0, sent = 0;
+	struct colo_frame *frame;
+	struct colo_slot *slot;
+	int i;
+
+	if (__sync_val_compare_and_swap(&flow->emitter, 0, 1))
+		return 0;
+	for (i = 0; i < COLO_DRAIN_MAX; i++) {
+		ref = colo_drain_next(flow, epoch, &floor, &edge);
+		if (!ref)
+			break;
+		ix = ref - 1;
+		slot = colo_hold.lookup(&ix);
+		frame = colo_frames.lookup(&ix);
+		if (!slot || !frame)
+			break;
+		if (!sent && colo_carrier_ready(skb)) {
+			colo_slot_orphan(slot);
+			break;
+		}
+		if (COLO_AFTER(slot->ack, floor))
+			colo_slot_lower(slot, frame, floor, edge);
+		else if (slot->edge != edge)
+			colo_slot_lower(slot, frame, slot->ack, edge);
+		if (colo_emit(skb, conf, ix, slot)) {
+			colo_count(COLO_PROG_CMP_SVM, COLO_V_HOLD, COLO_R_EMIT_FAILED, slot->len);
+			colo_slot_orphan(slot);
+			break;
+		}
+		sent++;
+		if (slot->kind == COLO_SLOT_ACK && COLO_AFTER(slot->ack, floor))
+			colo_drain_keep(flow, slot, ref);
+		else
+			colo_slot_free(slot);
+	}
+	__sync_val_compare_and_swap(&flow->emitter, 1, 0);
+	if (sent)
+		colo_live_add(COLO_LIVE_CARRIED, sent);
+	return sent;
+}
+
+enum colo_flush_result {
+	COLO_FLUSH_SKIP,	/* not due */
+	COLO_FLUSH_SENT,
+	COLO_FLUSH_LATER,	/* due, but busy or not its turn */
+};
+
+/* A verified frame of this epoch that waits at the head of its flow. */
+static __always_inline int colo_flush_verified(struct colo_slot *slot, struct colo_flow *flow)
+{
+	return slot->epoch == flow->epoch && flow->flags & COLO_F_ANCHORED &&
+	       flow->flags & COLO_F_HAS_FLOOR && !COLO_AFTER(slot->end, flow->verified);
+}
+
+/* Under the flow's lock: claim the frame and take it out of its flow. */
+static __always_inline int colo_flush_unlink(struct colo_work *work, struct colo_slot *slot,
+					     struct colo_flow *flow, __u32 ref, int due)
+{
+	work->plan.lower = 0;
+	if (!due) {
+		if (slot->kind != COLO_SLOT_STREAM || !colo_flush_verified(slot, flow))
+			return COLO_FLUSH_SKIP;
+		work->plan.lower = 1;
+		work->plan.ack = COLO_AFTER(slot->ack, flow->floor) ? flow->floor : slot->ack;
+		work->plan.edge = colo_flow_edge(flow, slot->edge);
+	}
+	if (slot->kind == COLO_SLOT_STREAM) {
+		if (flow->head != ref || flow->emitter || colo_slot_claim(slot))
+			return COLO_FLUSH_LATER;
+		colo_flow_pop(flow, slot);
+		return COLO_FLUSH_SENT;
+	}
+	if (colo_slot_claim(slot))
+		return COLO_FLUSH_LATER;
+	if (flow->ack_slot == ref)
+		flow->ack_slot = 0;
+	return COLO_FLUSH_SENT;
+}
+
+/* Is the frame due, and is it ours to send? */
+static __always_inline int colo_flush_take(struct colo_work *work, struct colo_slot *slot,
+					   __u32 ref)
+{
+	int due = work->now.mode == COLO_SOLO || slot->epoch != work->now.epoch;
+	struct colo_flow *flow = 0;
+	int result;
+
+	if (slot->kind != COLO_SLOT_DGRAM)
+		flow = colo_flows.lookup(&slot->flow);
+	if (!flow || flow->gen != slot->gen) {	/* in nobody's list */
+		work->plan.lower = 0;
+		if (!due)
+			return COLO_FLUSH_SKIP;
+		return colo_slot_claim(slot) ? COLO_FLUSH_LATER : COLO_FLUSH_SENT;
+	}
+	if (colo_lock(&flow->lock, COLO_LOCK_AGAIN))
+		return COLO_FLUSH_LATER;
+	result = colo_flush_unlink(work, slot, flow, ref, due);
+	colo_unlock(&flow->lock);
+	return result;
+}
+
+/* Send a claimed frame; -1: the tap refused it, it stays for the next run. */
+static __always_inline int colo_flush_send(struct __sk_buff *skb, struct colo_conf *conf,
+					   struct colo_work *work, struct colo_slot *slot,
+					   __u32 ix)
+{
+	struct colo_frame *frame = colo_frames.lookup(&ix);
+	__u32 len = slot->len;
+
+	if (frame && work->plan.lower)
+		colo_slot_lower(slot, frame, work->plan.ack, work->plan.edge);
+	if (colo_emit(skb, conf, ix, slot)) {
+		colo_count(COLO_PROG_FLUSH, COLO_V_HOLD, COLO_R_EMIT_FAILED, len);
+		colo_slot_orphan(slot);
+		return -1;
+	}
+	colo_count(COLO_PROG_FLUSH, COLO_V_CARRY, COLO_R_FLUSHED, len);
+	colo_slot_free(slot);
+	return 0;
+}
+
+#endif /* COLO_DRAIN_H */

@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The hold store. TC cannot park an skb, so a PVM frame that is not verified yet is
+ * copied here and dropped; the skb that later completes it carries the copy out.
+ *
+ * Slots are handed out in ring order, so that walking the ring from its head meets held
+ * frames oldest first. A slot is freed only when its frame was accepted by the tap.
+ */
+#ifndef COLO_HOLD_H
+#define COLO_HOLD_H
+
+BPF_TABLE_PINNED("array", __u32, struct colo_slot, colo_hold, COLO_HOLD_SLOTS,
+		 COLO_PIN "/colo_hold");
+BPF_TABLE_PINNED("array", __u32, struct colo_frame, colo_frames, COLO_HOLD_SLOTS,
+		 COLO_PIN "/colo_frames");
+BPF_TABLE_PINNED("array", __u32, struct colo_mismatch, colo_mism, COLO_MISMATCHES,
+		 COLO_PIN "/colo_mism");
+BPF_RINGBUF_OUTPUT(colo_ring, 16);
+
+#define COLO_ALLOC_TRIES	8	/* slots of the ring looked at for a free one */
+#define COLO_LOCK_SPINS		400	/* about 1.3 us; the other side holds it for less */
+#define COLO_LOCK_AGAIN		16	/* inside a loop, where the next turn tries again */
+
+static __always_inline __u64 *colo_live_word(__u32 word)
+{
+	return colo_live.lookup(&word);
+}
+
+static __always_inline void colo_live_add(__u32 word, __s64 n)
+{
+	__u64 *value = colo_live_word(word);
+
+	if (value)
+		__sync_fetch_and_add(value, n);
+}
+
+static __always_inline int colo_lock(__u64 *lock, int spins)
+{
+	int i;
+
+	for (i = 0; i < spins; i++)
+		if (!__sync_val_compare_and_swap(lock, 0, 1))
+			return 0;
+	return -1;
+}
+
+static __always_inline void colo_unlock(__u64 *lock)
+{
+	/* A swap, not a store: it also orders what was written under the lock. */
+	__sync_val_compare_and_swap(lock, 1, 0);
+}
+
+/* Log to the mismatch map and wake the control plane. */
+static __always_inline void colo_event(struct colo_mismatch *event)
+{
+	__u64 *made = colo_live_word(COLO_LIVE_MISMATCHES);
+	__u32 ix;
+
+	event->at_ns = bpf_ktime_get_boot_ns();
+	if (made && event->kind == COLO_EV_MISMATCH) {
+		ix = __sync_fetch_and_add(made, 1) % COLO_MISMATCHES;
+		colo_mism.update(&ix, event);
+	}
+	if (colo_ring.ringbuf_output(event, sizeof(*event), 0))
+		colo_live_add(COLO_LIVE_EVENTS_LOST, 1);
+}
+
+static __always_inline void colo_tell(__u8 kind, __u16 reason, struct colo_flow_key *key,
+				      __u8 proto, __u64 epoch)
+{
+	struct colo_mismatch event = {};
+
+	event.kind = kind;
+	event.reason = reason;
+	event.proto = proto;
+	event.epoch = epoch;
+	if (key)
+		event.flow = *key;
+	colo_event(&event);
+}
+
+/* Return slot + 1, or 0 when the store is full. */
+static __always_inline __u32 colo_hold_alloc(struct colo_conf *conf)
+{
+	__u64 *head = colo_live_word(COLO_LIVE_HOLD_HEAD);
+	struct colo_slot *slot;
+	__u32 ix;
+	int i;
+
+	if (!head)
+		return 0;
+	for (i = 0; i < COLO_ALLOC_TRIES; i++) {
+		ix = __sync_fetch_and_add(head, 1) & (conf->hold_slots - 1);
+		slot = colo_hold.lookup(&ix);
+		if (!slot)
+			return 0;
+		if (!__sync_val_compare_and_swap(&slot->state, COLO_SLOT_FREE, COLO_SLOT_FILLING))
+			return ix + 1;
+	}
+	return 0;
+}
+
+/* Claimed by exactly one of carrier and flush; -1: somebody else has it. */
+static __always_inline int colo_slot_claim(struct colo_slot *slot)
+{
+	return __sync_val_compare_and_swap(&slot->state, COLO_SLOT_HELD, COLO_SLOT_LEAVING) ==
+	       COLO_SLOT_HELD ? 0 : -1;
+}
+
+static __always_inline void colo_slot_free(struct colo_slot *slot)
+{
+	slot->kind = 0;
+	if (__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_FREE) ==
+	    COLO_SLOT_LEAVING)
+		colo_live_add(COLO_LIVE_HELD, -1);
+}
+
+/*
+ * Copy the frame into slot ref - 1. A VLAN tag sits in skb->vlan_tci at clsact, not in the
+ * bytes: it is written back, so that the frame can leave as it came.
+ */
+static __always_inline int colo_hold_copy(struct __sk_buff *skb, __u32 ref)
+{
+	__u32 ix = ref - 1, tag = 0;
+	struct colo_slot *slot = colo_hold.lookup(&ix);
+	struct colo_frame *frame = colo_frames.lookup(&ix);
+	__u64 len = skb->len;
+
+	if (!slot || !frame || len < ETH_HLEN)
+		return -1;
+	COLO_OPAQUE(len);
+	if (len > COLO_FRAME_MAX - 8)
+		return -1;
+	if (skb->vlan_present) {
+		__u16 tci = bpf_htons(skb->vlan_tci);
+		__u16 proto = skb->vlan_proto;
+
+		tag = 4;
+		if (bpf_skb_load_bytes(skb, 0, frame->data, 12))
+			return -1;
+		__builtin_memcpy(&frame->data[12], &proto, 2);
+		__builtin_memcpy(&frame->data[14], &tci, 2);
+		len -= 12;
+		COLO_OPAQUE(len);
+		if (len < 2 || len > COLO_FRAME_MAX - 20 ||
+		    bpf_skb_load_bytes(skb, 12, &frame->data[16], len))
+			return -1;
+		len += 12;
+	} else if (bpf_skb_load_bytes(skb, 0, frame->data, len)) {
+		return -1;
+	}
+	slot->len = len + tag;
+	slot->next = 0;
+	return 0;
+}
+
+static __always_inline void colo_hold_publish(struct colo_conf *conf, struct colo_slot *slot,
+					      __u64 epoch)
+{
+	__u64 *held = colo_live_word(COLO_LIVE_HELD);
+	__u64 *armed = colo_live_word(COLO_LIVE_HELD_ARMED);
+
+	slot->epoch = epoch;
+	slot->at_ns = bpf_ktime_get_boot_ns();
+	if (__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD) ==
+	    COLO_SLOT_LEAVING)
+		return;	/* an ACK that replaced an older one: counted already */
+	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_FILLING, COLO_SLOT_HELD);
+	if (held && __sync_fetch_and_add(held, 1) + 1 == conf->hold_high)
+		colo_tell(COLO_EV_STORE_FULL, COLO_R_STORE_FULL, &slot->flow, 0, epoch);
+	if (armed && *armed && __sync_val_compare_and_swap(armed, 1, 0) == 1)
+		colo_tell(COLO_EV_HELD, COLO_R_UNVERIFIED, &slot->flow, 0, epoch);
+}
+
+/* Ones' complement update of the 16-bit checksum at `sum` for one 32-bit word. */
+static __always_inline void colo_sum_replace(__u8 *sum, __u32 from, __u32 to)
+{
+	__u16 old, new;
+	__s64 diff;
+
+	__builtin_memcpy(&old, sum, 2);
+	diff = bpf_csum_diff(&from, 4, &to, 4, (__u16)~old);
+	diff = (diff & 0xffff) + ((diff >> 16) & 0xffff);
+	diff = (diff & 0xffff) + ((diff >> 16) & 0xffff);
+	new = ~(__u16)diff;
+	__builtin_memcpy(sum, &new, 2);
+}
+
+/*
+ * I2: what leaves never acknowledges more than `floor`, and its window ends where the
+ * smaller of both sides' ends. The window is raised by what the ACK is lowered.
+ */
+static __always_inline __u32 colo_window(__u32 ack, __u32 edge, __u32 scale, __u16 window)
+{
+	__u32 room;
+
+	if (scale == COLO_NO_SCALE)
+		return window;
+	room = (__s32)(edge - ack) > 0 ? (edge - ack) >> (scale & 15) : 0;
+	return room > 65535 ? 65535 : room;
+}
+
+static __always_inline void colo_slot_lower(struct colo_slot *slot, struct colo_frame *frame,
+					    __u32 ack, __u32 edge)
+{
+	__u64 off = slot->tcp_off;
+	__u32 from, to;
+	__u16 window;
+
+	if (!off)
+		return;
+	COLO_OPAQUE(off);
+	if (off > COLO_FRAME_MAX - 20)
+		return;
+	__builtin_memcpy(&from, &frame->data[off + 8], 4);
+	to = bpf_htonl(ack);
+	colo_sum_replace(&frame->data[off + 16], from, to);
+	__builtin_memcpy(&frame->data[off + 8], &to, 4);
+
+	__builtin_memcpy(&window, &frame->data[off + 14], 2);
+	from = window;
+	window = bpf_htons(colo_window(ack, edge, slot->scale, bpf_ntohs(window)));
+	to = window;
+	colo_sum_replace(&frame->data[off + 16], from, to);
+	__builtin_memcpy(&frame->data[off + 14], &window, 2);
+}
+
+/*
+ * Make the skb fit to carry stored frames: after this it has no GSO, and a checksum that is
+ * PARTIAL or UNNECESSARY has become NONE. Without it every carried frame leaves with a wrong sum.
+ */
+static __always_inline int colo_carrier_ready(struct __sk_buff *skb)
+{
+	if (skb->vlan_present && bpf_skb_vlan_pop(skb))
+		return -1;
+	if (bpf_skb_change_tail(skb, 256, 0))
+		return -1;
+	return bpf_skb_adjust_room(skb, -64, BPF_ADJ_ROOM_MAC, 0);
+}
+
+/* Send the stored frame into the host as if it came from the tap. */
+static __always_inline int colo_emit(struct __sk_buff *skb, struct colo_conf *conf, __u32 ix,
+				     struct colo_slot *slot)
+{
+	struct colo_frame *frame = colo_frames.lookup(&ix);
+	__u64 len = slot->len;
+
+	if (!frame || len < ETH_HLEN)
+		return -1;
+	COLO_OPAQUE(len);
+	if (len > COLO_FRAME_MAX)
+		return -1;
+	if (bpf_skb_change_tail(skb, len, 0))
+		return -1;
+	if (bpf_skb_store_bytes(skb, 0, frame->data, len,
+				BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH))
+		return -1;
+	skb->mark = COLO_MARK_RELEASED;
+	return bpf_clone_redirect(skb, conf->tap_ifindex, BPF_F_INGRESS);
+}
+
+#endif /* COLO_HOLD_H */

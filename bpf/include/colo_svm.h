@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * One TCP segment of the SVM: it never leaves itself, it verifies what the PVM's frames
+ * hold. Runs under flow->lock.
+ */
+#ifndef COLO_SVM_H
+#define COLO_SVM_H
+
+/* The SVM resends what the client has acknowledged: it missed an input. Told once an epoch. */
+static __always_inline void colo_svm_resend(struct colo_work *work, struct colo_flow *flow)
+{
+	colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_OLD);
+	if (!(flow->flags & COLO_F_HAS_CACK) || COLO_AFTER(work->end, flow->c_ack))
+		return;
+	if (flow->s_resends < 2 && ++flow->s_resends == 2)
+		work->plan.event = COLO_EV_MISSED_INPUT;
+}
+
+static __always_inline void colo_svm_syn(struct colo_work *work, struct colo_flow *flow)
+{
+	flow->flags |= COLO_F_SVM_SYN;
+	flow->s_syn_ack = work->pkt.flags & COLO_TCP_ACK ? work->pkt.ack : 0;
+	flow->s_scale = work->scale;
+	colo_plan_set(&work->plan, COLO_V_NOTE, COLO_R_AHEAD);
+	if (!colo_flow_syn_waits(flow) || !colo_flow_match_syn(flow))
+		return;
+	colo_plan_set(&work->plan, COLO_V_NOTE, COLO_R_VERIFIED);
+	work->plan.drain = 1;
+}
+
+static __always_inline void colo_svm_bytes(struct __sk_buff *skb, struct colo_conf *conf,
+					   struct colo_work *work, struct colo_flow *flow)
+{
+	__u32 phase = (flow->svm.next - flow->anchor) & 7;
+	struct colo_plan *plan = &work->plan;
+
+	if (!(flow->flags & COLO_F_ANCHORED)) {
+		colo_plan_set(plan, COLO_V_DROP, COLO_R_NOT_ANCHORED);
+		return;
+	}
+	if (!COLO_AFTER(work->end, flow->svm.next)) {
+		colo_svm_resend(work, flow);
+		return;
+	}
+	if (COLO_AFTER(work->pkt.seq, flow->svm.next)) {	/* lost on the link: it will resend */
+		colo_plan_set(plan, COLO_V_DROP, COLO_R_GAP);
+		return;
+	}
+	if (flow->flags & COLO_F_BAD) {
+		colo_plan_set(plan, COLO_V_DROP, COLO_R_MISMATCH);
+		return;
+	}
+	work->before = flow->verified;
+	colo_stops_of_pvm(work, flow, work->end, flow->svm.next - phase);
+	work->step = COLO_STEP_HASH;
+	if (colo_segment_load(skb, work, flow, &flow->svm, conf->key[1])) {
+		work->step = COLO_STEP_DONE;
+		colo_plan_set(plan, COLO_V_DROP, COLO_R_TOO_BIG);
+	}
+}
+
+static __always_inline void colo_svm_prepare(struct __sk_buff *skb, struct colo_conf *conf,
+					     struct colo_work *work, struct colo_flow *flow)
+{
+	struct colo_pkt *pkt = &work->pkt;
+
+	work->end = pkt->seq + pkt->len + (pkt->flags & COLO_TCP_FIN ? 1 : 0);
+	if (flow->epoch != work->now.epoch)
+		colo_flow_turn(flow, work->now.epoch, conf->key[0]);
+	if (pkt->flags & COLO_TCP_SYN) {
+		colo_svm_syn(work, flow);
+		return;
+	}
+	if (pkt->flags & COLO_TCP_ACK)
+		work->plan.drain = colo_flow_svm_ack(flow, pkt->ack, pkt->window);
+	if (work->end == pkt->seq)
+		colo_plan_set(&work->plan, COLO_V_NOTE,
+			      work->plan.drain ? COLO_R_ACK_RAISED : COLO_R_ACK);
+	else
+		colo_svm_bytes(skb, conf, work, flow);
+}
+
+static __always_inline void colo_svm_conclude(struct colo_work *work, struct colo_flow *flow)
+{
+	struct colo_plan *plan = &work->plan;
+
+	if (work->step != COLO_STEP_HASH)
+		return;
+	colo_side_store(work, &flow->svm);
+	colo_walk_result(work, flow, 0);
+	if (flow->flags & COLO_F_BAD) {
+		colo_plan_set(plan, COLO_V_DROP, COLO_R_MISMATCH);
+	} else if (COLO_AFTER(work->end, flow->pvm.next)) {
+		colo_flow_bound(flow, work->digest, work->end);
+		colo_plan_set(plan, COLO_V_NOTE, COLO_R_AHEAD);
+	} else {
+		colo_plan_set(plan, COLO_V_NOTE, COLO_R_VERIFIED);
+	}
+	if (flow->verified != work->before)
+		plan->drain = 1;
+}
+
+#endif /* COLO_SVM_H */
