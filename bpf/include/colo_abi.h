@@ -160,7 +160,6 @@ enum colo_flow_flag {
 	COLO_F_HAS_ACK = 4,	/* p_ack is meant */
 	COLO_F_HAS_FLOOR = 8,
 	COLO_F_HAS_EDGE = 16,	/* s_edge is meant */
-	COLO_F_HAS_CACK = 32,
 	COLO_F_SVM_SYN = 64,	/* the SVM sent its SYN (s_syn_ack) in this epoch */
 	COLO_F_PVM_SYN = 128,	/* isn is meant */
 	COLO_F_PVM_SCALE = 256,	/* p_scale is meant */
@@ -210,7 +209,8 @@ struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u8 p_scale;
 	__u8 s_scale;
 	__u8 s_resends;		/* of bytes the client acknowledged, this epoch */
-	__u8 pad[5];
+	__u8 pad;
+	__u32 c_known;		/* 1: c_ack is meant; apart from flags, for mirror.c takes no lock */
 	struct colo_bound bound[COLO_BOUNDS];
 };
 

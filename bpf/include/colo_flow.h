@@ -32,9 +32,8 @@ static __always_inline void colo_side_begin(struct colo_side *side, __u64 key, _
  */
 static __always_inline void colo_flow_turn(struct colo_flow *flow, __u64 epoch, __u64 key)
 {
-	__u32 flags = flow->flags & (COLO_F_HAS_HIGH | COLO_F_HAS_ACK | COLO_F_HAS_CACK |
-				     COLO_F_PVM_SYN | COLO_F_PVM_SCALE | COLO_F_PVM_FIN |
-				     COLO_F_CLIENT_FIN | COLO_F_RESET);
+	__u32 flags = flow->flags & (COLO_F_HAS_HIGH | COLO_F_HAS_ACK | COLO_F_PVM_SYN |
+				     COLO_F_PVM_SCALE | COLO_F_PVM_FIN | COLO_F_CLIENT_FIN | COLO_F_RESET);
 
 	if (flags & COLO_F_HAS_HIGH)
 		flags |= COLO_F_ANCHORED;
@@ -60,7 +59,8 @@ static __always_inline void colo_flow_turn(struct colo_flow *flow, __u64 epoch, 
 static __always_inline void colo_flow_begin(struct colo_flow *flow, struct colo_now *now,
 					    __u64 key, __u32 isn)
 {
-	flow->flags &= COLO_F_HAS_CACK | COLO_F_SVM_SYN;
+	flow->flags &= COLO_F_SVM_SYN;
+	flow->c_known = 0;
 	flow->flags |= COLO_F_PVM_SYN;
 	flow->gen++;
 	flow->isn = isn;

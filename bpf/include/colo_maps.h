@@ -34,4 +34,17 @@ BPF_TABLE_PINNED("percpu_array", __u32, struct colo_count, colo_stats,
 BPF_TABLE_PINNED("hash", struct colo_flow_key, struct colo_flow, colo_flows, COLO_FLOWS,
 		 COLO_PIN "/colo_flows");
 
+BPF_PERCPU_ARRAY(colo_blank, struct colo_flow, 1);	/* too large for the stack */
+
+static __always_inline struct colo_flow *colo_flow_get(struct colo_flow_key *key)
+{
+	struct colo_flow *flow = colo_flows.lookup(key), *blank;
+	__u32 zero = 0;
+
+	if (flow)
+		return flow;
+	blank = colo_blank.lookup(&zero);
+	return blank ? colo_flows.lookup_or_try_init(key, blank) : 0;
+}
+
 #endif /* COLO_MAPS_H */

@@ -10,7 +10,7 @@
 static __always_inline void colo_svm_resend(struct colo_work *work, struct colo_flow *flow)
 {
 	colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_OLD);
-	if (!(flow->flags & COLO_F_HAS_CACK) || COLO_AFTER(work->end, flow->c_ack))
+	if (!flow->c_known || COLO_AFTER(work->end, flow->c_ack))
 		return;
 	if (flow->s_resends < 2 && ++flow->s_resends == 2)
 		work->plan.event = COLO_EV_MISSED_INPUT;

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The link: VXLAN in external mode. VNI = pairing, GBP group = low 16 bits of the epoch the
+ * inner frame was produced in.
+ */
+#ifndef COLO_LINK_H
+#define COLO_LINK_H
+
+struct colo_gbp {		/* struct vxlan_metadata of the kernel */
+	__u32 gbp;
+};
+
+/* 0 and the tag if the frame belongs to our pairing, -1 otherwise. */
+static __always_inline int colo_link_in(struct __sk_buff *skb, struct colo_conf *conf, __u16 *tag)
+{
+	struct bpf_tunnel_key key = {};
+	struct colo_gbp md = {};
+
+	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+		return -1;
+	if (key.tunnel_id != conf->vni || key.remote_ipv4 != bpf_ntohl(conf->peer_ip))
+		return -1;
+	if (bpf_skb_get_tunnel_opt(skb, &md, sizeof(md)) < 0)
+		return -1;
+	*tag = md.gbp & 0xffff;
+	return 0;
+}
+
+/* Address the frame to the peer's plane, tagged with its epoch. */
+static __always_inline int colo_link_tag(struct __sk_buff *skb, struct colo_conf *conf, __u16 tag)
+{
+	struct bpf_tunnel_key key = {};
+	struct colo_gbp md = {};
+
+	key.tunnel_id = conf->vni;
+	key.remote_ipv4 = bpf_ntohl(conf->peer_ip);
+	key.tunnel_ttl = 64;
+	md.gbp = tag;
+	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX))
+		return -1;
+	return bpf_skb_set_tunnel_opt(skb, &md, sizeof(md));
+}
+
+#endif /* COLO_LINK_H */

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The client's frames reach both VMs, and the secondary's side of the link.
+ *
+ *   primary    clients ──▶ br0 ──▶ tap egress: colo_mir_cli ──▶ PVM
+ *                                       └─ clone, tag epoch ══▶ link
+ *   secondary  link ingress: colo_mir_link ── ACK rewritten ──▶ tap ──▶ SVM
+ *              SVM ──▶ tap ingress: colo_mir_svm ── SEQ rewritten, tag epoch ══▶ link
+ *   both       colo_beacon, run by the control plane ══▶ link
+ */
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/tcp.h>
+#include <uapi/linux/pkt_cls.h>
+#include <bcc/proto.h>
+
+#include "colo_abi.h"
+#include "colo_maps.h"
+#include "colo_finish.h"
+#include "colo_parse.h"
+#include "colo_link.h"
+#include "colo_rewrite.h"
+
+#define CLI	COLO_PROG_MIR_CLI
+#define LINK	COLO_PROG_MIR_LINK
+#define OUT	COLO_PROG_MIR_SVM
+
+static __always_inline struct colo_conf *colo_conf_get(void)
+{
+	__u32 zero = 0;
+
+	return colo_conf.lookup(&zero);
+}
+
+static __always_inline __u64 colo_epoch_get(void)
+{
+	__u32 zero = 0;
+	struct colo_turn *turn = colo_turn.lookup(&zero);
+
+	return turn ? *(volatile __u64 *)&turn->word >> 1 : 0;
+}
+
+static __always_inline int colo_is_tcp(struct colo_pkt *pkt)
+{
+	return pkt->ethertype == ETH_P_IP && pkt->proto == IPPROTO_TCP && !pkt->fragment;
+}
+
+/*
+ * Follow the client's side of a connection. -1: its SYN finds no room; neither VM may see it,
+ * or the PVM would answer on a flow that cannot be compared.
+ */
+static __always_inline int colo_client_track(struct colo_pkt *pkt)
+{
+	struct colo_flow_key key = {};
+	struct colo_flow *flow;
+
+	colo_key_from_client(pkt, &key);
+	flow = pkt->flags & COLO_TCP_SYN ? colo_flow_get(&key) : colo_flows.lookup(&key);
+	if (!flow)
+		return pkt->flags & COLO_TCP_SYN ? -1 : 0;
+	flow->seen_ns = bpf_ktime_get_boot_ns();
+	if (!(pkt->flags & COLO_TCP_ACK))
+		return 0;
+	if (!flow->c_known || (__s32)(pkt->ack - flow->c_ack) > 0) {
+		flow->c_ack = pkt->ack;
+		flow->c_known = 1;
+	}
+	return 0;
+}
+
+/* Tap egress: the client side, or the link, has a frame for the VM. */
+int colo_mir_cli(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_pkt pkt = {};
+	__u64 epoch = colo_epoch_get();
+
+	if (!conf)
+		return colo_finish(skb, CLI, COLO_V_PASS, COLO_R_NO_CONF);
+	if (conf->mode == COLO_SECONDARY || conf->mode == COLO_WITHHOLD)
+		return colo_finish(skb, CLI, COLO_V_PASS, COLO_R_NO_PAIR);
+	if (colo_parse(skb, &pkt))
+		return colo_finish(skb, CLI, COLO_V_DROP, COLO_R_MALFORMED);
+	if (colo_is_tcp(&pkt) && colo_client_track(&pkt) && conf->mode != COLO_SOLO)
+		return colo_finish(skb, CLI, COLO_V_DROP, COLO_R_TABLE_FULL);
+	if (conf->mode == COLO_SOLO) {
+		if (colo_is_tcp(&pkt) && colo_rewrite_in(skb, conf, &pkt, epoch))
+			return colo_finish(skb, CLI, COLO_V_DROP, COLO_R_MALFORMED);
+		return colo_finish(skb, CLI, COLO_V_PASS, COLO_R_SOLO);
+	}
+	if (!conf->vni)
+		return colo_finish(skb, CLI, COLO_V_PASS, COLO_R_NO_PAIR);
+	if (colo_link_tag(skb, conf, epoch) || bpf_clone_redirect(skb, conf->link_ifindex, 0))
+		return colo_finish(skb, CLI, COLO_V_PASS, COLO_R_CLONE_FAILED);
+	return colo_finish(skb, CLI, COLO_V_PASS, COLO_R_INPUT);
+}
+
+/* Link ingress on the secondary: what the PVM's client sent. */
+int colo_mir_link(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_pkt pkt = {};
+	__u64 epoch = colo_epoch_get(), *heard;
+	__u32 word = COLO_LIVE_HEARD_NS;
+	__u16 tag = 0;
+
+	heard = colo_live.lookup(&word);
+	if (!conf || !heard || !conf->vni)
+		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_NO_PAIR);
+	if (colo_link_in(skb, conf, &tag))
+		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_NOT_OURS);
+	*heard = bpf_ktime_get_boot_ns();
+	if (colo_parse(skb, &pkt))
+		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_MALFORMED);
+	if (pkt.ethertype == COLO_BEACON_ETHERTYPE)
+		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_BEACON);
+	if (conf->mode != COLO_SECONDARY)
+		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_WITHHELD);
+	/* A past epoch's datagram is in the state already; TCP knows a duplicate when it sees one. */
+	if (!colo_is_tcp(&pkt) && epoch && (__s16)(tag - (__u16)epoch) < 0)
+		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_STALE_EPOCH);
+	if (colo_is_tcp(&pkt) && colo_rewrite_in(skb, conf, &pkt, epoch))
+		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_MALFORMED);
+	colo_count(LINK, COLO_V_DELIVER, COLO_R_INPUT, skb->len);
+	return bpf_redirect(conf->tap_ifindex, 0);
+}
+
+/* Tap ingress on the secondary: what the SVM produced. */
+int colo_mir_svm(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_pkt pkt = {};
+	__u64 epoch = colo_epoch_get();
+
+	if (!conf || (conf->mode != COLO_SECONDARY && conf->mode != COLO_SOLO))
+		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_WITHHELD);
+	if (colo_parse(skb, &pkt))
+		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_MALFORMED);
+	if (colo_is_tcp(&pkt) && colo_rewrite_out(skb, conf, &pkt, epoch))
+		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_MALFORMED);
+	if (conf->mode == COLO_SOLO)
+		return colo_finish(skb, OUT, COLO_V_PASS, COLO_R_SOLO);
+	if (!conf->vni || colo_link_tag(skb, conf, epoch))
+		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_NO_PAIR);
+	colo_count(OUT, COLO_V_LINK, COLO_R_PLAIN, skb->len);
+	return bpf_redirect(conf->link_ifindex, 0);
+}
+
+/* Run by the control plane: tell the peer's plane that this one is there. */
+int colo_beacon(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+
+	if (!conf || !conf->vni || conf->mode == COLO_SOLO)
+		return colo_finish(skb, COLO_PROG_BEACON, COLO_V_DROP, COLO_R_NO_PAIR);
+	if (colo_link_tag(skb, conf, colo_epoch_get()) ||
+	    bpf_clone_redirect(skb, conf->link_ifindex, 0))
+		return colo_finish(skb, COLO_PROG_BEACON, COLO_V_DROP, COLO_R_CLONE_FAILED);
+	colo_count(COLO_PROG_BEACON, COLO_V_LINK, COLO_R_BEACON, skb->len);
+	return TC_ACT_SHOT;
+}

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The ctypes mirror of ``bpf/include/colo_abi.h``; a test compiles the header and compares."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from ctypes import c_uint8 as u8
+from ctypes import c_uint16 as u16
+from ctypes import c_uint32 as u32
+from ctypes import c_uint64 as u64
+from typing import ClassVar
+
+ABI_VERSION = 1
+TURNING_BIT = 1
+BEACON_ETHERTYPE = 0x88B5
+BOUNDS = 32
+DGRAM_WAYS = 8
+MISMATCHES = 256
+REASONS = 64
+
+
+class Prog(enum.IntEnum):
+    """``enum colo_prog``; the program's name in lower case after ``colo_``."""
+
+    CMP_PVM = 0
+    CMP_SVM = 1
+    FLUSH = 2
+    MIR_CLI = 3
+    MIR_LINK = 4
+    MIR_SVM = 5
+    BEACON = 6
+
+
+class Verdict(enum.IntEnum):
+    """``enum colo_verdict``."""
+
+    PASS = 0
+    DROP = 1
+    HOLD = 2
+    LINK = 3
+    DELIVER = 4
+    NOTE = 5
+    CARRY = 6
+
+
+class Reason(enum.IntEnum):
+    """``enum colo_reason``: why a packet got its verdict. Numbers are never reused."""
+
+    NONE = 0
+    SOLO = 1
+    RELEASED = 2
+    VERIFIED = 3
+    OLD = 4
+    ACK = 5
+    ACK_FLOOR = 6
+    UNVERIFIED = 7
+    TURNING = 8
+    ORDER = 9
+    HELD_AGAIN = 10
+    GAP = 11
+    STORE_FULL = 12
+    TABLE_FULL = 13
+    BUSY = 14
+    MALFORMED = 15
+    LINK_SILENT = 16
+    NEIGHBOUR = 17
+    WITHHELD = 18
+    TOO_BIG = 19
+    BEACON = 20
+    NOT_OURS = 21
+    STALE_EPOCH = 22
+    EPOCH_AHEAD = 23
+    NO_FLOW = 24
+    NOT_ANCHORED = 25
+    MISMATCH = 26
+    FLUSHED = 27
+    NO_PAIR = 28
+    INPUT = 29
+    CLONE_FAILED = 30
+    REWRITTEN = 31
+    PLAIN = 32
+    NO_CONF = 33
+    CARRIED = 34
+    ACK_RAISED = 35
+    AHEAD = 36
+    EMIT_FAILED = 37
+
+
+class LiveWord(enum.IntEnum):
+    """``enum colo_live_word``: the named words of the map ``colo_live``."""
+
+    HEARD_NS = 0
+    HOLD_HEAD = 1
+    HELD = 2
+    HELD_ARMED = 3
+    MISMATCHES = 4
+    EVENTS_LOST = 5
+    CARRIED = 6
+
+
+LIVE_WORDS = 8
+
+
+class SlotState(enum.IntEnum):
+    """``enum colo_slot_state``."""
+
+    FREE = 0
+    FILLING = 1
+    HELD = 2
+    LEAVING = 3
+
+
+class _Struct(ctypes.Structure):
+    """Natural alignment, as the C compiler lays it out."""
+
+
+class Conf(_Struct):
+    """``struct colo_conf``, the one entry of the map ``colo_conf``."""
+
+    _fields_: ClassVar = [
+        ("key", u64 * 2),
+        ("link_timeout_ns", u64),
+        ("dgram_timeout_ns", u64),
+        ("lasting_epoch", u64),
+        ("mode", u32),
+        ("tap_ifindex", u32),
+        ("link_ifindex", u32),
+        ("vni", u32),
+        ("local_ip", u32),
+        ("peer_ip", u32),
+        ("hold_slots", u32),
+        ("hold_high", u32),
+        ("dgram_buckets", u32),
+        ("pad", u32),
+    ]
+
+
+class FlowKey(_Struct):
+    """``struct colo_flow_key``; addresses and ports in network order."""
+
+    _fields_: ClassVar = [
+        ("vm", u32),
+        ("client", u32),
+        ("vm_port", u16),
+        ("client_port", u16),
+        ("vlan", u16),
+        ("nic", u16),
+    ]
+
+
+class Side(_Struct):
+    """``struct colo_side``."""
+
+    _fields_: ClassVar = [("hash", u64), ("part", u64), ("next", u32), ("pad", u32)]
+
+
+class Bound(_Struct):
+    """``struct colo_bound``."""
+
+    _fields_: ClassVar = [("digest", u64), ("end", u32), ("pad", u32)]
+
+
+class Flow(_Struct):
+    """``struct colo_flow``, a value of the map ``colo_flows``."""
+
+    _fields_: ClassVar = [
+        ("lock", u64),
+        ("emitter", u64),
+        ("epoch", u64),
+        ("seen_ns", u64),
+        ("pvm", Side),
+        ("svm", Side),
+        ("flags", u32),
+        ("anchor", u32),
+        ("verified", u32),
+        ("floor", u32),
+        ("p_high", u32),
+        ("p_ack", u32),
+        ("s_edge", u32),
+        ("c_ack", u32),
+        ("isn", u32),
+        ("s_syn_ack", u32),
+        ("head", u32),
+        ("tail", u32),
+        ("held", u32),
+        ("ack_slot", u32),
+        ("bounds", u32),
+        ("gen", u32),
+        ("p_scale", u8),
+        ("s_scale", u8),
+        ("s_resends", u8),
+        ("pad", u8),
+        ("c_known", u32),
+        ("bound", Bound * BOUNDS),
+    ]
+
+
+class Slot(_Struct):
+    """``struct colo_slot``, a value of the map ``colo_hold``."""
+
+    _fields_: ClassVar = [
+        ("state", u64),
+        ("epoch", u64),
+        ("at_ns", u64),
+        ("digest", u64),
+        ("flow", FlowKey),
+        ("kind", u32),
+        ("end", u32),
+        ("next", u32),
+        ("len", u32),
+        ("tcp_off", u32),
+        ("gen", u32),
+        ("ack", u32),
+        ("edge", u32),
+        ("scale", u32),
+    ]
+
+
+class OffSlot(_Struct):
+    """``struct colo_off_slot``."""
+
+    _fields_: ClassVar = [
+        ("epoch", u64),
+        ("isn", u32),
+        ("delta", u32),
+        ("flags", u32),
+        ("pad", u32),
+    ]
+
+
+class Off(_Struct):
+    """``struct colo_off``, a value of the map ``colo_offs``."""
+
+    _fields_: ClassVar = [("seen_ns", u64), ("lasting", u32), ("pad", u32), ("slot", OffSlot * 2)]
+
+
+class Mismatch(_Struct):
+    """``struct colo_mismatch``: an entry of ``colo_mism`` and a record of the ring buffer."""
+
+    _fields_: ClassVar = [
+        ("at_ns", u64),
+        ("epoch", u64),
+        ("pvm_digest", u64),
+        ("svm_digest", u64),
+        ("flow", FlowKey),
+        ("offset", u32),
+        ("reason", u16),
+        ("kind", u8),
+        ("proto", u8),
+    ]
+
+
+class Count(_Struct):
+    """``struct colo_count``, one per CPU."""
+
+    _fields_: ClassVar = [("packets", u64), ("bytes", u64)]
+
+
+STRUCTS: dict[str, type[ctypes.Structure]] = {
+    "colo_conf": Conf,
+    "colo_flow_key": FlowKey,
+    "colo_side": Side,
+    "colo_bound": Bound,
+    "colo_flow": Flow,
+    "colo_slot": Slot,
+    "colo_off_slot": OffSlot,
+    "colo_off": Off,
+    "colo_mismatch": Mismatch,
+    "colo_count": Count,
+}

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The few commands of bpf(2) that bcc 0.26 has no binding for, through ctypes.
+
+Source: ``man 2 bpf`` and ``include/uapi/linux/bpf.h``. Every failure is a DatapathError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from colo_ebpf.errors import DatapathError
+
+_NR_BPF = 321 if os.uname().machine == "x86_64" else 280
+_ATTR_BYTES = 144
+
+_MAP_LOOKUP = 1
+_MAP_UPDATE = 2
+_MAP_DELETE = 3
+_MAP_GET_NEXT_KEY = 4
+_PROG_TEST_RUN = 10
+_OBJ_GET = 7
+_OBJ_GET_INFO = 15
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _bpf(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
+    buffer = ctypes.create_string_buffer(attr, _ATTR_BYTES)
+    result = _libc.syscall(_NR_BPF, command, buffer, _ATTR_BYTES)
+    if result < 0:
+        error = ctypes.get_errno()
+        raise DatapathError(f"bpf: {what}: {os.strerror(error)}") from OSError(error, what)
+    return result, buffer.raw
+
+
+@dataclass(frozen=True, slots=True)
+class MapInfo:
+    """Layout of a map as the kernel has it."""
+
+    type: int
+    key_bytes: int
+    value_bytes: int
+    max_entries: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class TestRun:
+    """Outcome of BPF_PROG_TEST_RUN."""
+
+    retval: int
+    data_out: bytes
+    duration_ns: int
+
+
+def obj_get(path: str) -> int:
+    """Open a pinned map or program; returns its file descriptor."""
+    name = ctypes.create_string_buffer(path.encode())
+    attr = struct.pack("<QII", ctypes.addressof(name), 0, 0)
+    return _bpf(_OBJ_GET, attr, f"open pinned object {path}")[0]
+
+
+def map_info(fd: int) -> MapInfo:
+    """Layout of the map behind `fd` (struct bpf_map_info)."""
+    info = ctypes.create_string_buffer(128)
+    attr = struct.pack("<IIQ", fd, len(info), ctypes.addressof(info))
+    _bpf(_OBJ_GET_INFO, attr, "map info")
+    kind, _id, key, value, entries, _flags = struct.unpack_from("<6I", info.raw)
+    return MapInfo(kind, key, value, entries, info.raw[24:40].split(b"\0")[0].decode())
+
+
+def _elem(fd: int, key: int, value: int, flags: int = 0) -> bytes:
+    return struct.pack("<IIQQQ", fd, 0, key, value, flags)
+
+
+class RawMap:
+    """A map by its descriptor; keys and values are bytes."""
+
+    def __init__(self, fd: int, value_bytes: int | None = None) -> None:
+        self.fd = fd
+        self.info = map_info(fd)
+        self._value_bytes = value_bytes or self.info.value_bytes
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value, or None. For per-CPU maps all CPUs' values in a row."""
+        k = ctypes.create_string_buffer(key, len(key))
+        v = ctypes.create_string_buffer(self._value_bytes)
+        attr = _elem(self.fd, ctypes.addressof(k), ctypes.addressof(v))
+        try:
+            _bpf(_MAP_LOOKUP, attr, f"look up in {self.info.name}")
+        except DatapathError as e:
+            if isinstance(e.__cause__, FileNotFoundError):
+                return None
+            raise
+        return v.raw
+
+    def set(self, key: bytes, value: bytes) -> None:
+        """Write one entry."""
+        k = ctypes.create_string_buffer(key, len(key))
+        v = ctypes.create_string_buffer(value, len(value))
+        attr = _elem(self.fd, ctypes.addressof(k), ctypes.addressof(v))
+        _bpf(_MAP_UPDATE, attr, f"update {self.info.name}")
+
+    def delete(self, key: bytes) -> None:
+        """Remove one entry, which may be gone already."""
+        k = ctypes.create_string_buffer(key, len(key))
+        try:
+            _bpf(_MAP_DELETE, _elem(self.fd, ctypes.addressof(k), 0), "delete")
+        except DatapathError as e:
+            if not isinstance(e.__cause__, FileNotFoundError):
+                raise
+
+    def keys(self) -> Iterator[bytes]:
+        """Walk the keys; entries that come and go meanwhile may be missed or seen twice."""
+        size = self.info.key_bytes
+        key: bytes | None = None
+        following = ctypes.create_string_buffer(size)
+        for _ in range(self.info.max_entries + 1):
+            k = ctypes.create_string_buffer(key, size) if key is not None else None
+            attr = _elem(
+                self.fd, ctypes.addressof(k) if k else 0, ctypes.addressof(following)
+            )
+            try:
+                _bpf(_MAP_GET_NEXT_KEY, attr, "next key")
+            except DatapathError as e:
+                if isinstance(e.__cause__, FileNotFoundError):
+                    return
+                raise
+            key = following.raw
+            yield key
+
+
+def test_run(fd: int, data: bytes, repeat: int = 1) -> TestRun:
+    """Run a sched_cls program on a frame (BPF_PROG_TEST_RUN); `data` is 14 bytes or more."""
+    source = ctypes.create_string_buffer(data, len(data))
+    out = ctypes.create_string_buffer(len(data) + 4096)
+    attr = struct.pack(
+        "<IIIIQQII",
+        fd,
+        0,
+        len(data),
+        len(out),
+        ctypes.addressof(source),
+        ctypes.addressof(out),
+        repeat,
+        0,
+    )
+    _, reply = _bpf(_PROG_TEST_RUN, attr, "test run")
+    retval, _, size_out = struct.unpack_from("<3I", reply, 4)
+    duration = struct.unpack_from("<I", reply, 36)[0]
+    return TestRun(retval, out.raw[: min(size_out, len(out))], duration)
