@@ -24,6 +24,7 @@ _MAP_GET_NEXT_KEY = 4
 _PROG_TEST_RUN = 10
 _OBJ_GET = 7
 _OBJ_GET_INFO = 15
+_MAP_LOOKUP_BATCH = 24
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -104,6 +105,30 @@ class RawMap:
         v = ctypes.create_string_buffer(value, len(value))
         attr = _elem(self.fd, ctypes.addressof(k), ctypes.addressof(v))
         _bpf(_MAP_UPDATE, attr, f"update {self.info.name}")
+
+    def all(self) -> bytes:
+        """All values of an array map in index order, in one call."""
+        count = self.info.max_entries
+        keys = ctypes.create_string_buffer(4 * count)
+        values = ctypes.create_string_buffer(self._value_bytes * count)
+        batch = ctypes.create_string_buffer(8)
+        attr = struct.pack(
+            "<QQQQIIQQ",
+            0,
+            ctypes.addressof(batch),
+            ctypes.addressof(keys),
+            ctypes.addressof(values),
+            count,
+            self.fd,
+            0,
+            0,
+        )
+        try:
+            _bpf(_MAP_LOOKUP_BATCH, attr, f"read {self.info.name}")
+        except DatapathError as e:  # ENOENT: the end was reached, the values are there
+            if not isinstance(e.__cause__, FileNotFoundError):
+                raise
+        return values.raw
 
     def delete(self, key: bytes) -> None:
         """Remove one entry, which may be gone already."""

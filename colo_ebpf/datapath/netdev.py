@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Devices, addresses, routes and namespaces, through pyroute2.
+
+All functions are synchronous, idempotent and act in the calling thread's network namespace;
+callers inside an event loop use ``asyncio.to_thread``. `in_namespace` runs a function in a
+named one. Failures are AttachErrors that name the object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute, netns
+from pyroute2.netlink.exceptions import NetlinkError
+
+from colo_ebpf.errors import AttachError
+
+T = TypeVar("T")
+
+VXLAN_OVERHEAD_BYTES = 50  # outer Ethernet is not counted: IPv4 20, UDP 8, VXLAN 8, inner 14
+_TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_RTAX_QUICKACK = "quickack"
+
+
+@contextlib.contextmanager
+def _netlink(what: str) -> Iterator[Any]:
+    try:
+        with IPRoute() as ipr:
+            yield ipr
+    except NetlinkError as e:
+        raise AttachError(f"{what}: {e.args[1] if len(e.args) > 1 else e}") from e
+
+
+def in_namespace(name: str, function: Callable[[], T]) -> T:
+    """Run `function` in the named network namespace, in a thread of its own.
+
+    Only the network namespace is entered: `ip netns exec` would remount /sys and hide bpffs.
+    """
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            netns.setns(name)
+            result.append(function())
+        except BaseException as e:
+            failure.append(e)
+
+    thread = threading.Thread(target=run, name=f"netns-{name}")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def namespaces() -> list[str]:
+    """Names of the network namespaces of this machine."""
+    return sorted(netns.listnetns())
+
+
+def create_namespace(name: str) -> None:
+    """Make a named network namespace with its loopback up."""
+    with contextlib.suppress(FileExistsError):
+        netns.create(name)
+    in_namespace(name, lambda: set_up("lo"))
+
+
+def remove_namespace(name: str) -> None:
+    """Remove a named network namespace and every device in it."""
+    with contextlib.suppress(FileNotFoundError):
+        netns.remove(name)
+
+
+def index_of(ifname: str) -> int:
+    """Interface index; AttachError if there is no such device."""
+    try:
+        return socket.if_nametoindex(ifname)
+    except OSError as e:
+        raise AttachError(f"{ifname}: no such network device; create it first") from e
+
+
+def exists(ifname: str) -> bool:
+    """Is there a device of this name?"""
+    try:
+        socket.if_nametoindex(ifname)
+    except OSError:
+        return False
+    return True
+
+
+def mtu_of(ifname: str) -> int:
+    """MTU in bytes."""
+    with _netlink(f"{ifname}: read MTU") as ipr:
+        links = ipr.get_links(index_of(ifname))
+        return int(links[0].get_attr("IFLA_MTU"))
+
+
+def set_up(ifname: str, mtu: int | None = None) -> None:
+    """Bring a device up, with an MTU if one is given."""
+    with _netlink(f"{ifname}: set up") as ipr:
+        options = {"mtu": mtu} if mtu else {}
+        ipr.link("set", index=index_of(ifname), state="up", **options)
+
+
+def set_down(ifname: str) -> None:
+    """Take a device down."""
+    with _netlink(f"{ifname}: set down") as ipr:
+        ipr.link("set", index=index_of(ifname), state="down")
+
+
+def remove(ifname: str) -> None:
+    """Delete a device that may be gone already."""
+    if not exists(ifname):
+        return
+    with _netlink(f"{ifname}: delete") as ipr:
+        ipr.link("del", index=index_of(ifname))
+
+
+def create_bridge(ifname: str) -> None:
+    """Make a bridge, without STP and its forwarding delay."""
+    if not exists(ifname):
+        with _netlink(f"bridge {ifname}: create") as ipr:
+            ipr.link("add", ifname=ifname, kind="bridge", br_stp_state=0, br_forward_delay=0)
+    set_up(ifname)
+
+
+def join_bridge(ifname: str, bridge: str) -> None:
+    """Make a device a port of the bridge."""
+    with _netlink(f"{ifname}: join bridge {bridge}") as ipr:
+        ipr.link("set", index=index_of(ifname), master=index_of(bridge))
+
+
+def leave_bridge(ifname: str) -> None:
+    """Take a device off its bridge."""
+    with _netlink(f"{ifname}: leave its bridge") as ipr:
+        ipr.link("set", index=index_of(ifname), master=0)
+
+
+def create_tap(ifname: str, mtu: int) -> None:
+    """Make a persistent one-queue tap that QEMU opens by name, and bring it up."""
+    if not exists(ifname):
+        request = struct.pack("16sH", ifname.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
+        try:
+            fd = os.open("/dev/net/tun", os.O_RDWR)
+        except OSError as e:
+            raise AttachError(f"/dev/net/tun: {e.strerror}; load the tun module") from e
+        try:
+            fcntl.ioctl(fd, _TUNSETIFF, request.ljust(40, b"\0"))
+            fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+        except OSError as e:
+            raise AttachError(f"tap {ifname}: create: {e.strerror}") from e
+        finally:
+            os.close(fd)
+    _no_router_solicitation(ifname)
+    set_up(ifname, mtu)
+    _no_steering(ifname)
+
+
+def _no_router_solicitation(ifname: str) -> None:
+    """The host itself has nothing to say on the VM's wire."""
+    path = Path(f"/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6")
+    with contextlib.suppress(OSError):
+        path.write_text("1\n")
+
+
+def _no_steering(ifname: str) -> None:
+    """RPS off: it runs the programs after the VM's frame was produced, in another epoch."""
+    for queue in Path(f"/sys/class/net/{ifname}/queues").glob("rx-*/rps_cpus"):
+        with contextlib.suppress(OSError):
+            queue.write_text("0\n")
+
+
+def create_veth(ifname: str, peer: str, namespace: str, peer_namespace: str, mtu: int) -> None:
+    """A veth pair with one end in each named namespace, both up."""
+
+    def make() -> None:
+        with _netlink(f"veth {ifname}: create") as ipr:
+            ipr.link(
+                "add",
+                ifname=ifname,
+                kind="veth",
+                mtu=mtu,
+                peer={"ifname": peer, "net_ns_fd": peer_namespace, "mtu": mtu},
+            )
+
+    in_namespace(namespace, make)
+    in_namespace(namespace, lambda: set_up(ifname, mtu))
+    in_namespace(peer_namespace, lambda: set_up(peer, mtu))
+
+
+def add_address(ifname: str, address: str, prefix_length: int) -> None:
+    """Give a device an IPv4 address."""
+    with _netlink(f"{ifname}: address {address}/{prefix_length}") as ipr:
+        try:
+            ipr.addr("add", index=index_of(ifname), address=address, prefixlen=prefix_length)
+        except NetlinkError as e:
+            if e.code != errno.EEXIST:
+                raise
+
+
+def check_link_mtu(underlay: str, guest_mtu: int) -> None:
+    """The tunnel adds 50 bytes to the guest's frames; a smaller link would lose them."""
+    mtu, need = mtu_of(underlay), guest_mtu + VXLAN_OVERHEAD_BYTES
+    if mtu < need:
+        raise AttachError(
+            f"link {underlay}: its MTU of {mtu} is too small for the guest's {guest_mtu}-byte "
+            f"packets plus {VXLAN_OVERHEAD_BYTES} bytes of tunnel; set it to {need} or more "
+            f"on both hosts"
+        )
+
+
+def create_vxlan(ifname: str, port: int, mtu: int) -> None:
+    """The link device: VXLAN in external (collect-metadata) mode with group policy (GBP)."""
+    if not exists(ifname):
+        with _netlink(f"VXLAN {ifname}: create on port {port}") as ipr:
+            ipr.link(
+                "add",
+                ifname=ifname,
+                kind="vxlan",
+                vxlan_collect_metadata=True,
+                vxlan_gbp=True,
+                vxlan_port=port,
+                vxlan_learning=False,
+            )
+    _no_router_solicitation(ifname)
+    set_up(ifname, mtu)
+    _no_gro(ifname)
+
+
+def _no_gro(ifname: str) -> None:
+    """GRO off: the SVM's segments are compared as they came (ethtool ioctl ETHTOOL_SGRO)."""
+    value = struct.pack("II", 0x2C, 0)
+    buffer = bytearray(value)
+    address = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    pointer = ctypes.addressof(address)
+    request = struct.pack("16sQ", ifname.encode(), pointer).ljust(40, b"\0")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        try:
+            fcntl.ioctl(s.fileno(), 0x8946, request)
+        except OSError as e:
+            raise AttachError(f"{ifname}: switch GRO off: {e.strerror}") from e
+
+
+def set_quickack(peer: str) -> None:
+    """A host route to the peer with `quickack 1`.
+
+    QEMU's small COLO messages otherwise wait for a delayed ACK, about 40 ms a checkpoint.
+    """
+    with _netlink(f"route to {peer}: quickack") as ipr:
+        route = ipr.route("get", dst=peer)[0]
+        options: dict[str, Any] = {"dst": f"{peer}/32", "oif": route.get_attr("RTA_OIF")}
+        gateway = route.get_attr("RTA_GATEWAY")
+        if gateway:
+            options["gateway"] = gateway
+        else:
+            options["scope"] = 253  # link
+        ipr.route("replace", metrics={_RTAX_QUICKACK: 1}, **options)

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The data plane of one VM on this host: port `Plane` over pinned maps and attached programs."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from colo_ebpf.datapath import abi, loader, netdev, tc
+from colo_ebpf.datapath.abi import LiveWord
+from colo_ebpf.datapath.decode import count_rows, event_of, mismatch_rows
+from colo_ebpf.datapath.sysbpf import RawMap, obj_get, test_run
+from colo_ebpf.model import (
+    Counter,
+    FlushReport,
+    HeldReport,
+    Mode,
+    Pairing,
+    Phase,
+    PlaneEvent,
+    Turn,
+    VmRole,
+)
+
+_FLUSH_SLOTS = 256  # COLO_FLUSH_MAX: slots one run looks at
+_FLUSH_ROUNDS = 8  # times round the ring; a frame may wait for the one before it
+_HIGH_MARK = 3 / 4  # of the hold store: from here on a checkpoint is due
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneSpec:
+    """What the data plane of one VM is made of."""
+
+    vm: str
+    bpffs: Path
+    cache: Path
+    tap: str
+    bridge: str
+    mtu: int
+    link_device: str
+    underlay: str
+    vxlan_port: int
+    link_address: str
+    link_timeout_ms: int
+    compare_timeout_ms: int
+    sizes: loader.Sizes
+
+
+def _address(text: str) -> int:
+    """IPv4 address as the programs compare it: network order read as a host integer."""
+    return int(struct.unpack("=I", socket.inet_aton(text))[0])
+
+
+class DataPlane:
+    """Programs and maps of one VM. Map accesses are synchronous; devices need a thread."""
+
+    def __init__(self, spec: PlaneSpec, compare: loader.Module, mirror: loader.Module) -> None:
+        self._spec = spec
+        self._compare = compare
+        self._mirror = mirror
+        pins = loader.pin_directory(spec.bpffs, spec.vm)
+        self._maps = {
+            name: RawMap(obj_get(str(pins / name)))
+            for name in ("colo_conf", "colo_turn", "colo_live", "colo_hold", "colo_mism")
+        }
+        cpus = os.sysconf("SC_NPROCESSORS_CONF")
+        self._stats = RawMap(
+            obj_get(str(pins / "colo_stats")), ctypes.sizeof(abi.Count) * cpus
+        )
+        self._conf = self._first_conf()
+        self._callbacks: list[Callable[[PlaneEvent], None]] = []
+
+    @classmethod
+    def open(cls, spec: PlaneSpec) -> DataPlane:
+        """Compile, load and bind. Blocks for seconds; raises LoadError or DatapathError."""
+        loader.require_bpffs(spec.bpffs)
+        pins = loader.pin_directory(spec.bpffs, spec.vm)
+        pins.mkdir(parents=True, exist_ok=True)
+        loader.check_pins(pins, spec.sizes)
+        sources = loader.source_directory()
+        compare, mirror = (
+            loader.load(sources / name, loader.PROGRAMS[name], pins, spec.sizes, spec.cache)
+            for name in ("compare.c", "mirror.c")
+        )
+        return cls(spec, compare, mirror)
+
+    def _first_conf(self) -> abi.Conf:
+        """The pinned configuration of an earlier daemon, with its hash key, or a new one."""
+        raw = self._maps["colo_conf"].get(b"\0" * 4) or b""
+        conf = abi.Conf.from_buffer_copy(raw)
+        if not conf.key[0]:
+            conf.key[0], conf.key[1] = secrets.randbits(64) | 1, secrets.randbits(64) | 1
+        sizes = self._spec.sizes
+        conf.hold_slots = sizes.hold_slots
+        conf.hold_high = int(sizes.hold_slots * _HIGH_MARK)
+        conf.dgram_buckets = sizes.dgram_buckets
+        conf.local_ip = _address(self._spec.link_address)
+        conf.link_timeout_ns = self._spec.link_timeout_ms * 1_000_000
+        conf.dgram_timeout_ns = self._spec.compare_timeout_ms * 1_000_000
+        return conf
+
+    def _write_conf(self) -> None:
+        self._maps["colo_conf"].set(b"\0" * 4, bytes(self._conf))
+
+    # -- devices and filters -------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Make tap and link device, tell the programs their indices. Idempotent."""
+        spec = self._spec
+
+        def make() -> None:
+            netdev.check_link_mtu(spec.underlay, spec.mtu)
+            netdev.create_tap(spec.tap, spec.mtu)
+            netdev.create_vxlan(spec.link_device, spec.vxlan_port, spec.mtu)
+
+        await asyncio.to_thread(make)
+        self._conf.tap_ifindex = netdev.index_of(spec.tap)
+        self._conf.link_ifindex = netdev.index_of(spec.link_device)
+        self._write_conf()
+
+    async def take_role(self, role: VmRole) -> None:
+        """Attach the primary's or the secondary's programs, each replaced in one step."""
+        spec = self._spec
+        compare, mirror = self._compare.programs, self._mirror.programs
+        out, link = (
+            (("colo_cmp_pvm", compare), ("colo_cmp_svm", compare))
+            if role is VmRole.PRIMARY
+            else (("colo_mir_svm", mirror), ("colo_mir_link", mirror))
+        )
+
+        def attach() -> None:
+            tc.attach(spec.tap, tc.INGRESS, out[0], out[1][out[0]])
+            tc.attach(spec.tap, tc.EGRESS, "colo_mir_cli", mirror["colo_mir_cli"])
+            tc.attach(spec.link_device, tc.INGRESS, link[0], link[1][link[0]])
+
+        await asyncio.to_thread(attach)
+
+    async def join_bridge(self) -> None:
+        """Put the VM's tap on the client-side bridge."""
+        await asyncio.to_thread(netdev.join_bridge, self._spec.tap, self._spec.bridge)
+
+    async def leave_bridge(self) -> None:
+        """Take the VM's tap off the client-side bridge."""
+        await asyncio.to_thread(netdev.leave_bridge, self._spec.tap)
+
+    async def quicken(self, peer_address: str) -> None:
+        """`quickack` on the route to the peer."""
+        await asyncio.to_thread(netdev.set_quickack, peer_address)
+
+    # -- mode, turn, pairing -------------------------------------------------------------
+
+    def set_mode(self, mode: Mode) -> None:
+        """One store decides what may leave from the next packet on."""
+        self._conf.mode = mode
+        self._write_conf()
+
+    def mode(self) -> Mode:
+        """The mode the programs see."""
+        return Mode(self._conf.mode)
+
+    def set_turn(self, epoch: int, phase: Phase) -> None:
+        """Write the turn cell: one 64-bit word, so it is never seen half written."""
+        self._maps["colo_turn"].set(b"\0" * 4, struct.pack("=Q", epoch << 1 | phase))
+
+    def turn(self) -> Turn:
+        """The turn cell as the kernel has it."""
+        raw = self._maps["colo_turn"].get(b"\0" * 4) or bytes(8)
+        (word,) = struct.unpack("=Q", raw)
+        return Turn(word >> 1, Phase(word & abi.TURNING_BIT))
+
+    def set_pairing(self, pairing: Pairing | None) -> None:
+        """Speak with this peer's plane only; None: with nobody."""
+        self._conf.vni = pairing.vni if pairing else 0
+        self._conf.peer_ip = _address(pairing.peer_address) if pairing else 0
+        self._set_live(LiveWord.HEARD_NS, 0)
+        self._write_conf()
+
+    def keep_offsets(self, epoch: int) -> None:
+        """Sequence offsets learnt in `epoch` outlive it."""
+        self._conf.lasting_epoch = epoch
+        self._write_conf()
+
+    # -- held frames ---------------------------------------------------------------------
+
+    def flush(self) -> FlushReport:
+        """Emit what may leave now; see colo_flush in compare.c."""
+        slots = self._spec.sizes.hold_slots
+        emitted = left = 0
+        for _ in range(_FLUSH_ROUNDS):
+            if not self._live(LiveWord.HELD):
+                return FlushReport(emitted, 0)
+            head = self._live(LiveWord.HOLD_HEAD)
+            left = 0
+            for start in range(0, slots, _FLUSH_SLOTS):
+                position = (head + start) % slots
+                frame = struct.pack("=I", position).ljust(12, b"\0") + b"\x08\x00"
+                run = test_run(self._compare.programs["colo_flush"], frame.ljust(64, b"\0"))
+                emitted += run.retval & 0xFFFF
+                left += run.retval >> 16
+            if not left:
+                break
+        return FlushReport(emitted, left)
+
+    def held(self) -> HeldReport:
+        """How much is held, and since when."""
+        slots = self._spec.sizes.hold_slots
+        if not self._live(LiveWord.HELD):
+            return HeldReport(0, 0, None, slots)
+        frames = total = 0
+        oldest: int | None = None
+        for slot in (abi.Slot * slots).from_buffer_copy(self._maps["colo_hold"].all()):
+            if slot.state == abi.SlotState.FREE:
+                continue
+            frames += 1
+            total += slot.len
+            if slot.state == abi.SlotState.HELD and (oldest is None or slot.at_ns < oldest):
+                oldest = slot.at_ns
+        return HeldReport(frames, total, oldest, slots)
+
+    def rearm_held(self) -> None:
+        """Ask for an event at the next held frame."""
+        self._set_live(LiveWord.HELD_ARMED, 1)
+
+    # -- link ----------------------------------------------------------------------------
+
+    def beacon(self) -> None:
+        """One full-sized frame over the link: the plane is alive, and its MTU suffices."""
+        frame = b"\xff" * 6 + b"\x02" + b"\0" * 5 + struct.pack("!H", abi.BEACON_ETHERTYPE)
+        test_run(self._mirror.programs["colo_beacon"], frame.ljust(self._spec.mtu + 14, b"\0"))
+
+    def link_heard_ns(self) -> int:
+        """Boot time of the last frame of the peer's plane; 0: never."""
+        return self._live(LiveWord.HEARD_NS)
+
+    # -- events, counters ----------------------------------------------------------------
+
+    def subscribe(self, callback: Callable[[PlaneEvent], None]) -> None:
+        """Deliver events on the running loop."""
+        if not self._callbacks:
+            ring = self._compare.bpf[b"colo_ring"]
+            ring.open_ring_buffer(self._on_event)
+            asyncio.get_running_loop().add_reader(
+                ring.map_fd, self._compare.bpf.ring_buffer_consume
+            )
+        self._callbacks.append(callback)
+
+    def _on_event(self, _ctx: object, data: int, size: int) -> None:
+        # Called from inside ctypes, where an exception would be lost.
+        if size < ctypes.sizeof(abi.Mismatch):
+            return
+        event = event_of(abi.Mismatch.from_buffer_copy(ctypes.string_at(data, size)))
+        loop = asyncio.get_running_loop()
+        for callback in self._callbacks:
+            loop.call_soon(callback, event)
+
+    def counters(self) -> list[Counter]:
+        """Packets by program, verdict and reason, summed over the CPUs."""
+        return count_rows(self._stats.all(), os.sysconf("SC_NPROCESSORS_CONF"))
+
+    def mismatches(self) -> list[PlaneEvent]:
+        """The last mismatches, oldest first."""
+        return mismatch_rows(self._maps["colo_mism"].all())
+
+    def live(self) -> dict[str, int]:
+        """The named words the data plane keeps."""
+        return {word.name.lower(): self._live(word) for word in LiveWord}
+
+    def _live(self, word: LiveWord) -> int:
+        raw = self._maps["colo_live"].get(struct.pack("=I", word)) or bytes(8)
+        return int(struct.unpack("=Q", raw)[0])
+
+    def _set_live(self, word: LiveWord, value: int) -> None:
+        self._maps["colo_live"].set(struct.pack("=I", word), struct.pack("=Q", value))
