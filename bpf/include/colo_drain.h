@@ -101,10 +101,8 @@ static __always_inline __u32 colo_drain(struct __sk_buff *skb, struct colo_conf 
 			colo_slot_orphan(slot);
 			break;
 		}
-		if (COLO_AFTER(slot->ack, floor))
-			colo_slot_lower(slot, frame, floor, edge);
-		else if (slot->edge != edge)
-			colo_slot_lower(slot, frame, slot->ack, edge);
+		colo_slot_lower(slot, frame, COLO_AFTER(slot->ack, floor) ? floor : slot->ack,
+				edge);
 		if (colo_emit(skb, conf, ix, slot)) {
 			colo_count(COLO_PROG_CMP_SVM, COLO_V_HOLD, COLO_R_EMIT_FAILED, slot->len);
 			colo_slot_orphan(slot);

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One host's data plane in a namespace of its own, with every wire in the test's hands.
+
+The VM is a file descriptor of the tap, the client a packet socket behind the bridge, the peer's
+plane a UDP socket that speaks VXLAN with a group tag. The programs and the set-up are the shipped
+ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import select
+import socket
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.loader import Sizes, pin_directory
+from colo_ebpf.datapath.plane import DataPlane, PlaneSpec
+from colo_ebpf.datapath.sysbpf import RawMap, obj_get
+from colo_ebpf.model import Mode, Pairing, Phase, VmRole
+
+VM_MAC, CLIENT_MAC = "52:54:00:12:34:56", "52:54:00:00:00:01"
+VM, CLIENT = "192.0.2.10", "192.0.2.1"
+LOCAL, PEER = "198.51.100.1", "198.51.100.2"
+VNI = 77
+_VNET_HEADER = bytes(10)
+_WAIT_S = 2.0
+
+
+class Rig:
+    """Use with `with Rig(...) as rig`: inside, the thread is in the host's namespace.
+
+    Compiling takes seconds, so that rigs of one kind share their programs; each starts with empty
+    maps. `close_all` ends them.
+    """
+
+    _pool: ClassVar[dict[tuple[VmRole, int], Rig]] = {}
+
+    def __new__(cls, role: VmRole = VmRole.PRIMARY, slots: int = 1024) -> Rig:
+        if (role, slots) not in cls._pool:
+            cls._pool[role, slots] = super().__new__(cls)
+            cls._pool[role, slots]._build(role, slots)
+        return cls._pool[role, slots]
+
+    @classmethod
+    def close_all(cls) -> None:
+        """Remove every namespace, mount and pin the rigs made."""
+        while cls._pool:
+            cls._pool.popitem()[1]._stack.close()
+
+    def __enter__(self) -> Rig:
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        _enter(os.open(f"/var/run/netns/{self._host}", os.O_RDONLY))
+        self._empty()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _enter(self._home)
+
+    def _build(self, role: VmRole, slots: int) -> None:
+        self._stack = contextlib.ExitStack()
+        tag = f"colot{os.getpid()}x{len(self._pool)}"
+        self._host, client, peer = f"{tag}h", f"{tag}c", f"{tag}s"
+        for name in (self._host, client, peer):
+            netdev.create_namespace(name)
+            self._stack.callback(netdev.remove_namespace, name)
+        netdev.create_veth("up0", "cl0", self._host, client, 1500)
+        netdev.create_veth("link0", "link1", self._host, peer, 1600)
+        netdev.in_namespace(peer, lambda: netdev.add_address("link1", PEER, 24))
+        self.client = netdev.in_namespace(client, lambda: _packet_socket("cl0"))
+        self.peer = netdev.in_namespace(peer, _tunnel_socket)
+        self._stack.callback(self.client.close)
+        self._stack.callback(self.peer.close)
+        bpffs = Path(tempfile.mkdtemp(prefix="colo-test-bpf"))
+        subprocess.run(["mount", "-t", "bpf", "bpf", str(bpffs)], check=True)
+        self._stack.callback(bpffs.rmdir)
+        self._stack.callback(subprocess.run, ["umount", str(bpffs)], check=True)
+        netdev.in_namespace(self._host, lambda: self._attach(role, slots, bpffs))
+
+    def _attach(self, role: VmRole, slots: int, bpffs: Path) -> None:
+        netdev.add_address("link0", LOCAL, 24)
+        netdev.create_bridge("br0")
+        netdev.join_bridge("up0", "br0")
+        self.plane = DataPlane.open(
+            PlaneSpec(
+                vm="t",
+                bpffs=bpffs,
+                cache=Path(tempfile.gettempdir()) / "colo-test-headers",
+                tap="tap0",
+                bridge="br0",
+                mtu=1500,
+                link_device="vx0",
+                underlay="link0",
+                vxlan_port=4789,
+                link_address=LOCAL,
+                link_timeout_ms=60_000,
+                compare_timeout_ms=60_000,
+                sizes=Sizes(flows=256, hold_slots=slots, dgram_buckets=64),
+            )
+        )
+
+        async def attach() -> None:
+            await self.plane.prepare()
+            await self.plane.take_role(role)
+            await self.plane.join_bridge()
+
+        asyncio.run(attach())
+        self.tap = _open_tap("tap0")
+        self._stack.callback(os.close, self.tap)
+        self._pins = pin_directory(bpffs, "t")
+
+    def _empty(self) -> None:
+        """Every map as after loading; what is still on the wires is read away."""
+        self.plane.set_mode(Mode.WITHHOLD)
+        self.plane.set_pairing(None)
+        self.plane.keep_offsets(0)
+        for pin in self._pins.iterdir():
+            if pin.name == "colo_conf":
+                continue
+            cpus = os.sysconf("SC_NPROCESSORS_CONF") if pin.name == "colo_stats" else 1
+            fd = obj_get(str(pin))
+            values = RawMap(fd)
+            values = RawMap(fd, values.info.value_bytes * cpus)
+            if values.info.key_bytes == 4:
+                zero = bytes(values.info.value_bytes * cpus)
+                for index in range(values.info.max_entries):
+                    values.set(struct.pack("=I", index), zero)
+            else:
+                for key in list(values.keys()):
+                    values.delete(key)
+            os.close(fd)
+        for wire in (self.client, self.peer, self.tap):
+            while select.select([wire], [], [], 0)[0]:
+                os.read(wire if isinstance(wire, int) else wire.fileno(), 65536)
+
+    # -- state --
+
+    def pair(self, epoch: int = 1, mode: Mode = Mode.PRIMARY) -> None:
+        """Paired with the peer, in an open epoch, the peer's plane heard."""
+        self.plane.set_pairing(Pairing(VNI, PEER))
+        self.plane.set_turn(epoch, Phase.OPEN)
+        self.plane.set_mode(mode)
+        self.from_peer(beacon(), epoch)
+
+    def count(self, program: str, verdict: str, reason: str) -> int:
+        """Packets counted under one row."""
+        for row in self.plane.counters():
+            if (row.program, row.verdict, row.reason) == (program, verdict, reason):
+                return row.packets
+        return 0
+
+    # -- frames in --
+
+    def from_vm(self, frame: Packet) -> None:
+        """The local VM sends."""
+        os.write(self.tap, _VNET_HEADER + bytes(frame))
+
+    def from_peer(self, frame: Packet, tag: int, vni: int = VNI) -> None:
+        """A frame arrives over the link."""
+        header = struct.pack("!BBHI", 0x88, 0, tag, vni << 8)
+        self.peer.sendto(header + bytes(frame), (LOCAL, 4789))
+
+    def from_client(self, frame: Packet) -> None:
+        """The client sends."""
+        self.client.send(bytes(frame))
+
+    # -- frames out --
+
+    def to_client(self) -> list[Packet]:
+        """What reached the client side since the last call, up to a mark sent behind it."""
+        return self._until_mark(
+            self.client.fileno(), lambda: self.client.recv(4096), self._mark_to_client
+        )
+
+    def to_peer(self) -> list[tuple[int, Packet]]:
+        """(tag, frame) that went over the link and is there now."""
+        out = []
+        while select.select([self.peer], [], [], 0.2)[0]:
+            data = self.peer.recv(4096)
+            out.append((struct.unpack("!H", data[2:4])[0], Ether(data[8:])))
+        return out
+
+    def to_vm(self) -> list[Packet]:
+        """What reached the VM's tap and is there now."""
+        out = []
+        while select.select([self.tap], [], [], 0.2)[0]:
+            out.append(Ether(os.read(self.tap, 4096)[len(_VNET_HEADER) :]))
+        return [frame for frame in out if frame.src == CLIENT_MAC]
+
+    def _mark_to_client(self) -> bytes:
+        mark = bytes(Ether(src="02:00:00:00:00:99", dst=CLIENT_MAC, type=0x88B6) / os.urandom(50))
+        with _packet_socket("up0") as s:
+            s.send(mark)
+        return mark
+
+    def _until_mark(
+        self, fd: int, receive: Callable[[], bytes], send: Callable[[], bytes]
+    ) -> list[Packet]:
+        """Released clones go through the CPU's backlog: twice through, then they are out."""
+        out: list[Packet] = []
+        for _ in range(2):
+            mark = send()
+            while True:
+                ready = select.select([fd], [], [], _WAIT_S)[0]
+                assert ready, "the mark behind the frames did not arrive"
+                frame = receive()
+                if frame == mark:
+                    break
+                if frame[12:14] == b"\x88\xb6" or Ether(frame).src != VM_MAC:
+                    continue
+                out.append(Ether(frame))
+            select.select([], [], [], 0.02)
+        return out
+
+
+def _enter(fd: int) -> None:
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000):
+        raise OSError(ctypes.get_errno(), "setns")
+    os.close(fd)
+
+
+def _packet_socket(ifname: str) -> socket.socket:
+    s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    s.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE: a burst must not be lost here
+    s.bind((ifname, 0))
+    return s
+
+
+def _tunnel_socket() -> socket.socket:
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind((PEER, 4789))
+    return s
+
+
+def _open_tap(ifname: str) -> int:
+    fd = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH", ifname.encode(), 0x5002).ljust(40, b"\0"))
+    return fd
+
+
+def beacon() -> Packet:
+    """The peer plane's sign of life."""
+    return Ether(src=VM_MAC, dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / bytes(50)
+
+
+def segment(  # noqa: PLR0913
+    seq: int, data: bytes = b"", ack: int = 0, flags: str = "A", window: int = 1000, **options: object
+) -> Packet:
+    """A TCP segment of the VM."""
+    return (
+        Ether(src=VM_MAC, dst=CLIENT_MAC)
+        / IP(src=VM, dst=CLIENT)
+        / TCP(sport=80, dport=4711, seq=seq % 2**32, ack=ack, flags=flags, window=window, **options)
+        / data
+    )
+
+
+def request(seq: int, data: bytes = b"", ack: int = 0, flags: str = "A") -> Packet:
+    """A TCP segment of the client."""
+    return (
+        Ether(src=CLIENT_MAC, dst=VM_MAC)
+        / IP(src=CLIENT, dst=VM)
+        / TCP(sport=4711, dport=80, seq=seq, ack=ack, flags=flags)
+        / data
+    )
+
+
+def datagram(data: bytes, ident: int = 1) -> Packet:
+    """A UDP datagram of the VM."""
+    return (
+        Ether(src=VM_MAC, dst=CLIENT_MAC)
+        / IP(src=VM, dst=CLIENT, id=ident)
+        / UDP(sport=7, dport=4712)
+        / data
+    )
+
+
+@contextlib.contextmanager
+def established(epoch: int = 1, isn: int = 1000, client: int = 5000) -> Iterator[Rig]:
+    """A rig with one connection verified by both VMs: next is isn + 1, floor client + 1."""
+    with Rig() as rig:
+        rig.pair(epoch)
+        rig.from_client(request(client, flags="S"))
+        rig.from_vm(segment(isn, ack=client + 1, flags="SA", options=[("WScale", 2)]))
+        rig.from_peer(segment(isn + 70000, ack=client + 1, flags="SA", options=[("WScale", 2)]), epoch)
+        assert [p[TCP].flags for p in rig.to_client()] == ["SA"]
+        rig.to_peer()
+        yield rig

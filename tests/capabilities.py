@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a test needs of the machine. A lacking capability skips by name; in CI it fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+GUEST = ROOT / "build" / "guest"
+
+
+def _root() -> str:
+    return "" if os.geteuid() == 0 else "not root"
+
+
+def _bpf() -> str:
+    try:
+        import bcc  # noqa: F401
+    except ImportError:
+        return "python3-bpfcc is not installed"
+    return _root()
+
+
+def _qemu() -> str:
+    return "" if shutil.which("qemu-system-x86_64") else "qemu-system-x86_64 is not installed"
+
+
+def _guest() -> str:
+    return "" if (GUEST / "initramfs.gz").exists() else "no guest in build/guest: run make guest"
+
+
+_PROBES: dict[str, Callable[[], str]] = {
+    "root": _root,
+    "bpf": _bpf,
+    "qemu": _qemu,
+    "guest": _guest,
+}
+
+
+def require(*names: str) -> None:
+    """Skip the test, naming what is missing; with CI=true fail instead."""
+    for name in names:
+        missing = _PROBES[name]()
+        if not missing:
+            continue
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"needs {name}: {missing}")
+        pytest.skip(f"needs {name}: {missing}")
