@@ -99,12 +99,11 @@ def _disk(spec: VmSpec, role: VmRole) -> list[str]:
             f"file.backing.driver=qcow2,file.backing.file.driver=file,"
             f"file.backing.file.filename={hidden},file.backing.backing={LOCAL_IMAGE}"
         )
-    drives += [
-        f"if=none,node-name={QUORUM},driver=quorum,read-pattern=fifo,vote-threshold=1,"
-        f"children.0={child}",
-        f"if=none,id={DISK},driver=throttle,throttle-group=throttle0,file={QUORUM},"
-        f"werror=report,rerror=report",
-    ]
+    drives.append(
+        f"if=none,id={DISK},driver=throttle,throttle-group=throttle0,werror=report,rerror=report,"
+        f"file.driver=quorum,file.node-name={QUORUM},file.read-pattern=fifo,"
+        f"file.vote-threshold=1,file.children.0={child}"
+    )
     args = ["-object", "throttle-group,id=throttle0"]
     for drive in drives:
         args += ["-drive", drive]

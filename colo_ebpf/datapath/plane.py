@@ -71,9 +71,7 @@ class DataPlane:
             for name in ("colo_conf", "colo_turn", "colo_live", "colo_hold", "colo_mism")
         }
         cpus = os.sysconf("SC_NPROCESSORS_CONF")
-        self._stats = RawMap(
-            obj_get(str(pins / "colo_stats")), ctypes.sizeof(abi.Count) * cpus
-        )
+        self._stats = RawMap(obj_get(str(pins / "colo_stats")), ctypes.sizeof(abi.Count) * cpus)
         self._conf = self._first_conf()
         self._callbacks: list[Callable[[PlaneEvent], None]] = []
 

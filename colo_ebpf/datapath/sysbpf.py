@@ -146,9 +146,7 @@ class RawMap:
         following = ctypes.create_string_buffer(size)
         for _ in range(self.info.max_entries + 1):
             k = ctypes.create_string_buffer(key, size) if key is not None else None
-            attr = _elem(
-                self.fd, ctypes.addressof(k) if k else 0, ctypes.addressof(following)
-            )
+            attr = _elem(self.fd, ctypes.addressof(k) if k else 0, ctypes.addressof(following))
             try:
                 _bpf(_MAP_GET_NEXT_KEY, attr, "next key")
             except DatapathError as e:

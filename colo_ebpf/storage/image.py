@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import struct
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,8 @@ from pathlib import Path
 from colo_ebpf.errors import StorageError
 
 _TIMEOUT_S = 20
+_F_OFD_GETLK = 36
+_WRITE_LOCK_BYTE = 101
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +49,26 @@ def inspect(path: Path, image_format: str) -> ImageFacts:
     """Facts of an image nobody else writes to. StorageError if missing, in use or unreadable."""
     if not path.exists():
         raise StorageError(f"image {path}: does not exist; create it with qemu-img create")
-    try:
-        info = json.loads(_qemu_img("info", "-f", image_format, "--output=json", str(path)))
-    except StorageError as e:
-        if "lock" in str(e):
-            raise StorageError(
-                f"image {path}: in use by another process; stop the QEMU that has it open"
-            ) from e
-        raise
+    _refuse_if_written(path)
+    info = json.loads(_qemu_img("info", "-U", "-f", image_format, "--output=json", str(path)))
     return ImageFacts(str(info["format"]), int(info["virtual-size"]))
+
+
+def _refuse_if_written(path: Path) -> None:
+    """QEMU locks byte 100 + n of an image it holds permission n for; writing is 1 (block/file)."""
+    query = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _WRITE_LOCK_BYTE, 1, 0)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as e:
+        raise StorageError(f"image {path}: {e.strerror}; the daemon must be able to write") from e
+    try:
+        answer = fcntl.fcntl(fd, _F_OFD_GETLK, query)
+    finally:
+        os.close(fd)
+    if struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK:
+        raise StorageError(
+            f"image {path}: in use by another process; stop the QEMU that has it open"
+        )
 
 
 def make_overlays(paths: tuple[Path, ...], virtual_bytes: int) -> None:

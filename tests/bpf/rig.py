@@ -257,8 +257,13 @@ def beacon() -> Packet:
     return Ether(src=VM_MAC, dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / bytes(50)
 
 
-def segment(  # noqa: PLR0913
-    seq: int, data: bytes = b"", ack: int = 0, flags: str = "A", window: int = 1000, **options: object
+def segment(
+    seq: int,
+    data: bytes = b"",
+    ack: int = 0,
+    flags: str = "A",
+    window: int = 1000,
+    **options: object,
 ) -> Packet:
     """A TCP segment of the VM."""
     return (
@@ -296,7 +301,8 @@ def established(epoch: int = 1, isn: int = 1000, client: int = 5000) -> Iterator
         rig.pair(epoch)
         rig.from_client(request(client, flags="S"))
         rig.from_vm(segment(isn, ack=client + 1, flags="SA", options=[("WScale", 2)]))
-        rig.from_peer(segment(isn + 70000, ack=client + 1, flags="SA", options=[("WScale", 2)]), epoch)
+        syn_ack = segment(isn + 70000, ack=client + 1, flags="SA", options=[("WScale", 2)])
+        rig.from_peer(syn_ack, epoch)
         assert [p[TCP].flags for p in rig.to_client()] == ["SA"]
         rig.to_peer()
         yield rig

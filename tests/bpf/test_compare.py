@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
@@ -50,18 +52,22 @@ def test_pvm_first_is_held_and_carried_out_to_the_byte() -> None:
         assert rig.plane.held().frames == 0
 
 
+def _cuts(first: list[int], step: int) -> list[int]:
+    return [0, *first, *range(max(first) + step, 4000, step), 4000]
+
+
 @pytest.mark.parametrize("cut_pvm", [[1, 7, 8, 9], [100], [3, 50, 64], [1448, 2896]])
 @pytest.mark.parametrize("cut_svm", [[2, 5, 16], [1400], [99], [4, 1450, 2900]])
 @pytest.mark.parametrize("pvm_first", [True, False])
 def test_differing_segmentation(cut_pvm: list[int], cut_svm: list[int], pvm_first: bool) -> None:
     stream = bytes((i * 31 + i // 256) % 256 for i in range(4000))
     with established() as rig:
-        turns = [
-            (rig.from_vm, [0, *cut_pvm, *range(max(cut_pvm) + 1400, 4000, 1400), 4000]),
-            (lambda f: rig.from_peer(f, 1), [0, *cut_svm, *range(max(cut_svm) + 1300, 4000, 1300), 4000]),
+        sides = [
+            (rig.from_vm, _cuts(cut_pvm, 1400)),
+            (lambda frame: rig.from_peer(frame, 1), _cuts(cut_svm, 1300)),
         ]
-        for send, cuts in turns if pvm_first else reversed(turns):
-            for start, end in zip(cuts, cuts[1:], strict=False):
+        for send, cuts in sides if pvm_first else reversed(sides):
+            for start, end in pairwise(cuts):
                 send(segment(1001 + start, stream[start:end], ack=5001))
         frames = rig.to_client()
         assert _payload(frames) == stream

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""KVM or TCG: some machines have a KVM that boots no Linux guest, so `auto` boots to find out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+_PROBE_S = 6.0
+
+
+async def choose(wanted: str, qemu: str, kernel: str, state_dir: Path) -> tuple[str, str]:
+    """(accelerator, why). The outcome of a probe is kept until the next boot of the host."""
+    if wanted != "auto":
+        return wanted, "configured"
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg", "/dev/kvm cannot be opened"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    memo = state_dir / "accel"
+    with contextlib.suppress(OSError, ValueError):
+        known, accel, why = memo.read_text().strip().split(" ", 2)
+        if known == boot:
+            return accel, why
+    works = bool(kernel) and await _boots(qemu, kernel)
+    accel, why = ("kvm", "a probe booted") if works else ("tcg", "KVM does not boot the kernel")
+    state_dir.mkdir(parents=True, exist_ok=True)
+    memo.write_text(f"{boot} {accel} {why}\n")
+    return accel, why
+
+
+async def _boots(qemu: str, kernel: str) -> bool:
+    """Does the kernel print its banner under KVM before the deadline?"""
+    process = await asyncio.create_subprocess_exec(
+        *(qemu, "-machine", "pc,accel=kvm", "-cpu", "host", "-m", "128", "-nodefaults"),
+        *("-display", "none", "-no-reboot", "-serial", "stdio", "-kernel", kernel),
+        *("-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(_PROBE_S):
+            await process.stdout.readuntil(b"Kernel panic")  # no root: it came all the way
+        return True
+    except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        return False
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One QEMU under COLO: port `Vm`. The recipes are QEMU's own (docs/system/qemu-colo), in QMP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from colo_ebpf.control import cmdline, trace
+from colo_ebpf.control.cmdline import DISK, LOCAL_IMAGE, PEER_NODE, QUORUM, VmSpec
+from colo_ebpf.control.qmp import Monitors, boot_ns
+from colo_ebpf.errors import QmpError, VmError
+from colo_ebpf.model import Endpoints, Progress, Settled, VmEvent, VmEventKind, VmRole
+from colo_ebpf.storage import export
+
+_log = logging.getLogger(__name__)
+
+NEVER_MS = 4294967295  # x-checkpoint-delay: QEMU's own timer is put out of the way
+_RECONNECT_S = 30  # a lost NBD connection blocks a write rather than failing it
+_MIRROR_JOB = "colo-sync"
+_BANDWIDTH_BYTES = 1 << 40
+_POLL_S = 0.02  # of a job's progress; its end is an event
+
+
+class Qemu:
+    """A QEMU process and what the control plane asks of it."""
+
+    def __init__(
+        self, spec: VmSpec, role: VmRole, instance: str, pid: int, disk_bytes: int
+    ) -> None:
+        self._spec = spec
+        self._role = role
+        self._instance = instance
+        self._pid = pid
+        self._disk_bytes = disk_bytes
+        self._pidfd = os.pidfd_open(pid)
+        self._alive = True
+        self._gone = asyncio.Event()
+        self._callbacks: list[Callable[[VmEvent], None]] = []
+        self._waiters: list[tuple[VmEventKind, asyncio.Future[VmEvent]]] = []
+        self._colo_exited = False
+        self._trace = trace.TraceState()
+        self._trace_at = 0
+        self._qmp = Monitors(instance, spec.qmp_timeout_ms, self._on_event)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
+
+    # -- identity and events -------------------------------------------------------------
+
+    @property
+    def instance(self) -> str:
+        """`<host>/<16 hex>`."""
+        return self._instance
+
+    @property
+    def role(self) -> VmRole:
+        """How it was started."""
+        return self._role
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._pid
+
+    @property
+    def alive(self) -> bool:
+        """The process exists."""
+        return self._alive
+
+    @property
+    def accel(self) -> str:
+        """The accelerator it runs with."""
+        return self._spec.accel
+
+    def subscribe(self, callback: Callable[[VmEvent], None]) -> None:
+        """Call back for each event, in order."""
+        self._callbacks.append(callback)
+
+    def _on_event(self, event: VmEvent) -> None:
+        if event.kind is VmEventKind.COLO_EXIT:
+            self._colo_exited = True
+        for kind, future in self._waiters:
+            if kind is event.kind and not future.done():
+                future.set_result(event)
+        for callback in self._callbacks:
+            callback(event)
+
+    def _on_exit(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._pid, os.WNOHANG)
+        self._alive = False
+        self._gone.set()
+        self._on_event(VmEvent(VmEventKind.GONE, boot_ns()))
+
+    async def _expect(self, kind: VmEventKind, timeout_ms: int, what: str) -> VmEvent:
+        future: asyncio.Future[VmEvent] = asyncio.get_running_loop().create_future()
+        self._waiters.append((kind, future))
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await future
+        except TimeoutError as e:
+            raise VmError(
+                f"{self._instance}: {what}: no {kind.value} within {timeout_ms} ms"
+            ) from e
+        finally:
+            self._waiters.remove((kind, future))
+
+    async def connect(self) -> None:
+        """Open both monitors."""
+        await self._qmp.connect(cmdline.monitor_path(self._spec), cmdline.oob_path(self._spec))
+
+    async def check_name(self) -> None:
+        """The process is the instance its pid file names."""
+        reply = await self._qmp.run("query-name")
+        if reply.get("name") != f"{self._spec.name}@{self._instance}":
+            raise QmpError(f"{self._instance}: its name is {reply.get('name')!r}")
+
+    async def require_colo(self) -> None:
+        """QEMU was built with COLO; asked before anything depends on it."""
+        names = {c["capability"] for c in await self._qmp.run("query-migrate-capabilities")}
+        if "x-colo" not in names:
+            raise QmpError(
+                f"{self._spec.qemu} has no x-colo capability; install a QEMU built with COLO"
+            )
+        await self._capabilities("events")
+
+    async def _capabilities(self, *names: str) -> None:
+        states = [{"capability": name, "state": True} for name in names]
+        await self._qmp.run("migrate-set-capabilities", capabilities=states)
+
+    # -- running state -------------------------------------------------------------------
+
+    async def cont(self) -> None:
+        """Run. Never under a checkpoint: QEMU before 11.0 accepts it there and loses the VM."""
+        await self._qmp.run("cont")
+
+    async def stop(self) -> None:
+        """Pause."""
+        await self._qmp.run("stop")
+
+    async def running(self) -> bool:
+        """query-status says running; events sent before the reply have been delivered."""
+        return bool((await self._qmp.run("query-status"))["running"])
+
+    async def trigger_checkpoint(self) -> None:
+        """Writing the delay in COLO state starts a checkpoint at once."""
+        await self._qmp.run("migrate-set-parameters", x_checkpoint_delay=NEVER_MS)
+
+    # -- pairing -------------------------------------------------------------------------
+
+    async def listen(self) -> Endpoints:
+        """Secondary: export the local image and wait for the migration."""
+        spec = self._spec
+        await self._capabilities("x-colo")
+        address = {
+            "type": "inet",
+            "data": {"host": spec.link_address, "port": str(spec.nbd_port)},
+        }
+        await self._qmp.run("nbd-server-start", addr=address)
+        await self._qmp.run("nbd-server-add", device=LOCAL_IMAGE, writable=True)
+        uri = f"tcp:{spec.link_address}:{spec.migration_port}"
+        await self._qmp.run("migrate-incoming", uri=uri)
+        return Endpoints(spec.link_address, spec.nbd_port, spec.migration_port)
+
+    async def synchronise(self, to: Endpoints, progress: Callable[[Progress], None]) -> None:
+        """Primary: mirror the disk to the export live, then make the export a quorum child."""
+        node = await self._qmp.run("query-named-block-nodes", flat=True)
+        size = next(n["image"]["virtual-size"] for n in node if n.get("node-name") == QUORUM)
+        await export.check_same_size(
+            size, to.address, to.nbd_port, LOCAL_IMAGE, self._spec.qmp_timeout_ms
+        )
+        server = {"type": "inet", "host": to.address, "port": str(to.nbd_port)}
+        await self._qmp.run(
+            "blockdev-add",
+            driver="nbd",
+            node_name=PEER_NODE,
+            server=server,
+            export=LOCAL_IMAGE,
+            reconnect_delay=_RECONNECT_S,
+        )
+        await self._mirror(progress)
+        await self.stop()
+        try:
+            await self._end_mirror()
+            await self._qmp.run("x-blockdev-change", parent=QUORUM, node=PEER_NODE)
+        finally:
+            await self.cont()
+
+    async def _mirror(self, progress: Callable[[Progress], None]) -> None:
+        await self._qmp.run(
+            "blockdev-mirror",
+            job_id=_MIRROR_JOB,
+            device=DISK,
+            target=PEER_NODE,
+            sync="full",
+            on_target_error="report",
+            auto_dismiss=False,
+            copy_mode="write-blocking",
+        )
+        try:
+            async with asyncio.timeout(self._spec.sync_timeout_ms / 1000):
+                while (job := await self._job())["status"] != "ready":
+                    if job["status"] in ("concluded", "aborting", "null"):
+                        raise VmError(
+                            f"{self._instance}: disk synchronisation: {job.get('error', 'ended')}"
+                        )
+                    progress(Progress("disk", job["current-progress"], job["total-progress"]))
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as e:
+            raise VmError(f"{self._instance}: disk synchronisation: not done in time") from e
+
+    async def _job(self) -> dict[str, Any]:
+        for job in await self._qmp.run("query-jobs"):
+            if job["id"] == _MIRROR_JOB:
+                return dict(job)
+        return {"status": "null"}
+
+    async def _end_mirror(self) -> None:
+        await self._qmp.run("block-job-cancel", device=_MIRROR_JOB)
+        async with asyncio.timeout(self._spec.qmp_timeout_ms / 1000):
+            while (await self._job())["status"] not in ("concluded", "null"):
+                await asyncio.sleep(_POLL_S)
+        await self._qmp.run("job-dismiss", id=_MIRROR_JOB)
+
+    async def enter_colo(self, to: Endpoints, progress: Callable[[Progress], None]) -> None:
+        """Primary: migrate with x-colo; back when both VMs run under COLO."""
+        await self._capabilities("x-colo")
+        await self._qmp.run(
+            "migrate-set-parameters",
+            x_checkpoint_delay=NEVER_MS,
+            max_bandwidth=_BANDWIDTH_BYTES,
+        )
+        self._colo_exited = False
+        await self._qmp.run("migrate", uri=f"tcp:{to.address}:{to.migration_port}")
+        try:
+            async with asyncio.timeout(self._spec.start_timeout_ms / 1000):
+                while (info := await self._qmp.run("query-migrate")).get("status") != "colo":
+                    if info.get("status") in ("failed", "completed", "cancelled"):
+                        raise VmError(
+                            f"{self._instance}: migration {info['status']}: "
+                            f"{info.get('error-desc', 'the peer did not enter COLO')}"
+                        )
+                    ram = info.get("ram", {})
+                    progress(Progress("memory", ram.get("transferred", 0), ram.get("total", 0)))
+                    await asyncio.sleep(_POLL_S)
+                while not await self.running():
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as e:
+            raise VmError(f"{self._instance}: migration: not in COLO in time") from e
+
+    async def leave_pair(self) -> None:
+        """Primary, while pairing: drop what ties it to the peer, whatever there is, and run on."""
+        await self.yank()
+        for command, arguments in (
+            ("block-job-cancel", {"device": _MIRROR_JOB, "force": True}),
+            ("migrate_cancel", {}),
+        ):
+            with contextlib.suppress(QmpError):
+                await self._qmp.run(command, **arguments)
+        await self.continue_alone()
+
+    # -- failover ------------------------------------------------------------------------
+
+    async def yank(self) -> None:
+        """Shut the sockets to the peer: migration first, so that nothing is loaded any more."""
+        instances = await self._qmp.run_oob("query-yank")
+        ordered = [i for i in instances if i["type"] == "migration"]
+        ordered += [i for i in instances if i["type"] == "block-node"]
+        for one in ordered:
+            with contextlib.suppress(QmpError):  # gone meanwhile
+                await self._qmp.run_oob("yank", instances=[one])
+
+    async def continue_alone(self) -> None:
+        """Primary, after the token. Each step may have been done before."""
+        await self.yank()
+        await self._try("x-blockdev-change", parent=QUORUM, child="children.1")
+        await self._try("x-colo-lost-heartbeat")
+        await self._try("job-dismiss", id=_MIRROR_JOB)
+        await self._try("blockdev-del", node_name=PEER_NODE)
+        await self._until_running()
+
+    async def take_over(self) -> None:
+        """Secondary, after the token: no write of the old primary may come in any more."""
+        await self.yank()
+        if self.settled() is Settled.OPEN:
+            limit = self._spec.checkpoint_timeout_ms
+            await self._expect(VmEventKind.COLO_EXIT, limit, "take over inside a load")
+        if self.settled() is Settled.BROKEN:
+            raise VmError(f"{self._instance}: new memory on the old disk: it never runs again")
+        await self._try("nbd-server-stop")
+        await self._try("x-colo-lost-heartbeat")
+        await self._until_running()
+
+    async def _try(self, command: str, **arguments: Any) -> None:
+        try:
+            await self._qmp.run(command, **arguments)
+        except QmpError as e:
+            _log.info("failover step not needed or already done: %s", e)
+
+    async def _until_running(self) -> None:
+        try:
+            async with asyncio.timeout(self._spec.checkpoint_timeout_ms / 1000):
+                while not await self.running():
+                    if (await self._qmp.run("query-status"))["status"] == "paused":
+                        await self.cont()
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as e:
+            raise VmError(f"{self._instance}: does not run after the failover") from e
+
+    async def announce(self) -> None:
+        """The bridges learn where the VM is now."""
+        await self._qmp.run("announce-self", initial=50, max=200, rounds=4, step=50)
+
+    def settled(self) -> Settled:
+        """Secondary: is its state whole, and which is it?"""
+        self._follow_trace()
+        return trace.settled(self._trace, self._colo_exited)
+
+    def loads(self) -> int:
+        """Secondary: checkpoints loaded since it was started."""
+        self._follow_trace()
+        return self._trace.loads
+
+    def _follow_trace(self) -> None:
+        try:
+            with cmdline.trace_path(self._spec, self._instance).open("rb") as file:
+                file.seek(self._trace_at)
+                data = file.read()
+        except OSError:
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        self._trace_at += len(whole)
+        self._trace = trace.follow(self._trace, whole.decode(errors="replace").splitlines())
+
+    async def overlays_committed(self) -> bool:
+        """After a takeover: the replication driver has merged its overlays into the image."""
+        nodes = await self._qmp.run("query-named-block-nodes", flat=True)
+        overlays = {str(path) for path in cmdline.overlay_paths(self._spec)}
+        return not any(n.get("file") in overlays and n.get("drv") == "qcow2" for n in nodes)
+
+    async def kill(self) -> None:
+        """End the process and wait until it is gone."""
+        if self._alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            await self._gone.wait()
+        await self._qmp.close()

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Real QEMUs under COLO: pairing, checkpoints, failover of either side, adoption."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from colo_ebpf.control.machine import QemuMachine
+from colo_ebpf.errors import StorageError, VmError
+from colo_ebpf.model import Settled, VmEventKind, VmRole
+from tests.capabilities import require
+from tests.qemu.pair import Pair, Side, spec_of
+
+
+@pytest.fixture(autouse=True)
+def _needs() -> None:
+    require("root", "qemu", "guest")
+
+
+async def _until(condition: Callable[[], bool], what: str) -> None:
+    try:
+        async with asyncio.timeout(30):
+            while not condition():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        pytest.fail(f"never: {what}")
+
+
+async def _checkpoint(a: Side, b: Side) -> None:
+    loads, at = b.vm.loads(), len(a.events)
+    await a.vm.trigger_checkpoint()
+    await _until(lambda: VmEventKind.RESUME in a.kinds()[at:], "RESUME on the primary")
+    assert b.vm.loads() == loads + 1
+    kinds = [k for k in a.kinds()[at:] if k is not VmEventKind.MIGRATION]
+    assert kinds == [VmEventKind.STOP, VmEventKind.MIGRATION_PASS, VmEventKind.RESUME]
+
+
+async def test_checkpoints_then_the_secondary_takes_over(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as (a, b):
+        for _ in range(3):
+            await _checkpoint(a, b)
+        assert b.vm.settled() is Settled.NEW
+        os.kill(a.vm.pid, signal.SIGKILL)
+        await _until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
+        await b.vm.take_over()
+        await b.vm.announce()
+        assert await b.vm.running()
+        async with asyncio.timeout(30):
+            while not await b.vm.overlays_committed():
+                await asyncio.sleep(0.05)
+
+
+async def test_the_primary_continues_alone_from_a_hung_peer(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as (a, b):
+        await _checkpoint(a, b)
+        os.kill(b.vm.pid, signal.SIGSTOP)
+        await a.vm.trigger_checkpoint()
+        await a.vm.continue_alone()
+        assert await a.vm.running()
+        os.kill(b.vm.pid, signal.SIGCONT)
+
+
+async def test_adoption_finds_the_running_instance(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as (a, _b):
+        await a.vm._qmp.close()
+        adopted = await QemuMachine(a.spec).adopt()
+        assert adopted is not None
+        assert (adopted.instance, adopted.role) == (a.vm.instance, VmRole.PRIMARY)
+        assert await adopted.running()
+        await adopted.kill()
+
+
+async def test_an_image_in_use_is_refused(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as (a, _b):
+        with pytest.raises(StorageError, match="in use by another process"):
+            await QemuMachine(a.spec).start(VmRole.PRIMARY, "a/0000000000000000")
+
+
+async def test_a_qemu_that_cannot_start_says_why(tmp_path: Path) -> None:
+    spec = dataclasses.replace(spec_of("a", tmp_path), machine="nonesuch")
+    with pytest.raises(VmError, match="unsupported machine type"):
+        await QemuMachine(spec).start(VmRole.PRIMARY, "a/0000000000000000")
