@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from colo_ebpf.errors import ArbiterError
 from colo_ebpf.model import (
     Counter,
     Endpoints,
@@ -68,6 +69,9 @@ class Plane(Protocol):
 
     def counters(self) -> list[Counter]: ...
 
+    async def take_role(self, role: VmRole) -> None:
+        """Attach the programs of this side, before its VM starts or its pairing begins."""
+
     async def join_bridge(self) -> None:
         """Put the VM's tap on the client-side bridge."""
 
@@ -100,14 +104,13 @@ class Vm(Protocol):
     async def stop(self) -> None: ...
 
     async def running(self) -> bool:
-        """query-status says running."""
+        """query-status says running. Events read before its reply were delivered before this
+        returns, so that a RESUME between a STOP and the reply cannot be missed."""
 
     async def listen(self) -> Endpoints:
         """Secondary: NBD export and incoming migration are open."""
 
-    async def synchronise(
-        self, to: Endpoints, progress: Callable[[Progress], None]
-    ) -> None:
+    async def synchronise(self, to: Endpoints, progress: Callable[[Progress], None]) -> None:
         """Primary: copy the disk to the secondary's export live, then replicate every write."""
 
     async def enter_colo(self, to: Endpoints, progress: Callable[[Progress], None]) -> None:
@@ -152,7 +155,7 @@ class Machine(Protocol):
         """The QEMU left running by an earlier daemon, if there is one; else None."""
 
 
-class SwapUnknown(Exception):
+class SwapUnknown(ArbiterError):  # noqa: N818
     """The outcome of a swap could not be learnt in time; read back by nonce."""
 
 

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Both sides' turns, tied to the data plane, the VM and the peer's heartbeats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from colo_ebpf.control.cmdline import PEER_NODE
+from colo_ebpf.control.epoch import (
+    Action,
+    Announce,
+    Command,
+    Flush,
+    Limits,
+    PrimaryTurns,
+    Reason,
+    Stage,
+    WriteTurn,
+)
+from colo_ebpf.control.epoch_secondary import Note, SecondaryTurns
+from colo_ebpf.control.facts import Timing, TurnFacts, Turns
+from colo_ebpf.control.peer import PeerState
+from colo_ebpf.control.ports import Plane, Vm
+from colo_ebpf.model import Mode, PlaneEvent, PlaneEventKind, VmEvent, VmEventKind
+
+if TYPE_CHECKING:
+    from colo_ebpf.control.core import Effects
+
+_REASONS = {
+    PlaneEventKind.MISMATCH: Reason.MISMATCH,
+    PlaneEventKind.STORE_FULL: Reason.STORE_FULL,
+    PlaneEventKind.EPOCH_AHEAD: Reason.EPOCH_AHEAD,
+    PlaneEventKind.MISSED_INPUT: Reason.MISSED_INPUT,
+    PlaneEventKind.SVM_RESET: Reason.SVM_RESET,
+    PlaneEventKind.GAP: Reason.GAP,
+}
+
+
+class Checkpoints:
+    """The checkpoints of this daemon's VM, whichever side it is."""
+
+    def __init__(
+        self, timing: Timing, plane: Plane, effects: Effects, note: Note | None, now_ns: int
+    ) -> None:
+        self._timing, self._plane, self._effects = timing, plane, effects
+        limits = Limits(
+            timing.arm_timeout_ns, timing.checkpoint_timeout_ns, timing.longest_epoch_ns
+        )
+        self.primary = PrimaryTurns(limits)
+        self.secondary = SecondaryTurns(timing.arm_timeout_ns)
+        self.announced = 0
+        self.flush_wanted = False
+        self._note = note
+        self._side = Turns.NONE
+        self._vm: Vm | None = None
+        self._held_due_ns: int | None = now_ns
+
+    def facts(self) -> TurnFacts:
+        """For the decision."""
+        p = self.primary
+        return TurnFacts(p.broken, p.loaded, p.triggered_ns)
+
+    def take_side(self, side: Turns, vm: Vm | None, fresh: bool, now_ns: int) -> None:
+        """Begin or end; `fresh`: the secondary's VM was made for this pairing."""
+        if side is self._side and (vm is self._vm or side is Turns.NONE):
+            return
+        self.primary.end()
+        self.secondary.end()
+        self._side, self._vm, self.announced = side, vm, 0
+        if vm is None:
+            self._side = Turns.NONE
+        elif side is Turns.PRIMARY:
+            restarted = self._plane.mode() is Mode.PRIMARY
+            self._do(self.primary.begin(self._plane.turn(), now_ns, restarted=restarted))
+            self._held_due_ns = now_ns
+        elif side is Turns.SECONDARY:
+            note = None if fresh else self._note
+            cell, loads, settled = self._plane.turn(), vm.loads(), vm.settled()
+            self._write(self.secondary.begin(cell, note, loads, settled, now_ns))
+
+    def settle(self, vm: Vm) -> None:
+        """Before a takeover: the cell names the SVM's state, whose offsets become lasting."""
+        self._write(self.secondary.settle(vm.settled(), vm.loads()))
+        self._plane.keep_offsets(self.secondary.epoch)
+
+    def vm_event(self, vm: Vm, event: VmEvent) -> None:
+        """One event of our VM, in order."""
+        local = event.kind is VmEventKind.DISK_BAD and (
+            event.data.get("node-name", PEER_NODE) != PEER_NODE
+        )
+        if self._side is Turns.PRIMARY and not local:
+            self._do(self.primary.vm_event(event))
+        elif self._side is Turns.SECONDARY:
+            self._write(self.secondary.vm_event(event, vm.settled()))
+
+    def plane_event(self, event: PlaneEvent, now_ns: int) -> None:
+        """The data plane saw a reason for a checkpoint, or held the first frame."""
+        if event.kind is PlaneEventKind.HELD:
+            self._held_due_ns = now_ns
+        else:
+            self._do(self.primary.ask(_REASONS[event.kind], now_ns, event.epoch))
+
+    def command_done(self, command: Command, stopped: bool, error: str) -> None:
+        """A command was answered or failed."""
+        if error:
+            self._do(self.primary.failed(command, error))
+        else:
+            self._do(self.primary.replied(command, stopped))
+
+    def look(self, peer: PeerState | None, listening: bool, now_ns: int) -> None:
+        """A turn of the decision cycle; `peer` only if it speaks of the same pairing."""
+        if self._side is Turns.PRIMARY:
+            self._look_primary(peer, listening, now_ns)
+        elif self._side is Turns.SECONDARY and self._vm is not None:
+            if peer is not None and peer.announced:
+                self.secondary.announced(peer.announced)
+            if self.secondary.look(now_ns):
+                self._write(self.secondary.counted(self._vm.loads()))
+        self._flush()
+
+    def _look_primary(self, peer: PeerState | None, listening: bool, now_ns: int) -> None:
+        self._look_held(now_ns)
+        if peer is not None and listening:
+            self._hear_wants(peer, now_ns)
+        self._do(
+            self.primary.look(
+                now_ns,
+                taken=max(peer.turned, peer.armed) if peer else 0,
+                armed=peer.armed if peer else 0,
+                listening=listening and peer is not None,
+            )
+        )
+
+    def _hear_wants(self, peer: PeerState, now_ns: int) -> None:
+        """The secondary is not in our epoch, and had time to say that it is."""
+        loaded = self.primary.loaded
+        if self.primary.stage is not Stage.IDLE or loaded is None:
+            return
+        rested = now_ns - loaded.resumed_ns > self._timing.arm_timeout_ns
+        if rested and (peer.want or peer.loaded != self.primary.epoch):
+            self._do(self.primary.ask(Reason.PEER, now_ns))
+
+    def _look_held(self, now_ns: int) -> None:
+        """Frames may not be held longer than the compare timeout."""
+        due = self._held_due_ns
+        if due is None or now_ns < due or self.primary.stage is not Stage.IDLE:
+            return
+        oldest = self._plane.held().oldest_ns
+        if oldest is None:
+            self._held_due_ns = None
+            self._plane.rearm_held()
+            if self._plane.held().oldest_ns is None:
+                return
+            oldest = now_ns
+        timeout_ns = self._timing.compare_timeout_ns
+        if now_ns - oldest >= timeout_ns:
+            self._do(self.primary.ask(Reason.HOLD_AGE, now_ns))
+            oldest = now_ns
+        self._held_due_ns = oldest + timeout_ns
+
+    def _flush(self) -> None:
+        """Once a checkpoint is loaded, or solo, until nothing is left."""
+        mode = self._plane.mode()
+        may = mode is Mode.SOLO or (mode is Mode.PRIMARY and self.primary.settled_epoch)
+        if not self.flush_wanted or not may:
+            return
+        self.flush_wanted = self._plane.flush().left > 0
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, WriteTurn):
+                self._plane.set_turn(action.epoch, action.phase)
+            elif isinstance(action, Announce):
+                self.announced = action.epoch
+                self._effects.publish(1)
+            elif isinstance(action, Flush):
+                self.flush_wanted = True
+                self._flush()
+            elif self._vm is not None:
+                self._effects.command(self._vm, action)
+
+    def _write(self, cells: Sequence[WriteTurn]) -> None:
+        for cell in cells:
+            self._plane.set_turn(cell.epoch, cell.phase)
+        if cells:
+            self._note = self.secondary.note()
+            self._effects.keep_note(self._note)

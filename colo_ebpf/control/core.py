@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One daemon without its clock, sockets and tasks: facts in, effects out.
+
+The daemon and the simulation drive the same `Core`. Events change facts (`peer_datagram`,
+`vm_event`, `plane_event`, `step_done`, ...); each ends in `cycle`, which takes a snapshot, lets
+`decide` say what should be and makes it so: the data plane's mode at once, everything that awaits
+an outsider as the one step under way. Checkpoints run beside it (`epoch`, `epoch_secondary`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from colo_ebpf.control import facts
+from colo_ebpf.control.checkpoints import Checkpoints
+from colo_ebpf.control.decide import decide
+from colo_ebpf.control.epoch import Command, Stage
+from colo_ebpf.control.epoch_secondary import Note
+from colo_ebpf.control.facts import Decision, Snapshot, State, Step, TaskKind, Turns
+from colo_ebpf.control.peer import Path, PeerState, PeerView
+from colo_ebpf.control.ports import Plane, SwapUnknown, Vm
+from colo_ebpf.control.record import Record
+from colo_ebpf.errors import ArbiterError, ColoError
+from colo_ebpf.model import (
+    Endpoints,
+    Mode,
+    Pairing,
+    PlaneEvent,
+    Settled,
+    VmEvent,
+    VmEventKind,
+    VmHealth,
+    VmRole,
+)
+
+PAIR_STEPS = (facts.Synchronise, facts.EnterColo, facts.StartVm)
+_REST_FIRST_NS = 1_000_000_000
+_REST_LONGEST_NS = 30_000_000_000
+_SETTLE_ROUNDS = 6
+_URGENT_COPIES = 3
+
+
+class Effects(Protocol):
+    """What a core needs done that takes time. Nothing here blocks or raises."""
+
+    def start_step(self, step: Step) -> None:
+        """Begin a step; `Core.step_done` will be called once."""
+
+    def cancel_step(self) -> None:
+        """Give up the pairing step under way; `step_done` is still called."""
+
+    def command(self, vm: Vm, command: Command) -> None:
+        """Run a command of a checkpoint; `Core.command_done` will be called once."""
+
+    def publish(self, copies: int) -> None:
+        """Send `Core.my_state` now."""
+
+    def keep_note(self, note: Note) -> None:
+        """Keep what the secondary's turn must remember over a restart."""
+
+    def token(self) -> str:
+        """16 fresh hexadecimal digits."""
+
+
+class Core:
+    """All state of one daemon."""
+
+    def __init__(
+        self,
+        who: facts.Who,
+        timing: facts.Timing,
+        plane: Plane,
+        effects: Effects,
+        peer: PeerView,
+        *,
+        now_ns: int,
+        note: Note | None = None,
+        log: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self.who, self.timing = who, timing
+        self.plane, self.effects, self.peer = plane, effects, peer
+        self.log = log
+        self.record: Record | None = None
+        self.vm: Vm | None = None
+        self.decision = Decision(State.UNKNOWN, "starting")
+        self.history: deque[tuple[int, str]] = deque(maxlen=200)
+        self.running: Step | None = None
+        self.leaving = False
+        self.unfit = ""
+        self.checkpoints = Checkpoints(timing, plane, effects, note, now_ns)
+        self._cancelling = False
+        self._record_since_ns = self._mode_since_ns = now_ns
+        self._confirmed = False
+        self._pending: Record | None = None
+        self._read_error = ""
+        self._last_read_ns = now_ns
+        self._endpoints: Endpoints | None = None
+        self._clean, self._public = False, False
+        self._colo_exit_ns: int | None = None
+        self._yanked_ns: int | None = None
+        self._task: facts.Task | None = None
+        self._done: set[type] = set()
+        self._attempt = self._step_attempt = 0  # a step counts as done for the attempt it began in
+        self._failure: facts.Failure | None = None
+        self._rest_until_ns, self._rests = 0, 0
+        self._pairing: Pairing | None = None
+        self._pairing_known = False
+        self._published: PeerState | None = None
+
+    # --- events ------------------------------------------------------------------------
+
+    def adopt(self, vm: Vm) -> None:
+        """A QEMU that an earlier daemon left running, before the first cycle."""
+        self.vm = vm
+
+    def peer_datagram(self, datagram: bytes, path: Path, now_ns: int) -> None:
+        """One heartbeat came."""
+        if self.peer.receive(datagram, path, now_ns):
+            self.cycle(now_ns)
+
+    def peer_refused(self, path: Path, now_ns: int) -> None:
+        """The peer's host says that its daemon does not run."""
+        self.peer.nobody_listens(path, now_ns)
+
+    def vm_event(self, vm: Vm, event: VmEvent, now_ns: int) -> None:
+        """One event of a QEMU; those of one that is not ours any more are ignored."""
+        if vm is not self.vm:
+            return
+        kind = event.kind
+        if kind is VmEventKind.COLO_EXIT:
+            self._colo_exit_ns = now_ns
+        elif kind is VmEventKind.BLOCK_ERROR:
+            self.unfit = "its disk failed"
+        elif kind is VmEventKind.MONITOR_LOST and vm.alive:
+            self.unfit = "its QEMU does not answer"
+        self.checkpoints.vm_event(vm, event)
+        if kind is VmEventKind.GONE:
+            self.effects.publish(_URGENT_COPIES)
+        self.cycle(now_ns)
+
+    def plane_event(self, event: PlaneEvent, now_ns: int) -> None:
+        """The data plane wakes us."""
+        self.checkpoints.plane_event(event, now_ns)
+        self.cycle(now_ns)
+
+    def command_done(self, command: Command, stopped: bool, error: str, now_ns: int) -> None:
+        """A checkpoint's command was answered or failed."""
+        self.checkpoints.command_done(command, stopped, error)
+        self.cycle(now_ns)
+
+    def vm_started(self, vm: Vm, endpoints: Endpoints | None) -> None:
+        """A StartVm step has made a QEMU (called before its step_done)."""
+        self.vm, self._endpoints = vm, endpoints
+        self._clean, self._public, self.unfit = True, False, ""
+        self._colo_exit_ns = self._yanked_ns = None
+
+    def step_done(
+        self, step: Step, record: Record | None, error: ColoError | None, now_ns: int
+    ) -> None:
+        """The step under way has ended; Read and Swap bring the newest record."""
+        self.running, cancelled, self._cancelling = None, self._cancelling, False
+        if error is not None:
+            if not cancelled:
+                self._failure = facts.Failure(step, str(error), now_ns)
+            if isinstance(step, facts.Swap) and isinstance(error, SwapUnknown):
+                self._pending, self._confirmed = step.new, False
+            if isinstance(error, ArbiterError):
+                self._read_error = str(error)
+        else:
+            self._succeeded(step, record, now_ns)
+        self.cycle(now_ns)
+
+    def _succeeded(self, step: Step, record: Record | None, now_ns: int) -> None:
+        if self._failure is not None and type(self._failure.step) is type(step):
+            self._failure = None
+        if record is not None:
+            mine = isinstance(step, facts.Swap) and _same(record, step.new)
+            self._learn(record, mine, now_ns)
+        elif self._step_attempt == self._attempt:
+            self._done.add(type(step))
+        if isinstance(step, facts.EndVm):
+            self.vm, self._endpoints, self.unfit = None, None, ""
+        elif isinstance(step, facts.LeavePair | facts.ContinueAlone | facts.TakeOver):
+            self._clean = True
+        elif isinstance(step, facts.Yank):
+            self._yanked_ns = now_ns
+        elif isinstance(step, facts.GoPublic):
+            self._public = True
+
+    def _learn(self, record: Record, mine: bool, now_ns: int) -> None:
+        """The newest record, and whether it is our own successful swap."""
+        self._last_read_ns, self._read_error = now_ns, ""
+        old = self.record
+        if self._pending is not None and record.generation >= self._pending.generation:
+            mine = mine or _same(record, self._pending)
+            self._pending = None
+        same = old is not None and (record.generation, record.nonce) == (old.generation, old.nonce)
+        self._confirmed = mine or (same and self._confirmed)
+        if same:
+            return
+        if old is None or _meaning(record) != _meaning(old):
+            self._record_since_ns = now_ns
+            self._begin_attempt()
+        self.record = record
+
+    def _begin_attempt(self) -> None:
+        self._done.clear()
+        self._attempt += 1
+
+    # --- the decision cycle ---------------------------------------------------------------
+
+    def cycle(self, now_ns: int) -> None:
+        """Decide and make it so, until nothing changes any more."""
+        for _ in range(_SETTLE_ROUNDS):
+            before = self.decision
+            self._apply(decide(self.snapshot(now_ns)), now_ns)
+            self._checkpoints(now_ns)
+            if self.decision == before:
+                break
+        if self._news():
+            self.effects.publish(1)
+
+    def snapshot(self, now_ns: int) -> Snapshot:
+        """Everything a decision may look at, now."""
+        token = self.effects.token()
+        heard_ns = self.plane.link_heard_ns()
+        return Snapshot(
+            now_ns=now_ns,
+            who=self.who,
+            timing=self.timing,
+            record=self.record,
+            record_since_ns=self._record_since_ns,
+            confirmed=self._confirmed,
+            pending=self._pending,
+            read_error=self._read_error,
+            vm=self._vm_facts(),
+            peer=facts.PeerFacts(
+                self.peer.state,
+                self.peer.age_ns(Path.LINK, now_ns),
+                self.peer.age_ns(Path.MANAGEMENT, now_ns),
+                self.peer.away_since_ns(now_ns),
+            ),
+            turns=self.checkpoints.facts(),
+            mode=self.plane.mode(),
+            mode_since_ns=self._mode_since_ns,
+            plane_hears=heard_ns > 0 and now_ns - heard_ns < self.timing.peer_timeout_ns,
+            public=self._public,
+            task=self._task,
+            done=frozenset(self._done),
+            failure=self._failure,
+            yanked_ns=self._yanked_ns,
+            rest_until_ns=self._rest_until_ns,
+            last_read_ns=self._last_read_ns,
+            fresh_vni=int(token[:6], 16) or 1,
+            fresh_instance=f"{self.who.host}/{token}",
+        )
+
+    def _vm_facts(self) -> facts.VmFacts | None:
+        vm = self.vm
+        if vm is None:
+            return None
+        return facts.VmFacts(
+            instance=vm.instance,
+            role=vm.role,
+            alive=vm.alive,
+            settled=vm.settled() if vm.role is VmRole.SECONDARY else Settled.CURRENT,
+            fit=not self.unfit,
+            clean=self._clean,
+            endpoints=self._endpoints,
+            colo_exit_ns=self._colo_exit_ns,
+        )
+
+    def _apply(self, d: Decision, now_ns: int) -> None:
+        if d.sentence != self.decision.sentence:
+            self.log(d.sentence)
+            self.history.append((now_ns, d.sentence))
+        self.decision = d
+        self._take_task(d, now_ns)
+        if d.cancels and isinstance(self.running, PAIR_STEPS) and not self._cancelling:
+            self._cancelling = True
+            self.effects.cancel_step()
+        if d.state is not State.UNKNOWN:
+            self._set_plane(d, now_ns)
+            self.checkpoints.take_side(d.turns, self.vm, d.state is State.JOINING, now_ns)
+        if d.ask is not None:
+            self.checkpoints.primary.ask(d.ask, now_ns)
+        if d.step is not None and self.running is None:
+            self._start(d.step)
+
+    def _take_task(self, d: Decision, now_ns: int) -> None:
+        old, new = self._task, d.task
+        self._task = new
+        if d.state is State.PRIMARY:
+            self._rests = 0
+        if (old and (old.kind, old.vni)) == (new and (new.kind, new.vni)):
+            return
+        self._begin_attempt()
+        if old is not None and old.kind is TaskKind.PAIR and d.state is not State.PRIMARY:
+            rest_ns = min(_REST_FIRST_NS << self._rests, _REST_LONGEST_NS)
+            self._rests = min(self._rests + 1, 8)
+            self._rest_until_ns = now_ns + rest_ns
+        if self._failure is not None and isinstance(self._failure.step, PAIR_STEPS):
+            self._failure = None
+
+    def _set_plane(self, d: Decision, now_ns: int) -> None:
+        if d.pairing != self._pairing or not self._pairing_known:
+            self.plane.set_pairing(d.pairing)
+            self._pairing, self._pairing_known = d.pairing, True
+        if d.mode is not None and d.mode is not self.plane.mode():
+            self.plane.set_mode(d.mode)
+            self._mode_since_ns = now_ns
+            if d.mode in (Mode.SOLO, Mode.PRIMARY):
+                self.checkpoints.flush_wanted = True
+
+    def _start(self, step: Step) -> None:
+        if isinstance(step, facts.TakeOver) and self.vm is not None:
+            self.checkpoints.settle(self.vm)
+        if isinstance(step, facts.StartVm):
+            self.vm = self._endpoints = None
+        elif isinstance(step, facts.Synchronise):
+            self._clean = False
+        elif isinstance(step, facts.EnterColo):
+            self._clean, self._colo_exit_ns = False, None
+        self.running, self._step_attempt = step, self._attempt
+        self.effects.start_step(step)
+
+    def _checkpoints(self, now_ns: int) -> None:
+        state = self.peer.state
+        same = state is not None and self._pairing is not None and state.vni == self._pairing.vni
+        heard_ns = min(self.peer.age_ns(path, now_ns) for path in Path)
+        listening = (
+            heard_ns <= self.timing.peer_timeout_ns and self.peer.away_since_ns(now_ns) is None
+        )
+        self.checkpoints.look(state if same else None, listening, now_ns)
+
+    # --- what we say --------------------------------------------------------------------
+
+    def my_state(self) -> PeerState:
+        """What the next heartbeat carries (the transport numbers it)."""
+        vm, points = self.vm, self.checkpoints
+        return PeerState(
+            vm=self.who.vm,
+            host=self.who.host,
+            boot=self.peer.boot,
+            echo=self.peer.echo,
+            state=self.decision.state.value,
+            generation=self.record.generation if self.record else 0,
+            instance=vm.instance if vm else "",
+            health=self._health(),
+            fit=not self.unfit,
+            vni=self._offered_vni(),
+            endpoints=self._endpoints,
+            announced=points.announced,
+            armed=points.secondary.armed,
+            turned=self.plane.turn().epoch,
+            loaded=points.secondary.loaded,
+            want=points.secondary.want,
+            leaving=self.leaving,
+        )
+
+    def _offered_vni(self) -> int:
+        if self._task is not None:
+            return self._task.vni
+        return self._pairing.vni if self._pairing is not None else 0
+
+    def _health(self) -> VmHealth:
+        vm = self.vm
+        if vm is None:
+            starts = isinstance(self.running, facts.StartVm)
+            return VmHealth.STARTING if starts else VmHealth.NONE
+        if not vm.alive:
+            return VmHealth.GONE
+        if vm.role is VmRole.SECONDARY and vm.settled() is Settled.BROKEN:
+            return VmHealth.BROKEN
+        return VmHealth.INCOMING if self.decision.state is State.JOINING else VmHealth.RUNNING
+
+    def _news(self) -> bool:
+        state = self.my_state()
+        if state == self._published:
+            return False
+        self._published = state
+        return True
+
+    @property
+    def checkpointing(self) -> bool:
+        """This daemon can be asked for a checkpoint."""
+        primary = self.checkpoints.primary.stage not in (Stage.OFF, Stage.BROKEN)
+        return primary and self.decision.turns is Turns.PRIMARY
+
+
+def _meaning(record: Record) -> Record:
+    return msgspec.structs.replace(record, generation=1, nonce="")
+
+
+def _same(record: Record, meant: Record) -> bool:
+    return record.generation == meant.generation and _meaning(record) == _meaning(meant)

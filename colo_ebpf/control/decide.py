@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What this daemon should do now: one pure function. Read it from top to bottom.
+
+The way of a failover: paired (`_primary`, `_secondary`: who bids, and why) → won (`_claimed`:
+act, then activate) or lost (`_lost`: withheld until the winner is active) → alone
+(`pairing.solo`). The way into a pair is in `pairing`.
+
+Nothing here is remembered between calls: a daemon that was killed decides the same again.
+
+- Only a daemon whose VM is alive, whole and fit bids; one without a VM concedes.
+- Nothing leaves on its own before `active` is confirmed. The loser's VM is ended only when the
+  record no longer names it.
+- An unreachable arbiter leaves everything withheld.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from colo_ebpf.control import pairing, record
+from colo_ebpf.control.epoch import Reason
+from colo_ebpf.control.facts import (
+    ContinueAlone,
+    Decision,
+    EndVm,
+    Read,
+    Snapshot,
+    StartVm,
+    State,
+    Step,
+    Swap,
+    TakeOver,
+    TaskKind,
+    Turns,
+    VmFacts,
+    Yank,
+)
+from colo_ebpf.control.record import Kind, Record, host_of
+from colo_ebpf.control.rules import NO_VM, failed, own_vm, paired_with, rested
+from colo_ebpf.model import Mode, Settled, VmRole
+
+
+def decide(s: Snapshot) -> Decision:
+    """The decision for this snapshot."""
+    if s.record is None:
+        why = f": {s.read_error}" if s.read_error else ""
+        return Decision(
+            State.UNKNOWN,
+            f"reading the arbiter's record{why}",
+            step=rested(s, Read()),
+            task=s.task,
+        )
+    decision = _for_record(s, s.record)
+    if _behind(s, s.record):
+        return replace(decision, step=rested(s, Read()))
+    return decision
+
+
+def _for_record(s: Snapshot, r: Record) -> Decision:
+    me = s.who.host
+    if s.vm is not None and s.vm.alive and not _may_live(s, r, s.vm):
+        return Decision(
+            State.ENDING,
+            f"ending the VM {s.vm.instance}: the record is {r.describe()}",
+            mode=Mode.WITHHOLD,
+            step=rested(s, EndVm(s.vm.instance)),
+            cancels=True,
+        )
+    if r.kind is Kind.COLD:
+        return _cold(s, r)
+    if host_of(r.owner) == me:
+        rules = {Kind.CLAIMED: _claimed, Kind.ACTIVE: pairing.solo, Kind.PAIRED: _primary}
+        return rules[r.kind](s, r)
+    if host_of(r.other) == me:
+        return _secondary(s, r) if r.kind is Kind.PAIRED else _lost(s, r)
+    return pairing.standby(s, r)
+
+
+def _may_live(s: Snapshot, r: Record, vm: VmFacts) -> bool:
+    """The record names it, or it is being made into a replica of the one that is named."""
+    joins = s.task is not None and s.task.kind is TaskKind.JOIN and s.task.instance == vm.instance
+    return r.names(vm.instance) or (joins and r.kind is Kind.ACTIVE)
+
+
+def _behind(s: Snapshot, r: Record) -> bool:
+    """The peer speaks of a newer generation than we have read."""
+    state = s.peer.state
+    return state is not None and state.generation > r.generation
+
+
+# --- cold start ---------------------------------------------------------------------------
+
+
+def _cold(s: Snapshot, r: Record) -> Decision:
+    if r.owner != s.who.host:
+        return pairing.standby(s, r)
+    if not s.who.starts:
+        return Decision(
+            State.STUCK,
+            "the record says that this host starts the VM, but its [start] role is secondary",
+            mode=Mode.WITHHOLD,
+        )
+    return Decision(
+        State.STARTING,
+        _or_unreachable(s, "starting the VM from this host's image"),
+        mode=Mode.WITHHOLD,
+        step=rested(s, Swap(r, record.start(r, s.fresh_instance))),
+    )
+
+
+# --- paired: who bids, and why --------------------------------------------------------------
+
+
+def _primary(s: Snapshot, r: Record) -> Decision:
+    vm = own_vm(s, r.owner)
+    if vm is None:
+        return _concede(s, r, r.owner)
+    paired = Decision(
+        State.PRIMARY,
+        "primary of a protected pair",
+        mode=Mode.PRIMARY,
+        pairing=paired_with(s, r.vni),
+        turns=Turns.PRIMARY,
+    )
+    why = s.turns.broken or _peer_unusable(s, r.other)
+    silent = s.peer.link_age_ns > s.timing.peer_timeout_ns
+    if not why and not silent:
+        return paired
+    if not why and _daemon_away(s):
+        text = "the secondary's daemon is away: waiting for it, its VM goes on"
+        since = s.peer.away_since_ns or 0
+        probe = Reason.PROBE if s.turns.triggered_ns < since else None
+        return replace(paired, sentence=text, ask=probe)
+    return _bid(s, r, paired, vm, why or _silence(s))
+
+
+def _secondary(s: Snapshot, r: Record) -> Decision:
+    vm = own_vm(s, r.other)
+    if vm is None:
+        return _concede(s, r, r.other)
+    paired = Decision(
+        State.SECONDARY,
+        "secondary of a protected pair",
+        mode=Mode.SECONDARY,
+        pairing=paired_with(s, r.vni),
+        turns=Turns.SECONDARY,
+    )
+    why = _peer_unusable(s, r.owner)
+    if why:
+        return _bid(s, r, paired, vm, why)
+    if s.peer.age_ns <= s.timing.peer_timeout_ns:
+        return _secondary_beside_living(s, r, paired, vm)
+    if vm.colo_exit_ns is None and _daemon_away(s):
+        text = "the primary's daemon is away: waiting for it, its VM goes on"
+        return replace(paired, sentence=text)
+    return _bid(s, r, paired, vm, _silence(s))
+
+
+def _secondary_beside_living(s: Snapshot, r: Record, paired: Decision, vm: VmFacts) -> Decision:
+    """The primary's daemon is heard: if the pair is cut, it may go on alone first."""
+    patience = s.timing.prefer_primary_ns
+    if s.peer.link_age_ns > s.timing.peer_timeout_ns + patience:
+        return _bid(s, r, paired, vm, _silence(s))
+    if s.peer.link_age_ns > s.timing.peer_timeout_ns:
+        return replace(paired, sentence="the link is cut: the primary may go on alone first")
+    if vm.colo_exit_ns is not None and s.now_ns - vm.colo_exit_ns > patience:
+        return _bid(s, r, paired, vm, "COLO ended: the connection to the primary's QEMU is gone")
+    return paired
+
+
+def _peer_unusable(s: Snapshot, instance: str) -> str:
+    """What the peer itself has said of its VM; it holds for this instance for ever."""
+    state = s.peer.state
+    if state is None:
+        return ""
+    if state.instance != instance or state.health in NO_VM:
+        return f"{s.who.peer} says that its VM is gone"
+    return "" if state.fit else f"{s.who.peer} says that its disk failed"
+
+
+def _daemon_away(s: Snapshot) -> bool:
+    """Its host answers that the daemon does not run: a restart, for a bounded time."""
+    away = s.peer.away_since_ns
+    return away is not None and s.peer.age_ns < s.timing.daemon_grace_ns
+
+
+def _silence(s: Snapshot) -> str:
+    if s.peer.age_ns > s.timing.peer_timeout_ns:
+        return f"{s.who.peer} is not heard on any path"
+    return "the link is cut (the management path is not)"
+
+
+def _bid(s: Snapshot, r: Record, paired: Decision, vm: VmFacts, why: str) -> Decision:
+    if not vm.fit:
+        text = f"{why}, but this side's disk failed: not bidding, output withheld"
+        return replace(paired, sentence=text)
+    return replace(
+        paired,
+        sentence=_or_unreachable(s, f"bidding to go on alone: {why}"),
+        step=rested(s, Swap(r, record.claim(r, vm.instance))),
+    )
+
+
+def _concede(s: Snapshot, r: Record, instance: str) -> Decision:
+    broken = s.vm is not None and s.vm.alive and s.vm.settled is Settled.BROKEN
+    why = "is broken (new RAM, old disk)" if broken else "is gone"
+    return Decision(
+        State.LOST,
+        _or_unreachable(s, f"conceding to {s.who.peer}: the VM here {why}"),
+        mode=Mode.WITHHOLD,
+        step=rested(s, Swap(r, record.concede(r, instance))),
+    )
+
+
+def _or_unreachable(s: Snapshot, sentence: str) -> str:
+    error = failed(s, Swap)
+    return f"{sentence}; output stays withheld: {error}" if error else sentence
+
+
+# --- won --------------------------------------------------------------------------------------
+
+
+def _claimed(s: Snapshot, r: Record) -> Decision:
+    vm = own_vm(s, r.owner)
+    if vm is None:
+        return _claimed_without_vm(s, r)
+    if r.vni == 0:
+        return _activate(s, r, State.STARTING, Mode.WITHHOLD)
+    if not vm.fit:
+        return _hand_back(s, r, "this side's disk failed")
+    if r.image == s.who.host:
+        return _continue_alone(s, r)
+    return replace(_take_over(s, r, vm), turns=Turns.SECONDARY)
+
+
+def _claimed_without_vm(s: Snapshot, r: Record) -> Decision:
+    if r.other:
+        return _concede(s, r, r.owner)
+    if r.vni:
+        return Decision(
+            State.LOST,
+            _or_unreachable(s, f"no VM is left: back to the image of {r.image}"),
+            mode=Mode.WITHHOLD,
+            step=rested(s, Swap(r, record.hand_to_image(r))),
+        )
+    error = failed(s, StartVm)
+    return Decision(
+        State.STARTING,
+        f"starting QEMU failed: {error}" if error else f"starting QEMU as {r.owner}",
+        mode=Mode.WITHHOLD,
+        step=rested(s, StartVm(VmRole.PRIMARY, r.owner), 10 * s.timing.retry_ns),
+    )
+
+
+def _continue_alone(s: Snapshot, r: Record) -> Decision:
+    """Primary: shut the sockets, drop the child, leave COLO, then activate."""
+    if ContinueAlone in s.done:
+        return _activate(s, r, State.CLAIMED, Mode.PRIMARY)
+    return _act(s, r, ContinueAlone(), "leaving the pair to go on alone", Mode.PRIMARY)
+
+
+def _take_over(s: Snapshot, r: Record, vm: VmFacts) -> Decision:
+    """Secondary: shut the sockets, wait until no load can come any more, then leave COLO."""
+    if TakeOver in s.done:
+        return _activate(s, r, State.CLAIMED, Mode.WITHHOLD)
+    if vm.colo_exit_ns is None and Yank not in s.done:
+        return _act(s, r, Yank(), "won: shutting the connections to the primary", None)
+    waited_ns = s.now_ns - (s.yanked_ns if s.yanked_ns is not None else s.record_since_ns)
+    late = waited_ns > s.timing.qmp_timeout_ns
+    if not late and (vm.colo_exit_ns is None or vm.settled is Settled.OPEN):
+        return Decision(State.CLAIMED, "won: waiting until the SVM is settled")
+    if vm.settled is Settled.OPEN:
+        return _hand_back(s, r, "the SVM hangs inside a load")
+    return _act(s, r, TakeOver(), "taking over", Mode.WITHHOLD)
+
+
+def _act(s: Snapshot, r: Record, step: Step, sentence: str, mode: Mode | None) -> Decision:
+    error = failed(s, type(step))
+    if error and _peer_can(s, r):
+        return _hand_back(s, r, error)
+    text = f"{sentence}: trying again after {error}" if error else sentence
+    return Decision(State.CLAIMED, text, mode=mode, step=rested(s, step))
+
+
+def _activate(s: Snapshot, r: Record, state: State, mode: Mode) -> Decision:
+    return Decision(
+        state,
+        _or_unreachable(s, "ready to go on alone: activating"),
+        mode=mode,
+        step=rested(s, Swap(r, record.activate(r))),
+    )
+
+
+def _peer_can(s: Snapshot, r: Record) -> bool:
+    """The loser is still there to take the claim back."""
+    state = s.peer.state
+    heard = state is not None and s.peer.age_ns <= s.timing.peer_timeout_ns
+    return heard and r.other != "" and not _peer_unusable(s, r.other)
+
+
+def _hand_back(s: Snapshot, r: Record, why: str) -> Decision:
+    if not _peer_can(s, r):
+        text = f"cannot go on alone ({why}) and {s.who.peer} is not there to: output withheld"
+        return Decision(State.STUCK, text)
+    return Decision(
+        State.CLAIMED,
+        _or_unreachable(s, f"handing back to {s.who.peer}: {why}"),
+        step=rested(s, Swap(r, record.concede(r, r.owner))),
+    )
+
+
+# --- lost ---------------------------------------------------------------------------------------
+
+
+def _lost(s: Snapshot, r: Record) -> Decision:
+    """Withheld until the winner is active, hands back, or has been away for good."""
+    grace = s.timing.daemon_grace_ns
+    abandoned = s.peer.age_ns > grace and s.now_ns - s.record_since_ns > grace
+    vm = own_vm(s, r.other)
+    turns = Turns.NONE if r.image == s.who.host else Turns.SECONDARY
+    if abandoned and vm is not None and vm.fit:
+        return Decision(
+            State.LOST,
+            _or_unreachable(s, f"taking back the claim that {s.who.peer} abandoned"),
+            step=rested(s, Swap(r, record.claim(r, r.other))),
+            turns=turns,
+        )
+    due = s.now_ns - s.last_read_ns >= s.timing.retry_ns // 3
+    return Decision(
+        State.LOST,
+        f"{s.who.peer} claimed: output withheld until it is active or hands back",
+        step=rested(s, Read()) if due else None,
+        turns=turns,
+    )

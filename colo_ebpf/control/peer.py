@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What daemons tell each other: the sender's whole state in one authenticated datagram.
+
+::
+
+    "COLO" | version (1 byte) | HMAC-SHA256 of all the rest (32 bytes) | msgpack PeerState
+
+There is no other protocol and nothing is acknowledged: every heartbeat repeats everything, over
+both paths, so any one of them that arrives is enough. A datagram counts only if it is fresh:
+
+- It echoes the *boot id* of the receiver's daemon, so it was made after the receiver started; one
+  without the echo only tells whom to echo. What was recorded earlier is worth nothing.
+- Its sequence number is above the last one of the same boot id; a boot id that was replaced by a
+  newer one is never listened to again.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from colo_ebpf.errors import PeerError
+from colo_ebpf.model import Endpoints, VmHealth
+
+MAGIC = b"COLO"
+VERSION = 1
+GREET_AFTER_NS = 100_000_000  # silence after which a new run of the peer's daemon is greeted
+REFUSAL_HOLDS_NS = 2_500_000_000
+_MAC_BYTES = 32
+_HEADER_BYTES = len(MAGIC) + 1 + _MAC_BYTES
+
+
+class Path(enum.Enum):
+    """The two ways between the hosts."""
+
+    LINK = "link"
+    MANAGEMENT = "management"
+
+
+class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything one daemon says of itself."""
+
+    vm: str
+    host: str
+    boot: str  # id of this run of the daemon
+    seq: int = 0  # of the datagram, within the boot id
+    echo: str = ""  # boot id of the other daemon, as last heard
+    state: str = ""  # name of the sender's decide.State
+    generation: int = 0  # of the record, as last read
+    instance: str = ""
+    health: VmHealth = VmHealth.NONE
+    fit: bool = True  # no disk error: the VM may be made the only one
+    vni: int = 0  # the pairing offered, joined or in force
+    endpoints: Endpoints | None = None  # secondary: where its QEMU listens for that pairing
+    announced: int = 0  # primary: epoch of the checkpoint to come
+    armed: int = 0  # secondary: will turn to this epoch at its next STOP
+    turned: int = 0  # epoch in the turn cell
+    loaded: int = 0  # secondary: epoch of the checkpoint it runs on
+    want: str = ""  # secondary: why it wants a checkpoint
+    leaving: bool = False  # the daemon was told to end; its VM runs on
+
+
+class Refusal(enum.Enum):
+    """Why a datagram was not believed."""
+
+    MALFORMED = "malformed datagrams: something else sends to the heartbeat port"
+    VERSION = "another protocol version: run the same version of colo-ebpf on both hosts"
+    KEY = "wrong key: the key files of the two hosts differ"
+    VM = "another VM's name: [vm] name must be the same on both hosts"
+    HOST = "another host's name: [peer] name must be the other host's [host] name"
+    STALE = "replayed or overtaken datagrams"
+
+
+def seal(state: PeerState, key: bytes) -> bytes:
+    """The datagram of a state."""
+    body = msgspec.msgpack.encode(state)
+    head = MAGIC + bytes((VERSION,))
+    return head + hmac.digest(key, head + body, hashlib.sha256) + body
+
+
+class RefusedError(PeerError):
+    """A datagram that was not believed, and why."""
+
+    def __init__(self, why: Refusal, detail: str = "") -> None:
+        super().__init__(why.value + (f" ({detail})" if detail else ""))
+        self.why = why
+
+
+def unseal(datagram: bytes, key: bytes) -> PeerState:
+    """Parse and check one datagram; raises RefusedError."""
+    if len(datagram) < _HEADER_BYTES or datagram[:4] != MAGIC:
+        raise RefusedError(Refusal.MALFORMED)
+    if datagram[4] != VERSION:
+        raise RefusedError(Refusal.VERSION, f"theirs {datagram[4]}, ours {VERSION}")
+    body = datagram[_HEADER_BYTES:]
+    mac = hmac.digest(key, datagram[:5] + body, hashlib.sha256)
+    if not hmac.compare_digest(mac, datagram[5:_HEADER_BYTES]):
+        raise RefusedError(Refusal.KEY)
+    try:
+        return msgspec.msgpack.decode(body, type=PeerState)
+    except (msgspec.DecodeError, ValueError, RecursionError) as e:
+        raise RefusedError(Refusal.MALFORMED, str(e)) from e
+
+
+@dataclass(slots=True)
+class _PathView:
+    seq: int = -1
+    heard_ns: int | None = None
+    refused_ns: int | None = None  # first and last time its host said that nobody listens
+    refused_last_ns: int = 0
+
+
+@dataclass(slots=True)
+class PeerView:
+    """All we know of the peer: its last state, and when each path last carried one.
+
+    `started_ns` stands in for "last heard" until the first datagram.
+    """
+
+    vm: str
+    host: str  # the peer's
+    boot: str  # ours, which it has to echo
+    key: bytes
+    started_ns: int
+    report: Callable[[str], None] = lambda sentence: None
+    state: PeerState | None = None
+    echo: str = ""  # boot id to echo
+    refusals: dict[Refusal, int] = field(default_factory=dict)
+    last_error: str = ""
+    _retired: set[str] = field(default_factory=set)
+    _paths: dict[Path, _PathView] = field(default_factory=lambda: {p: _PathView() for p in Path})
+
+    def receive(self, datagram: bytes, path: Path, now_ns: int) -> bool:
+        """Take one datagram; True if it brought news. Never raises on any input."""
+        try:
+            state = unseal(datagram, self.key)
+            self._check_names(state)
+        except RefusedError as e:
+            self._refuse(e)
+            return False
+        if state.echo != self.boot or state.boot in self._retired:
+            self._greet(state, now_ns)
+            return False
+        return self._accept(state, path, now_ns)
+
+    def _check_names(self, state: PeerState) -> None:
+        if state.vm != self.vm:
+            raise RefusedError(Refusal.VM, f"theirs {state.vm!r}, ours {self.vm!r}")
+        if state.host != self.host:
+            raise RefusedError(Refusal.HOST, f"it says {state.host!r}, not {self.host!r}")
+
+    def _greet(self, state: PeerState, now_ns: int) -> None:
+        """Not for us yet: echo its boot id, so that its next one is.
+
+        A retired id stays so, and while the known one is heard nobody takes its place.
+        """
+        if state.boot in self._retired:
+            self._refuse(RefusedError(Refusal.STALE))
+        elif not self._heard_lately(now_ns):
+            self.echo = state.boot
+
+    def _heard_lately(self, now_ns: int) -> bool:
+        if self.state is None:
+            return False
+        return min(self.age_ns(path, now_ns) for path in Path) < GREET_AFTER_NS
+
+    def _accept(self, state: PeerState, path: Path, now_ns: int) -> bool:
+        if self.state is not None and state.boot != self.state.boot:
+            self._retired.add(self.state.boot)
+            self.state = None
+            for view in self._paths.values():
+                view.seq = -1
+        view = self._paths[path]
+        if state.seq <= view.seq:
+            self._refuse(RefusedError(Refusal.STALE))
+            return False
+        view.seq, view.heard_ns, view.refused_ns = state.seq, now_ns, None
+        self.echo = state.boot
+        if self.state is not None and state.seq <= self.state.seq:
+            return False  # the same, over the other path
+        before = self.state
+        self.state = state
+        return before is None or _content(before) != _content(state)
+
+    def nobody_listens(self, path: Path, now_ns: int) -> None:
+        """The peer's host is up and answered that its daemon is not."""
+        view = self._paths[path]
+        view.refused_last_ns = now_ns
+        if view.refused_ns is None:
+            view.refused_ns = now_ns
+
+    def age_ns(self, path: Path, now_ns: int) -> int:
+        """Time since the path last carried a state (since our start if never)."""
+        heard = self._paths[path].heard_ns
+        return now_ns - (self.started_ns if heard is None else heard)
+
+    def away_since_ns(self, now_ns: int) -> int | None:
+        """Since when the peer's daemon is known not to run while its host does; else None.
+
+        Hosts answer about once a second at most (`icmp_ratelimit`): an answer holds a while.
+        """
+        since = [
+            view.refused_ns
+            for view in self._paths.values()
+            if view.refused_ns is not None and now_ns - view.refused_last_ns < REFUSAL_HOLDS_NS
+        ]
+        if self.state is not None and self.state.leaving:
+            since += [v.heard_ns for v in self._paths.values() if v.heard_ns is not None]
+        return min(since, default=None)
+
+    def _refuse(self, error: RefusedError) -> None:
+        seen = self.refusals.get(error.why, 0)
+        self.refusals[error.why] = seen + 1
+        if error.why is Refusal.STALE:
+            return
+        self.last_error = f"ignoring {self.host}: {error}"
+        if not seen:
+            self.report(self.last_error)
+
+
+def _content(state: PeerState) -> PeerState:
+    return msgspec.structs.replace(state, seq=0)
