@@ -15,6 +15,7 @@ if [ ! -e "$out/vmlinuz" ]; then
 	work=$(mktemp -d)
 	trap 'rm -rf "$work"' EXIT
 	chmod 755 "$work"
+	chown _apt "$work"	# apt downloads as that user
 	(cd "$work" && apt-get download -qq "$package" && dpkg-deb -x ./*.deb root)
 	rm -rf "$out/modules"
 	mkdir -p "$out/modules"

@@ -20,8 +20,9 @@ static __always_inline int colo_link_in(struct __sk_buff *skb, struct colo_conf 
 		return -1;
 	if (key.tunnel_id != conf->vni || key.remote_ipv4 != bpf_ntohl(conf->peer_ip))
 		return -1;
+	/* A group of 0 is not put on the wire: without the option the tag is 0. */
 	if (bpf_skb_get_tunnel_opt(skb, &md, sizeof(md)) < 0)
-		return -1;
+		md.gbp = 0;
 	*tag = md.gbp & 0xffff;
 	return 0;
 }

@@ -173,18 +173,12 @@ class Timing:
     longest_epoch_ns: int = 60_000 * MS
     qmp_timeout_ns: int = 2_000 * MS
     checkpoint_timeout_ns: int = 10_000 * MS
-    start_timeout_ns: int = 60_000 * MS
-    sync_timeout_ns: int = 600_000 * MS
+    daemon_grace_ns: int = 10_000 * MS  # a pair whose VMs are well waits for a daemon's restart
 
     @property
     def prefer_primary_ns(self) -> int:
         """How much longer than the primary a secondary waits that still hears it."""
         return 2 * self.peer_timeout_ns
-
-    @property
-    def daemon_grace_ns(self) -> int:
-        """How long a pair whose VMs are well waits for a daemon that is being restarted."""
-        return self.checkpoint_timeout_ns
 
     @property
     def retry_ns(self) -> int:

@@ -72,6 +72,11 @@ class QemuMachine:
         self._spec = spec
         self._pid_file = spec.run_dir / "qemu.pid"
 
+    @property
+    def accel(self) -> str:
+        """The accelerator QEMU is started with."""
+        return self._spec.accel
+
     async def start(self, role: VmRole, instance: str) -> Qemu:
         """Start QEMU and connect to its monitors; VmError has the end of its log."""
         spec = self._spec

@@ -64,6 +64,10 @@ class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     want: str = ""  # secondary: why it wants a checkpoint
     leaving: bool = False  # the daemon was told to end; its VM runs on
 
+    def numbered(self, seq: int) -> PeerState:
+        """The same, as the datagram of this number."""
+        return msgspec.structs.replace(self, seq=seq)
+
 
 class Refusal(enum.Enum):
     """Why a datagram was not believed."""

@@ -69,6 +69,15 @@ class Plane(Protocol):
 
     def counters(self) -> list[Counter]: ...
 
+    def mismatches(self) -> list[PlaneEvent]:
+        """The last mismatches, oldest first."""
+
+    def live(self) -> dict[str, int]:
+        """The words the programs keep (held frames, store head, ...), by name."""
+
+    async def quicken(self, peer_address: str) -> None:
+        """`quickack` on the route to the peer: a down link forgets it."""
+
     async def take_role(self, role: VmRole) -> None:
         """Attach the programs of this side, before its VM starts or its pairing begins."""
 

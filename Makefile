@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# `make help` lists the targets. `make demo` and `make test` need nothing but Debian 12 and root.
+
+PYTHON := .venv/bin/python
+GUEST := build/guest
+FAULT ?= host-kill
+TESTS ?= tests
+
+.PHONY: help setup guest demo test lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: ## install Debian packages and the virtual environment
+	@scripts/setup.sh
+
+guest: setup ## build the default guest and the TCG helper library
+	@guest/build.sh $(GUEST)
+
+demo: guest ## protect a VM, break something (FAULT=vm-kill|host-kill|host-hang|link-cut|secondary-kill)
+	@$(PYTHON) -m colo_ebpf.cli.main lab demo --fault $(FAULT) --yes
+
+lint: setup ## ruff and mypy --strict
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+test: guest ## all tests
+	@$(PYTHON) -m pytest $(TESTS)
+
+clean: ## remove everything that was built
+	@rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

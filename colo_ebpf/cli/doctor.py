@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`colo-ebpf doctor`: names each thing this host lacks, and what to do about it.
+
+Kernel features are tried in a network namespace made for the purpose, not looked up in a
+configuration file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from colo_ebpf.cli.text import table
+from colo_ebpf.config import Config
+from colo_ebpf.control import settings
+from colo_ebpf.control.machine import probe_qemu
+from colo_ebpf.datapath import headers, loader, netdev
+from colo_ebpf.errors import ColoError, DatapathError, VmError
+
+_QEMU = "qemu-system-x86_64"
+_QMP_S = 20
+_GUEST_MTU = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; `detail` says what to do if it is not in order."""
+
+    name: str
+    ok: bool
+    detail: str
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def examine(config: Config | None) -> list[Finding]:
+    """Everything a host needs; with a configuration also what that one names."""
+    bpffs = Path(config.host.bpffs) if config else Path("/sys/fs/bpf")
+    qemu = config.vm.qemu if config else _QEMU
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("permissions", _permissions),
+        ("bcc", lambda: _import("bcc", "python3-bpfcc")),
+        ("libnbd", lambda: _import("nbd", "python3-libnbd")),
+        ("kernel headers", _headers),
+        ("bpffs", lambda: _bpffs(bpffs)),
+        ("kernel: bridge", lambda: _device(lambda: netdev.create_bridge("br0"))),
+        ("kernel: tap", lambda: _device(lambda: netdev.create_tap("tap0", _GUEST_MTU))),
+        ("kernel: vxlan", lambda: _device(lambda: netdev.create_vxlan("vx0", 4789, _GUEST_MTU))),
+        ("kernel: bpf", _bpf),
+        ("qemu", lambda: _qemu(qemu)),
+        ("qemu x-colo", lambda: _x_colo(qemu)),
+        ("qemu-img", lambda: _program("qemu-img", "qemu-utils")),
+        ("kvm", _kvm),
+    ]
+    if config is not None:
+        checks += _configured(config)
+    return [_look(name, check) for name, check in checks]
+
+
+def _configured(config: Config) -> list[tuple[str, Callable[[], str]]]:
+    nic, link = config.vm.nic[0], config.link
+
+    def bridge() -> str:
+        netdev.index_of(nic.bridge)
+        return f"{nic.bridge} is there"
+
+    def mtu() -> str:
+        netdev.check_link_mtu(link.underlay, nic.mtu)
+        return f"{link.underlay} carries the guest's {nic.mtu}-byte packets in the tunnel"
+
+    def key() -> str:
+        settings.key(config)
+        return f"{config.peer.key_file}"
+
+    return [("client bridge", bridge), ("link MTU", mtu), ("heartbeat key", key)]
+
+
+def readable(findings: list[Finding]) -> str:
+    """A table; what is lacking stands out."""
+    rows = [("ok" if one.ok else "LACKS", one.name, one.detail) for one in findings]
+    return table(rows)
+
+
+def _look(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, True, check())
+    except ColoError as e:
+        return Finding(name, False, str(e))
+
+
+def _permissions() -> str:
+    if os.geteuid():
+        raise DatapathError("not root: run as root, or as the systemd unit does")
+    return "root"
+
+
+def _import(module: str, package: str) -> str:
+    try:
+        importlib.import_module(module)
+    except ImportError as e:
+        raise DatapathError(
+            f"{e}: install {package}, and use Debian's /usr/bin/python3 with --system-site-packages"
+        ) from e
+    return f"from {package}"
+
+
+def _headers() -> str:
+    with tempfile.TemporaryDirectory() as cache:
+        found = headers.find(Path(cache))
+    return "of the running kernel" if found is None else f"from {found.name}"
+
+
+def _bpffs(path: Path) -> str:
+    loader.require_bpffs(path)
+    return f"mounted on {path}"
+
+
+def _device(make: Callable[[], None]) -> str:
+    name = f"colo-doctor-{os.getpid()}"
+    netdev.create_namespace(name)
+    try:
+        netdev.in_namespace(name, make)
+    except OSError as e:
+        raise DatapathError(f"{e}") from e
+    finally:
+        netdev.remove_namespace(name)
+    return "can be made"
+
+
+def _bpf() -> str:
+    try:
+        from bcc import BPF
+    except ImportError as e:
+        raise DatapathError("needs bcc") from e
+    with tempfile.TemporaryDirectory() as cache:
+        tree = headers.find(Path(cache))
+        if tree:
+            os.environ["BCC_KERNEL_SOURCE"] = str(tree)
+        try:
+            program = BPF(text=b"int pass(struct __sk_buff *skb) { return 0; }")
+            program.load_func(b"pass", BPF.SCHED_CLS)
+        except Exception as e:
+            raise DatapathError(f"a sched_cls program does not load: {e}") from e
+        finally:
+            os.environ.pop("BCC_KERNEL_SOURCE", None)
+    return "programs load"
+
+
+def _qemu(binary: str) -> str:
+    found = asyncio.run(probe_qemu(binary))
+    version = ".".join(map(str, found.version))
+    if not found.known_good:
+        raise VmError(f"{binary} {version}: {found.why}; install another version")
+    return f"{binary} {version}: {found.why}"
+
+
+def _x_colo(binary: str) -> str:
+    commands = [{"execute": "qmp_capabilities"}, {"execute": "query-migrate-capabilities"}]
+    commands.append({"execute": "quit"})
+    try:
+        done = subprocess.run(
+            [binary, "-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio"],
+            input="".join(json.dumps(c) + "\n" for c in commands),
+            capture_output=True,
+            text=True,
+            timeout=_QMP_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise VmError(f"{binary}: cannot be asked: {e}") from e
+    if '"x-colo"' not in done.stdout:
+        raise VmError(f"{binary} has no x-colo capability; install a QEMU built with COLO")
+    return "built with COLO"
+
+
+def _program(name: str, package: str) -> str:
+    found = shutil.which(name)
+    if not found:
+        raise VmError(f"{name}: not installed; install {package}")
+    return found
+
+
+def _kvm() -> str:
+    """Never lacking: TCG is slower, and said to be used."""
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "/dev/kvm is there; accel = auto boots to find out whether it works"
+    return "no /dev/kvm: TCG will be used"

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command `colo-ebpf`: the parser, and each verb's few lines.
+
+Exit codes: 0 done, 1 a check failed, 2 an error (one line on stderr says what and what to do).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from colo_ebpf import config as configuration
+from colo_ebpf.cli import lab as lab_cli
+from colo_ebpf.cli import text
+from colo_ebpf.control import ctl
+from colo_ebpf.errors import ColoError, ControlError
+
+DEFAULT_CONFIG = Path("/etc/colo-ebpf/config.toml")
+Verb = Callable[[argparse.Namespace], int]
+
+
+def _show(args: argparse.Namespace, value: Any, readable: Callable[[Any], str]) -> None:
+    print(json.dumps(value, indent=2) if args.json else readable(value))
+
+
+def confirm(args: argparse.Namespace, question: str) -> None:
+    """Ask before something dangerous; ControlError unless the answer is yes."""
+    if args.yes:
+        return
+    if not sys.stdin.isatty():
+        raise ControlError(f"{question} Not a terminal: say --yes")
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ControlError("not done")
+
+
+def _socket(args: argparse.Namespace) -> Path:
+    return Path(configuration.load(args.config).host.run_dir) / "ctl.sock"
+
+
+# --- verbs ------------------------------------------------------------------------------
+
+
+def _run(args: argparse.Namespace) -> int:
+    from colo_ebpf.control.daemon import serve
+
+    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s.%(msecs)03d "
+    logging.basicConfig(
+        level=logging.INFO, format=f"{stamp}%(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+    config = configuration.load(args.config)
+    configuration.check_paths(config, args.config)
+    serve(config)
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    _show(args, ctl.ask(_socket(args), "status"), text.status)
+    return 0
+
+
+def _counters(args: argparse.Namespace) -> int:
+    _show(args, ctl.ask(_socket(args), "status")["packets"], text.packets)
+    return 0
+
+
+def _mismatches(args: argparse.Namespace) -> int:
+    _show(args, ctl.ask(_socket(args), "mismatches"), text.mismatches)
+    return 0
+
+
+def _checkpoint(args: argparse.Namespace) -> int:
+    _show(args, ctl.ask(_socket(args), "checkpoint"), lambda _: "asked for a checkpoint")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from colo_ebpf.cli import doctor
+
+    config = configuration.load(args.config) if args.config.exists() else None
+    findings = doctor.examine(config)
+    _show(args, [one.plain() for one in findings], lambda _: doctor.readable(findings))
+    return 0 if all(one.ok for one in findings) else 1
+
+
+def _config_check(args: argparse.Namespace) -> int:
+    config = configuration.load(args.file)
+    configuration.check_paths(config, args.file)
+    _show(args, {"file": str(args.file), "ok": True}, lambda _: f"{args.file}: in order")
+    return 0
+
+
+def _config_example(_args: argparse.Namespace) -> int:
+    print(configuration.EXAMPLE, end="")
+    return 0
+
+
+def _arbiter_init(args: argparse.Namespace) -> int:
+    config = configuration.load(args.config)
+    name = config.host.name
+    confirm(args, f"Write the first record: {name} may start {config.vm.name} from its image?")
+    record = asyncio.run(_arbiter(config).init(name))
+    plain = {"generation": record.generation, "text": record.describe()}
+    _show(args, plain, lambda p: f"generation {p['generation']}: {p['text']}")
+    return 0
+
+
+def _arbiter_show(args: argparse.Namespace) -> int:
+    record = asyncio.run(_arbiter(configuration.load(args.config)).read())
+    plain = {"generation": record.generation, "text": record.describe()}
+    _show(args, plain, lambda p: f"generation {p['generation']}: {p['text']}")
+    return 0
+
+
+def _arbiter(config: configuration.Config) -> Any:
+    from colo_ebpf.control.arbiter_file import FileArbiter
+
+    return FileArbiter(Path(config.arbiter.path), config.timing.arbiter_timeout_ms)
+
+
+# --- parser -----------------------------------------------------------------------------
+
+
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="machine-readable output")
+    common.add_argument("--yes", action="store_true", help="do not ask")
+    return common
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="colo-ebpf",
+        description="Keep a virtual machine serving through the death of its host.",
+    )
+    verbs = top.add_subparsers(required=True, metavar="VERB")
+    common = _common()
+    located = argparse.ArgumentParser(add_help=False, parents=[common])
+    located.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
+    for name, verb, summary in (
+        ("run", _run, "the daemon of one VM on this host"),
+        ("status", _status, "what the daemon does and why"),
+        ("checkpoint", _checkpoint, "take a checkpoint now (on the primary)"),
+        ("counters", _counters, "packets by program, verdict and reason"),
+        ("mismatches", _mismatches, "the last places where the two VMs differed"),
+        ("doctor", _doctor, "what this host lacks, and what to do"),
+    ):
+        verbs.add_parser(name, parents=[located], help=summary).set_defaults(verb=verb)
+    _config_verbs(verbs, common)
+    arbiter = verbs.add_parser("arbiter", help="the record of who may speak for the VM")
+    records = arbiter.add_subparsers(required=True, metavar="VERB")
+    for name, verb, summary in (
+        ("init", _arbiter_init, "write the first record: this host starts the VM"),
+        ("show", _arbiter_show, "print the record"),
+    ):
+        records.add_parser(name, parents=[located], help=summary).set_defaults(verb=verb)
+    lab_cli.add_verbs(verbs, common)
+    return top
+
+
+def _config_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
+    group = verbs.add_parser("config", help="the configuration file")
+    inner = group.add_subparsers(required=True, metavar="VERB")
+    check = inner.add_parser("check", parents=[common], help="check a file")
+    check.add_argument("file", type=Path)
+    check.set_defaults(verb=_config_check)
+    inner.add_parser("example", help="print an example").set_defaults(verb=_config_example)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        return int(args.verb(args))
+    except ColoError as e:
+        print(f"colo-ebpf: {e}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("colo-ebpf: interrupted", file=sys.stderr)
+    except BrokenPipeError:
+        sys.stderr.close()
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

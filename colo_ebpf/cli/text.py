@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Answers of the daemon as text for people. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Left-aligned columns."""
+    if not rows:
+        return ""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _ms(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} ms"
+
+
+def status(s: dict[str, Any]) -> str:
+    """The whole of `colo-ebpf status`."""
+    vm, points, held, peer = s["vm_process"], s["checkpoints"], s["held"], s["peer"]
+    record, last = s["record"], points["last"]
+    causes = ", ".join(f"{n} {cause}" for cause, n in points["by_cause"].items()) or "none"
+    rows = [
+        ("VM", f"{s['vm']} on host {s['host']}"),
+        ("state", f"{s['state']}: {s['sentence']}"),
+        ("role", f"{s['role']}, {'protected' if s['protected'] else 'NOT protected'}"),
+        ("record", f"generation {record['generation']}: {record['text']}" if record else "unread"),
+        (
+            "QEMU",
+            f"pid {vm['pid']}, {vm['instance']}, {vm['accel']} ({vm['accel_why']})"
+            if vm
+            else "none",
+        ),
+        ("data plane", f"{s['mode']}, epoch {s['epoch']} {s['phase']}"),
+        ("checkpoints", f"{points['total']} ({causes}), {points['unproven']} unproven"),
+    ]
+    if last:
+        pause, reaction = last["pause_ms"], last["reaction_ms"]
+        text = f"pause {pause:.1f} ms, {reaction:.1f} ms after its reason ({last['cause']})"
+        rows.append(("last one", text))
+    rows += [
+        ("held now", f"{held['frames']} frames of {held['slots']}, {held['bytes']} bytes"),
+        (
+            "peer",
+            f"{peer['name']}: {peer['state'] or 'unheard'}; link {_ms(peer['link_age_ms'])}, "
+            f"management {_ms(peer['management_age_ms'])}, frames {_ms(peer['plane_age_ms'])} ago",
+        ),
+        ("disk", s["disk"]),
+    ]
+    if peer["error"]:
+        rows.append(("peer error", peer["error"]))
+    if s["progress"]:
+        done, total = s["progress"]["done"], s["progress"]["total"]
+        rows.append(("progress", f"{s['progress']['what']}: {done} of {total} bytes"))
+    return table(rows) + "\n\n" + packets(s["packets"])
+
+
+def packets(rows: list[dict[str, Any]]) -> str:
+    """Counters by program, verdict and reason."""
+    head = ("PROGRAM", "VERDICT", "REASON", "PACKETS", "BYTES")
+    lines = [
+        (r["program"], r["verdict"], r["reason"], str(r["packets"]), str(r["bytes"])) for r in rows
+    ]
+    return table([head, *lines])
+
+
+def mismatches(rows: list[dict[str, Any]]) -> str:
+    """The mismatch log."""
+    head = ("EPOCH", "FLOW", "OFFSET", "PRIMARY", "SECONDARY", "REASON")
+    lines = [
+        (
+            str(r["epoch"]),
+            r["flow"],
+            str(r["offset"]),
+            r["pvm_digest"],
+            r["svm_digest"],
+            r["reason"],
+        )
+        for r in rows
+    ]
+    return table([head, *lines])

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The configuration file: TOML, one file for one VM on one host, checked before anything starts.
+
+Keys are in kebab-case. An unknown key is refused with the nearest known one; a value out of range
+names its place and what is allowed. Times are in milliseconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from colo_ebpf.errors import ConfigError
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Device = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$")]
+Mac = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$")]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Ms = Annotated[int, Meta(ge=1, le=3_600_000)]
+Count = Annotated[int, Meta(ge=16, le=1 << 20)]
+
+
+class Nic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """One network card of the guest."""
+
+    mac: Mac
+    tap: Device
+    bridge: Device
+    mtu: Annotated[int, Meta(ge=576, le=1950)] = 1500
+
+
+class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """One disk of the guest."""
+
+    path: str
+    overlay_dir: str
+    format: Annotated[str, Meta(pattern="^(raw|qcow2)$")] = "raw"
+
+
+class VmTable(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
+):
+    """``[vm]``: the guest, the same on both hosts but for paths."""
+
+    name: Name
+    nic: Annotated[list[Nic], Meta(min_length=1, max_length=1)]
+    disk: Annotated[list[Disk], Meta(min_length=1, max_length=1)]
+    kernel: str = ""
+    initrd: str = ""
+    append: str = ""
+    memory_mib: Annotated[int, Meta(ge=16, le=1 << 22)] = 128
+    cpus: Annotated[int, Meta(ge=1, le=288)] = 1
+    accel: Annotated[str, Meta(pattern="^(auto|kvm|tcg)$")] = "auto"
+    machine: str = "pc"
+    qemu: str = "qemu-system-x86_64"
+    extra_args: list[str] = []
+    preload: str = ""
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """``[host]``: this host."""
+
+    name: Name
+    run_dir: str
+    state_dir: str
+    bpffs: str = "/sys/fs/bpf"
+
+
+class Peer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """``[peer]``: the other host."""
+
+    name: Name
+    link_address: str
+    management_address: str
+    key_file: str
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """``[link]``: the way between the hosts that carries frames, memory and disk."""
+
+    address: str
+    underlay: Device
+    device: Device = "colo-link"
+    vxlan_port: Port = 4789
+    nbd_port: Port = 10809
+    migration_port: Port = 4444
+    heartbeat_port: Port = 7460
+
+
+class Management(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
+):
+    """``[management]``: the other way between the hosts."""
+
+    address: str
+
+
+class ArbiterTable(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
+):
+    """``[arbiter]``: where the record is kept."""
+
+    path: str
+    kind: Annotated[str, Meta(pattern="^file$")] = "file"
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """``[timing]``: every deadline."""
+
+    heartbeat_ms: Ms = 20
+    peer_timeout_ms: Ms = 250
+    link_timeout_ms: Ms = 150
+    compare_timeout_ms: Ms = 60
+    arm_timeout_ms: Ms = 200
+    longest_epoch_ms: Ms = 60_000
+    qmp_timeout_ms: Ms = 5000
+    checkpoint_timeout_ms: Ms = 10_000
+    daemon_grace_ms: Ms = 20_000
+    arbiter_timeout_ms: Ms = 2000
+    start_timeout_ms: Ms = 60_000
+    sync_timeout_ms: Ms = 600_000
+
+
+class Datapath(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
+):
+    """``[datapath]``: capacities; slots and buckets are powers of two."""
+
+    flows: Count = 16384
+    hold_slots: Count = 4096
+    datagram_buckets: Count = 2048
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """``[start]``: what this host is when there is no VM yet."""
+
+    role: Annotated[str, Meta(pattern="^(primary|secondary)$")]
+    realtime_priority: Annotated[int, Meta(ge=0, le=99)] = 10
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """The whole file."""
+
+    vm: VmTable
+    host: Host
+    peer: Peer
+    link: Link
+    management: Management
+    arbiter: ArbiterTable
+    start: Start
+    timing: Timing = Timing()
+    datapath: Datapath = Datapath()
+
+
+def _known_keys(kind: Any = Config, path: str = "") -> dict[str, list[str]]:
+    """Keys by table path (``vm.nic`` for an array of tables)."""
+    found: dict[str, list[str]] = {}
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    found[path] = [f.encode_name for f in info.fields]
+    for field in info.fields:
+        inner = field.type
+        if isinstance(inner, msgspec.inspect.ListType):
+            inner = inner.item_type
+        if isinstance(inner, msgspec.inspect.StructType):
+            found |= _known_keys(inner.cls, f"{path}.{field.encode_name}".lstrip("."))
+    return found
+
+
+_KEYS = _known_keys()
+
+
+def _refuse_unknown(table: dict[str, Any], path: str, file: Path) -> None:
+    known = _KEYS[path]
+    for key, value in table.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            where = f"[{path}]" if path else "the top level"
+            raise ConfigError(f"{file}: unknown key {key!r} in {where}{hint}")
+        inner = f"{path}.{key}".lstrip(".")
+        if inner not in _KEYS:
+            continue
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict):
+                _refuse_unknown(part, inner, file)
+
+
+def _cross_check(config: Config, file: Path) -> None:
+    timing, sizes = config.timing, config.datapath
+    if timing.link_timeout_ms >= timing.peer_timeout_ms:
+        raise ConfigError(
+            f"{file}: timing.link-timeout-ms ({timing.link_timeout_ms}) must be below "
+            f"timing.peer-timeout-ms ({timing.peer_timeout_ms}): a cut-off primary has to fall "
+            f"silent before its peer takes over"
+        )
+    if timing.heartbeat_ms * 3 > timing.link_timeout_ms:
+        raise ConfigError(
+            f"{file}: timing.heartbeat-ms ({timing.heartbeat_ms}) must be at most a third of "
+            f"timing.link-timeout-ms ({timing.link_timeout_ms})"
+        )
+    for name, value in (
+        ("hold-slots", sizes.hold_slots),
+        ("datagram-buckets", sizes.datagram_buckets),
+    ):
+        if value & (value - 1):
+            raise ConfigError(f"{file}: datapath.{name} ({value}) must be a power of two")
+    if config.host.name == config.peer.name:
+        raise ConfigError(f"{file}: host.name and peer.name are both {config.host.name!r}")
+    for name, address in (
+        ("link.address", config.link.address),
+        ("management.address", config.management.address),
+        ("peer.link-address", config.peer.link_address),
+        ("peer.management-address", config.peer.management_address),
+    ):
+        try:
+            ipaddress.IPv4Address(address)
+        except ValueError as e:
+            raise ConfigError(f"{file}: {name}: {address!r} is not an IPv4 address") from e
+    if int(config.vm.nic[0].mac[:2], 16) & 1:
+        raise ConfigError(f"{file}: vm.nic.mac: {config.vm.nic[0].mac} is a multicast address")
+
+
+def parse(text: str, file: Path) -> Config:
+    """The configuration in `text`; ConfigError says file, place, value and remedy."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{file}: not valid TOML: {e}") from e
+    _refuse_unknown(raw, "", file)
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as e:
+        raise ConfigError(f"{file}: {_readable(str(e))}") from e
+    _cross_check(config, file)
+    return config
+
+
+def _readable(message: str) -> str:
+    """msgspec's message with the place first: ``vm.memory-mib: Expected ...``."""
+    match = re.fullmatch(r"(?P<what>.*?) - at `\$\.?(?P<where>.*)`", message)
+    return f"{match['where']}: {match['what']}" if match else message
+
+
+def load(file: Path) -> Config:
+    """Read and check a configuration file."""
+    try:
+        text = file.read_text()
+    except OSError as e:
+        raise ConfigError(f"{file}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{file}: not UTF-8 text") from e
+    return parse(text, file)
+
+
+def check_paths(config: Config, file: Path) -> None:
+    """What the file names has to exist before the daemon starts."""
+    for name, path in (
+        ("vm.kernel", config.vm.kernel),
+        ("vm.initrd", config.vm.initrd),
+        ("vm.preload", config.vm.preload),
+        ("vm.disk.path", config.vm.disk[0].path),
+        ("peer.key-file", config.peer.key_file),
+    ):
+        if path and not Path(path).exists():
+            raise ConfigError(f"{file}: {name}: {path} does not exist")
+
+
+EXAMPLE = """\
+# One VM on this host. The same file with the host's own names and addresses goes to the other.
+
+[vm]
+name = "web"
+memory-mib = 2048
+cpus = 1
+accel = "auto"                        # auto boots once to find out whether KVM works
+kernel = "/var/lib/colo-ebpf/vmlinuz"
+append = "root=/dev/vda1"
+
+[[vm.nic]]
+mac = "52:54:00:12:34:56"
+tap = "tapweb"
+bridge = "br0"                        # where the clients are
+mtu = 1500
+
+[[vm.disk]]
+path = "/var/lib/colo-ebpf/web.raw"   # the same size on both hosts
+overlay-dir = "/dev/shm/colo-ebpf"    # the secondary's writes since the last checkpoint
+format = "raw"
+
+[host]
+name = "a"
+run-dir = "/run/colo-ebpf/web"
+state-dir = "/var/lib/colo-ebpf/web"
+
+[peer]
+name = "b"
+link-address = "192.0.2.2"
+management-address = "198.51.100.2"
+key-file = "/etc/colo-ebpf/key"       # 16 bytes or more, the same on both hosts, mode 0600
+
+[link]
+address = "192.0.2.1"
+underlay = "eth1"                     # its MTU: the guest's plus 50 or more
+
+[management]
+address = "198.51.100.1"
+
+[arbiter]
+path = "/mnt/arbiter/web"             # reached by both hosts; NFS: hard,noac,lookupcache=none
+
+[start]
+role = "primary"                      # the one that starts the VM from its image
+"""

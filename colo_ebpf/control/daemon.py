@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The daemon of one VM on one host: `Core` wired to clock, sockets, QEMU and the kernel.
+
+Every `heartbeat` the loop says how it is, sends a beacon over the data plane and decides. All
+else is an event: a datagram, a ring buffer record, a QMP event, the exit of QEMU, a step's end.
+Ending the daemon leaves VM, programs and maps as they are; the next run adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import logging
+import os
+import secrets
+import signal
+from collections.abc import Coroutine
+from pathlib import Path as FilePath
+from typing import IO, Any
+
+from colo_ebpf.config import Config
+from colo_ebpf.control import accel, settings
+from colo_ebpf.control.arbiter_file import FileArbiter
+from colo_ebpf.control.core import Core
+from colo_ebpf.control.ctl import ControlServer
+from colo_ebpf.control.epoch import Command, Do
+from colo_ebpf.control.epoch_secondary import Note
+from colo_ebpf.control.facts import Step
+from colo_ebpf.control.heartbeat import Heartbeats, Wire
+from colo_ebpf.control.machine import QemuMachine
+from colo_ebpf.control.notefile import NoteFile
+from colo_ebpf.control.notify import Notifier
+from colo_ebpf.control.peer import Path, PeerView, seal
+from colo_ebpf.control.ports import Vm
+from colo_ebpf.control.qmp import boot_ns
+from colo_ebpf.control.record import GenerationFloor, Record
+from colo_ebpf.control.report import status
+from colo_ebpf.control.steps import Steps
+from colo_ebpf.datapath.plane import DataPlane
+from colo_ebpf.errors import ColoError, ControlError
+from colo_ebpf.model import Endpoints, Mode, VmEvent, VmRole
+
+_log = logging.getLogger(__name__)
+_LEAVING_COPIES = 3
+
+
+class Daemon:
+    """One run. Implements `core.Effects`."""
+
+    def __init__(self, config: Config, plane: DataPlane, machine: QemuMachine, why: str) -> None:
+        self.config, self.plane, self.machine = config, plane, machine
+        self.accel_why = why
+        self.timing = settings.timing(config)
+        self._who = settings.who(config)
+        self._key = settings.key(config)
+        self._seq = 0
+        self._notes = NoteFile(FilePath(config.host.run_dir) / "turns.json")
+        self._notifier = Notifier()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._step_task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self.core: Core
+        self.steps = Steps(
+            plane,
+            machine,
+            FileArbiter(FilePath(config.arbiter.path), config.timing.arbiter_timeout_ms),
+            floor=GenerationFloor(FilePath(config.host.state_dir)),
+            peer_address=config.peer.link_address,
+            current=lambda: self.core.vm,
+            started=self._vm_started,
+        )
+        link, management = config.link, config.management
+        self._beats = Heartbeats(
+            (
+                Wire(Path.LINK, link.address, config.peer.link_address, link.heartbeat_port),
+                Wire(
+                    Path.MANAGEMENT,
+                    management.address,
+                    config.peer.management_address,
+                    link.heartbeat_port,
+                ),
+            ),
+            lambda datagram, path: self.core.peer_datagram(datagram, path, boot_ns()),
+            lambda path: self.core.peer_refused(path, boot_ns()),
+        )
+
+    # -- life ----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        await self._begin()
+        server = ControlServer(self, FilePath(self.config.host.run_dir) / "ctl.sock")
+        await server.start()
+        gc.collect()
+        gc.freeze()  # a full collection would take longer than a heartbeat
+        self._notifier.say(READY=1)
+        try:
+            await self._beat()
+        finally:
+            await server.stop()
+            self._leave()
+
+    async def _begin(self) -> None:
+        now_ns = boot_ns()
+        await self.plane.prepare()
+        vm = await self.machine.adopt()
+        note = self._notes.load(vm.instance) if vm else None
+        peer = PeerView(
+            vm=self._who.vm,
+            host=self._who.peer,
+            boot=secrets.token_hex(8),
+            key=self._key,
+            started_ns=now_ns,
+            report=_log.warning,
+        )
+        self.core = Core(
+            self._who,
+            self.timing,
+            self.plane,
+            self,
+            peer,
+            now_ns=now_ns,
+            note=note,
+            log=self._say,
+        )
+        self.plane.subscribe(lambda event: self.core.plane_event(event, boot_ns()))
+        if vm is None:
+            return
+        _log.info("adopted %s (pid %d)", vm.instance, vm.pid)
+        primary = self.plane.mode() in (Mode.PAIRING, Mode.PRIMARY)
+        await self.plane.take_role(VmRole.PRIMARY if primary else vm.role)
+        self._listen_to(vm)
+        self.core.adopt(vm)
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        period_s = self.timing.heartbeat_ns / 1e9
+        due_s = loop.time()
+        while not self._stopping.is_set():
+            now_ns = boot_ns()
+            self.plane.beacon()
+            self.core.cycle(now_ns)
+            self.publish(1)
+            self._notifier.feed(now_ns)
+            due_s = max(due_s + period_s, loop.time())
+            try:
+                async with asyncio.timeout_at(due_s):
+                    await self._stopping.wait()
+            except TimeoutError:
+                continue
+
+    def _leave(self) -> None:
+        """The peer is told; VM and data plane go on without us."""
+        self._notifier.say(STOPPING=1)
+        self.core.leaving = True
+        self.publish(_LEAVING_COPIES)
+        for task in self._tasks:
+            task.cancel()
+        self._beats.close()
+        _log.info("ended; the VM and its data plane go on")
+
+    def _say(self, sentence: str) -> None:
+        _log.info("%s", sentence)
+        self._notifier.say(STATUS=sentence)
+
+    # -- the VM --------------------------------------------------------------------------
+
+    def _vm_started(self, vm: Vm, endpoints: Endpoints | None) -> None:
+        self._listen_to(vm)
+        self.core.vm_started(vm, endpoints)
+
+    def _listen_to(self, vm: Vm) -> None:
+        def on_event(event: VmEvent) -> None:
+            self.core.vm_event(vm, event, boot_ns())
+
+        vm.subscribe(on_event)
+
+    # -- core.Effects --------------------------------------------------------------------
+
+    def start_step(self, step: Step) -> None:
+        """Run it in a task; its outcome goes back to the core."""
+        self._step_task = self._spawn(self._run_step(step))
+
+    async def _run_step(self, step: Step) -> None:
+        record: Record | None = None
+        error: ColoError | None = None
+        try:
+            record = await self.steps.run(step)
+        except ColoError as e:
+            error = e
+        except asyncio.CancelledError:
+            if self._stopping.is_set():
+                raise
+            error = ControlError(f"{type(step).__name__} was given up")
+        except Exception as e:
+            _log.exception("%s failed in an unforeseen way", type(step).__name__)
+            error = ControlError(f"{type(step).__name__}: {e!r}")
+        if error is not None:
+            _log.info("%s: %s", type(step).__name__, error)
+        self.core.step_done(step, record, error, boot_ns())
+
+    def cancel_step(self) -> None:
+        """Give up the pairing step under way."""
+        if self._step_task is not None:
+            self._step_task.cancel()
+
+    def command(self, vm: Vm, command: Command) -> None:
+        """Run a checkpoint's command in a task."""
+        self._spawn(self._run_command(vm, command))
+
+    async def _run_command(self, vm: Vm, command: Command) -> None:
+        stopped, error = False, ""
+        try:
+            if command.what is Do.TRIGGER:
+                await vm.trigger_checkpoint()
+            elif command.what is Do.STOP_VM:
+                await vm.stop()
+            else:
+                stopped = not await vm.running()
+        except ColoError as e:
+            error = str(e)
+        self.core.command_done(command, stopped, error, boot_ns())
+
+    def publish(self, copies: int) -> None:
+        """Send the state on both paths."""
+        state = self.core.my_state()
+        for _ in range(copies):
+            self._seq += 1
+            datagram = seal(state.numbered(self._seq), self._key)
+            for path in Path:
+                self._beats.send(path, datagram)
+
+    def keep_note(self, note: Note) -> None:
+        """Over a restart."""
+        if self.core.vm is not None:
+            self._notes.keep(self.core.vm.instance, note)
+
+    def token(self) -> str:
+        """Of VNIs and instances."""
+        return secrets.token_hex(8)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -- what the control socket asks ----------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """See report.status."""
+        return status(self, boot_ns())
+
+
+def _lock(run_dir: FilePath) -> IO[str]:
+    """One daemon per run directory, for as long as the file stays open."""
+    path = run_dir / "daemon.lock"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as e:
+        raise ControlError(f"cannot open {path}: {e.strerror}") from e
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise ControlError(
+            f"{path}: a daemon runs already here (pid {holder}): stop it first, or give this one "
+            "another host.run-dir"
+        ) from e
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _realtime(priority: int) -> None:
+    """Ahead of what else the host runs; children (QEMU) start without it."""
+    if not priority:
+        return
+    policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+    try:
+        os.sched_setscheduler(0, policy, os.sched_param(priority))
+    except PermissionError:
+        _log.warning("no real-time priority (CAP_SYS_NICE): failures are noticed less exactly")
+
+
+def serve(config: Config) -> None:
+    """Everything `colo-ebpf run` does. Raises ColoError."""
+    settings.key(config)
+    lock = _lock(FilePath(config.host.run_dir))
+    try:
+        FilePath(config.host.state_dir).mkdir(parents=True, exist_ok=True)
+        _log.info("loading the data plane of %s", config.vm.name)
+        plane = DataPlane.open(settings.plane_spec(config))
+        _realtime(config.start.realtime_priority)
+        asyncio.run(_serve(config, plane))
+    finally:
+        lock.close()
+
+
+async def _serve(config: Config, plane: DataPlane) -> None:
+    vm, state_dir = config.vm, FilePath(config.host.state_dir)
+    chosen, why = await accel.choose(vm.accel, vm.qemu, vm.kernel, state_dir)
+    _log.info("accelerator: %s (%s)", chosen, why)
+    machine = QemuMachine(settings.vm_spec(config, chosen))
+    await Daemon(config, plane, machine, why).run()

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What `colo-ebpf status` shows: one dictionary of plain values, and its text for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from colo_ebpf.control.facts import MS, State
+from colo_ebpf.control.peer import Path
+from colo_ebpf.control.record import Kind
+from colo_ebpf.model import Counter
+
+if TYPE_CHECKING:
+    from colo_ebpf.control.daemon import Daemon
+
+_ROLES = {
+    State.PRIMARY: "primary",
+    State.PAIRING: "primary",
+    State.SECONDARY: "secondary",
+    State.JOINING: "secondary",
+    State.SOLO: "solo",
+}
+_HISTORY = 20
+
+
+def status(daemon: Daemon, now_ns: int) -> dict[str, Any]:
+    """Plain values only: what is sent over the control socket as JSON."""
+    core = daemon.core
+    record, turn, held = core.record, daemon.plane.turn(), daemon.plane.held()
+    age = None if held.oldest_ns is None else (now_ns - held.oldest_ns) / MS
+    return {
+        "vm": core.who.vm,
+        "host": core.who.host,
+        "state": core.decision.state.value,
+        "sentence": core.decision.sentence,
+        "role": _ROLES.get(core.decision.state, "none"),
+        "protected": core.decision.state in (State.PRIMARY, State.SECONDARY),
+        "mode": daemon.plane.mode().name.lower(),
+        "epoch": turn.epoch,
+        "phase": turn.phase.name.lower(),
+        "record": None
+        if record is None
+        else {
+            "generation": record.generation,
+            "kind": record.kind.value,
+            "text": record.describe(),
+        },
+        "vm_process": _vm(daemon),
+        "checkpoints": _checkpoints(daemon, now_ns),
+        "held": {
+            "frames": held.frames,
+            "bytes": held.bytes,
+            "slots": held.slots,
+            "oldest_ms": age,
+        },
+        "packets": [_counter(row) for row in daemon.plane.counters()],
+        "live": daemon.plane.live(),
+        "peer": _peer(daemon, now_ns),
+        "disk": _disk(daemon),
+        "step": type(core.running).__name__ if core.running else None,
+        "progress": _progress(daemon),
+        "history": [
+            {"ago_ms": (now_ns - at_ns) // MS, "at_ns": at_ns, "sentence": sentence}
+            for at_ns, sentence in list(core.history)[-_HISTORY:]
+        ],
+    }
+
+
+def _vm(daemon: Daemon) -> dict[str, Any] | None:
+    vm = daemon.core.vm
+    if vm is None:
+        return None
+    return {
+        "instance": vm.instance,
+        "pid": vm.pid,
+        "alive": vm.alive,
+        "started_as": vm.role.value,
+        "accel": daemon.machine.accel,
+        "accel_why": daemon.accel_why,
+    }
+
+
+def _checkpoints(daemon: Daemon, now_ns: int) -> dict[str, Any]:
+    primary, secondary = daemon.core.checkpoints.primary, daemon.core.checkpoints.secondary
+    last = primary.loaded
+    return {
+        "stage": primary.stage.value,
+        "by_cause": {cause.value: count for cause, count in primary.by_cause.items()},
+        "total": sum(primary.by_cause.values()),
+        "unproven": primary.unproven_turns,
+        "last": None
+        if last is None
+        else {
+            "epoch": last.epoch,
+            "cause": last.cause.value,
+            "pause_ms": last.pause_ns / MS,
+            "reaction_ms": last.reaction_ns / MS,
+            "ago_ms": (now_ns - last.resumed_ns) / MS,
+        },
+        "recent": [
+            {
+                "epoch": one.epoch,
+                "cause": one.cause.value,
+                "pause_ms": one.pause_ns / MS,
+                "reaction_ms": one.reaction_ns / MS,
+            }
+            for one in primary.recent
+        ],
+        "loaded_epoch": secondary.loaded,
+        "wanted": secondary.want,
+    }
+
+
+def _counter(row: Counter) -> dict[str, Any]:
+    return {
+        "program": row.program,
+        "verdict": row.verdict,
+        "reason": row.reason,
+        "packets": row.packets,
+        "bytes": row.bytes,
+    }
+
+
+def _peer(daemon: Daemon, now_ns: int) -> dict[str, Any]:
+    peer = daemon.core.peer
+    state = peer.state
+    heard_ns = daemon.plane.link_heard_ns()
+    return {
+        "name": peer.host,
+        "state": state.state if state else None,
+        "health": state.health.value if state else None,
+        "link_age_ms": peer.age_ns(Path.LINK, now_ns) / MS,
+        "management_age_ms": peer.age_ns(Path.MANAGEMENT, now_ns) / MS,
+        "plane_age_ms": (now_ns - heard_ns) / MS if heard_ns else None,
+        "refused": {why.name.lower(): count for why, count in peer.refusals.items()},
+        "error": peer.last_error,
+    }
+
+
+def _disk(daemon: Daemon) -> str:
+    core = daemon.core
+    if core.unfit:
+        return f"failed: {core.unfit}"
+    if core.record is None:
+        return "unknown"
+    if core.record.kind is Kind.PAIRED:
+        return "replicated"
+    return core.record.disk.value
+
+
+def _progress(daemon: Daemon) -> dict[str, Any] | None:
+    progress = daemon.steps.progress
+    if progress is None or daemon.core.running is None:
+        return None
+    return {"what": progress.what, "done": progress.done, "total": progress.total}

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From the configuration file to what each part needs to know. Pure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from colo_ebpf.config import Config
+from colo_ebpf.control import facts
+from colo_ebpf.control.cmdline import VmSpec
+from colo_ebpf.control.facts import MS
+from colo_ebpf.datapath.loader import Sizes
+from colo_ebpf.datapath.plane import PlaneSpec
+from colo_ebpf.errors import ConfigError
+
+KEY_LEAST_BYTES = 16
+
+
+def who(config: Config) -> facts.Who:
+    """Who this daemon is."""
+    return facts.Who(
+        vm=config.vm.name,
+        host=config.host.name,
+        peer=config.peer.name,
+        peer_link_address=config.peer.link_address,
+        starts=config.start.role == "primary",
+    )
+
+
+def timing(config: Config) -> facts.Timing:
+    """The deadlines of the decisions."""
+    t = config.timing
+    return facts.Timing(
+        heartbeat_ns=t.heartbeat_ms * MS,
+        peer_timeout_ns=t.peer_timeout_ms * MS,
+        link_timeout_ns=t.link_timeout_ms * MS,
+        compare_timeout_ns=t.compare_timeout_ms * MS,
+        arm_timeout_ns=t.arm_timeout_ms * MS,
+        longest_epoch_ns=t.longest_epoch_ms * MS,
+        qmp_timeout_ns=t.qmp_timeout_ms * MS,
+        checkpoint_timeout_ns=t.checkpoint_timeout_ms * MS,
+        daemon_grace_ns=t.daemon_grace_ms * MS,
+    )
+
+
+def vm_spec(config: Config, accel: str) -> VmSpec:
+    """The VM, with the accelerator that was chosen."""
+    vm, nic, disk, t = config.vm, config.vm.nic[0], config.vm.disk[0], config.timing
+    return VmSpec(
+        name=vm.name,
+        host=config.host.name,
+        qemu=vm.qemu,
+        kernel=vm.kernel,
+        initrd=vm.initrd,
+        append=vm.append,
+        memory_mib=vm.memory_mib,
+        cpus=vm.cpus,
+        accel=accel,
+        machine=vm.machine,
+        preload=vm.preload,
+        tap=nic.tap,
+        mac=nic.mac,
+        disk=Path(disk.path),
+        disk_format=disk.format,
+        overlay_dir=Path(disk.overlay_dir),
+        run_dir=Path(config.host.run_dir),
+        link_address=config.link.address,
+        nbd_port=config.link.nbd_port,
+        migration_port=config.link.migration_port,
+        qmp_timeout_ms=t.qmp_timeout_ms,
+        start_timeout_ms=t.start_timeout_ms,
+        sync_timeout_ms=t.sync_timeout_ms,
+        checkpoint_timeout_ms=t.checkpoint_timeout_ms,
+        extra_args=tuple(vm.extra_args),
+    )
+
+
+def plane_spec(config: Config) -> PlaneSpec:
+    """The data plane of the VM."""
+    nic, link, sizes = config.vm.nic[0], config.link, config.datapath
+    return PlaneSpec(
+        vm=config.vm.name,
+        bpffs=Path(config.host.bpffs),
+        cache=Path(config.host.state_dir) / "headers",
+        tap=nic.tap,
+        bridge=nic.bridge,
+        mtu=nic.mtu,
+        link_device=link.device,
+        underlay=link.underlay,
+        vxlan_port=link.vxlan_port,
+        link_address=link.address,
+        link_timeout_ms=config.timing.link_timeout_ms,
+        compare_timeout_ms=config.timing.compare_timeout_ms,
+        sizes=Sizes(sizes.flows, sizes.hold_slots, sizes.datagram_buckets),
+    )
+
+
+def key(config: Config) -> bytes:
+    """The heartbeats' key; ConfigError if it is missing, short or open to others."""
+    path = Path(config.peer.key_file)
+    try:
+        mode, data = path.stat().st_mode, path.read_bytes().strip()
+    except OSError as e:
+        raise ConfigError(f"peer.key-file: {path}: {e.strerror}") from e
+    if mode & 0o077:
+        raise ConfigError(f"peer.key-file: {path} can be read by others: chmod 600 {path}")
+    if len(data) < KEY_LEAST_BYTES:
+        raise ConfigError(
+            f"peer.key-file: {path} holds {len(data)} bytes, at least {KEY_LEAST_BYTES} are needed:"
+            f" head -c 32 /dev/urandom | base64 > {path}"
+        )
+    return data

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What can be broken in a lab. A host that is killed loses what its kernel kept, too."""
+
+from __future__ import annotations
+
+import signal
+
+from colo_ebpf.datapath import netdev
+from colo_ebpf.errors import LabError
+from colo_ebpf.lab import mounts, network, processes
+from colo_ebpf.lab.lab import Lab
+from colo_ebpf.lab.topology import LINK, LINK_DEVICE, MANAGEMENT, TAP, UPLINK
+
+WHAT = ("vm", "daemon", "host")
+PATHS = ("link", "management", "all")
+
+
+def kill(lab: Lab, host: str, what: str) -> list[int]:
+    """SIGKILL; for `host` everything that runs there at once, wires first. Returns the pids."""
+    place = lab.places[host]
+    pids = processes.pids_of(place.namespace, what)
+    if not pids:
+        raise LabError(f"host {host}: no {what} runs there")
+    if what == "host":
+        network.cut(place, UPLINK, LINK, MANAGEMENT)
+    processes.send(pids, signal.SIGKILL)
+    if what == "host":
+        processes.end(place.namespace)
+        netdev.in_namespace(place.namespace, _forget)
+        mounts.unmount(place.bpffs)
+    return pids
+
+
+def _forget() -> None:
+    for device in (TAP, LINK_DEVICE):
+        netdev.remove(device)
+
+
+def hang(lab: Lab, host: str, what: str) -> list[int]:
+    """SIGSTOP, the daemon and QEMU together for `host`. Returns the pids."""
+    place = lab.places[host]
+    pids = processes.pids_of(place.namespace, what)
+    if not pids:
+        raise LabError(f"host {host}: no {what} runs there")
+    processes.send(pids, signal.SIGSTOP)
+    return pids
+
+
+def cut(lab: Lab, path: str) -> None:
+    """Nothing passes between the hosts on `link`, `management`, or both (`all`)."""
+    devices = {"link": (LINK,), "management": (MANAGEMENT,), "all": (LINK, MANAGEMENT)}
+    if path not in devices:
+        raise LabError(f"{path}: not one of {', '.join(PATHS)}")
+    network.cut(lab.places["a"], *devices[path])

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A lab's life: up, look, heal, down. Each host runs the real daemon with a real configuration."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from colo_ebpf import config as configuration
+from colo_ebpf.control import ctl
+from colo_ebpf.control.arbiter_file import FileArbiter
+from colo_ebpf.datapath import netdev
+from colo_ebpf.errors import ControlError, LabError
+from colo_ebpf.lab import mounts, network, processes, topology
+from colo_ebpf.lab.topology import HOSTS, Guest, Place, client_namespace
+
+Say = Callable[[str], None]
+PROTECT_S = 180.0
+_POLL_S = 0.1
+_LOG_TAIL_BYTES = 2500
+
+
+class Lab:
+    """One lab by its name."""
+
+    def __init__(self, name: str, say: Say = lambda text: None) -> None:
+        self.name, self._say = name, say
+        self.places = {host: Place(name, host) for host in HOSTS}
+
+    # -- up ------------------------------------------------------------------------------
+
+    def up(self, guest: Guest) -> None:
+        """Build, start both daemons, wait until the pair is protected."""
+        if self.is_up():
+            raise LabError(f"lab {self.name} is up already: `colo-ebpf lab down` first")
+        if self.exists():
+            self._say("cleaning what an earlier lab left")
+            self.down()
+        try:
+            self._build(guest)
+            for place in self.places.values():
+                self._start_daemon(place)
+            self.wait_protected()
+        except BaseException:
+            self.down()
+            raise
+
+    def _build(self, guest: Guest) -> None:
+        self._say("building namespaces, links and images")
+        mounts.mount_memory(topology.directory(self.name))
+        network.build(self.name)
+        key = topology.key_file(self.name)
+        key.touch(mode=0o600)
+        key.write_text(secrets.token_hex(32) + "\n")
+        for place in self.places.values():
+            place.run_dir.mkdir(parents=True)
+            mounts.mount_bpf(place.bpffs)
+            place.config.write_text(topology.config_text(place, guest))
+            self._image(place, guest)
+            configuration.check_paths(configuration.load(place.config), place.config)
+        self._init_arbiter()
+        state = {"guest_address": guest.address, "started": time.time()}
+        topology.state_file(self.name).write_text(json.dumps(state))
+
+    def _image(self, place: Place, guest: Guest) -> None:
+        if guest.disk:
+            shutil.copyfile(guest.disk, place.disk)
+            return
+        with place.disk.open("wb") as file:
+            file.truncate(guest.disk_bytes)
+
+    def _init_arbiter(self) -> None:
+        import asyncio
+
+        arbiter = FileArbiter(topology.arbiter_directory(self.name), 2000)
+        asyncio.run(arbiter.init("a"))
+
+    def _start_daemon(self, place: Place) -> None:
+        """As the systemd unit does, in the host's network namespace."""
+        with place.log.open("ab") as log:
+            subprocess.Popen(
+                [
+                    "nsenter",
+                    f"--net=/run/netns/{place.namespace}",
+                    sys.executable,
+                    *("-m", "colo_ebpf.cli.main", "run", "--config", str(place.config)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+            )
+
+    # -- look ----------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Anything of this name is there."""
+        names = {client_namespace(self.name), *(p.namespace for p in self.places.values())}
+        return topology.directory(self.name).exists() or bool(names & set(netdev.namespaces()))
+
+    def is_up(self) -> bool:
+        """It was built, and something still runs in it."""
+        running = any(processes.in_namespace(p.namespace) for p in self.places.values())
+        return topology.state_file(self.name).exists() and running
+
+    def require_up(self) -> None:
+        """LabError unless it is."""
+        if not self.exists():
+            raise LabError(f"no lab {self.name}: `colo-ebpf lab up` first")
+
+    @property
+    def guest_address(self) -> str:
+        """Where the client finds the guest."""
+        text = topology.state_file(self.name).read_text()
+        return str(json.loads(text)["guest_address"])
+
+    def ask(self, host: str, command: str = "status") -> Any:
+        """Of the daemon; None if it does not answer."""
+        try:
+            return ctl.ask(self.places[host].run_dir / "ctl.sock", command)
+        except ControlError:
+            return None
+
+    def describe(self) -> dict[str, Any]:
+        """Namespaces, devices, addresses, pids and sockets."""
+        return {
+            "lab": self.name,
+            "directory": str(topology.directory(self.name)),
+            "client": {
+                "namespace": client_namespace(self.name),
+                "device": topology.CLIENT_BRIDGE,
+                "address": topology.CLIENT_ADDRESS,
+            },
+            "guest_address": self.guest_address,
+            "hosts": {host: self._describe_host(place) for host, place in self.places.items()},
+        }
+
+    def _describe_host(self, place: Place) -> dict[str, Any]:
+        status = self.ask(place.host)
+        daemons = processes.pids_of(place.namespace, "daemon")
+        vms = processes.pids_of(place.namespace, "vm")
+        return {
+            "namespace": place.namespace,
+            "devices": {
+                "tap": topology.TAP,
+                "bridge": topology.BRIDGE,
+                "uplink": topology.UPLINK,
+                "link": topology.LINK,
+                "vxlan": topology.LINK_DEVICE,
+                "management": topology.MANAGEMENT,
+            },
+            "link_address": place.link_address,
+            "management_address": place.management_address,
+            "daemon_pid": daemons[0] if daemons else None,
+            "qemu_pid": vms[0] if vms else None,
+            "config": str(place.config),
+            "log": str(place.log),
+            "control_socket": str(place.run_dir / "ctl.sock"),
+            "qmp_socket": str(place.run_dir / "qmp.sock"),
+            "pins": str(place.bpffs / "colo_ebpf"),
+            "disk": str(place.disk),
+            "state": status["state"] if status else None,
+            "sentence": status["sentence"] if status else None,
+            "protected": bool(status and status["protected"]),
+        }
+
+    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = PROTECT_S) -> None:
+        """Until it is true, telling what the daemons say meanwhile; LabError if it is late."""
+        deadline, told = time.monotonic() + timeout_s, dict.fromkeys(HOSTS, "")
+        while not condition():
+            for host in HOSTS:
+                self._tell(host, told)
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"lab {self.name}: {what}: not within {timeout_s:.0f} s{self._tails()}"
+                )
+            time.sleep(_POLL_S)
+
+    def _tell(self, host: str, told: dict[str, str]) -> None:
+        status = self.ask(host)
+        if status and status["sentence"] != told[host]:
+            told[host] = status["sentence"]
+            self._say(f"{host}: {told[host]}")
+
+    def _tails(self) -> str:
+        text = ""
+        for place in self.places.values():
+            if place.log.exists():
+                tail = place.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
+                text += f"\n--- {place.log}\n{tail}"
+        return text
+
+    def wait_protected(self, timeout_s: float = PROTECT_S) -> None:
+        """Both sides say that the pair is protected."""
+
+        def protected() -> bool:
+            for place in self.places.values():
+                if not processes.pids_of(place.namespace, "daemon"):
+                    raise LabError(f"host {place.host}: the daemon ended{self._tails()}")
+            states = [self.ask(host) for host in HOSTS]
+            return all(s is not None and s["protected"] for s in states)
+
+        time.sleep(_POLL_S)  # nsenter becomes the daemon
+        self.wait(protected, "the pair is not protected", timeout_s)
+
+    # -- run, heal, down -----------------------------------------------------------------
+
+    def namespace_of(self, host: str) -> str:
+        """Of a, b or client."""
+        return client_namespace(self.name) if host == "client" else self.places[host].namespace
+
+    def heal(self) -> None:
+        """Continue what hangs, reconnect what is cut, start the daemons that are gone."""
+        for place in self.places.values():
+            network.restore(place)
+            processes.resume(place.namespace)
+            mounts_gone = place.bpffs not in mounts.mounted(place.bpffs)
+            if mounts_gone:
+                mounts.mount_bpf(place.bpffs)
+            if not processes.pids_of(place.namespace, "daemon"):
+                self._start_daemon(place)
+
+    def down(self) -> None:
+        """End and remove everything of this name, however little is left of it."""
+        for host in (*HOSTS, "client"):
+            processes.end(self.namespace_of(host))
+        network.remove(self.name)
+        mounts.remove(topology.directory(self.name), topology.ROOT.parent)
+
+
+def find_names() -> list[str]:
+    """Labs there are."""
+    return sorted(p.name for p in topology.ROOT.glob("*")) if topology.ROOT.exists() else []
+
+
+def commands(lab: Lab) -> list[str]:
+    """How to look at it with tc and bpftool."""
+    place = lab.places["a"]
+    enter = f"nsenter --net=/run/netns/{place.namespace}"
+    pins = Path(place.bpffs) / "colo_ebpf" / "v1" / place.lab
+    return [
+        f"{enter} tc filter show dev {topology.TAP} ingress",
+        f"{enter} tc filter show dev {topology.TAP} egress",
+        f"{enter} tc filter show dev {topology.LINK_DEVICE} ingress",
+        f"bpftool map dump pinned {pins}/colo_turn",
+        f"bpftool map dump pinned {pins}/colo_stats",
+        f"colo-ebpf status --config {place.config}",
+    ]

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The lab's file systems: one in memory for all its files, one BPF file system per host."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+from pathlib import Path
+
+from colo_ebpf.errors import LabError
+
+_MNT_DETACH = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _mount(kind: str, target: Path, options: str) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    done = _libc.mount(kind.encode(), bytes(target), kind.encode(), 0, options.encode() or None)
+    if done:
+        raise LabError(f"mount {kind} on {target}: {os.strerror(ctypes.get_errno())}")
+
+
+def mount_memory(target: Path) -> None:
+    """A tmpfs: it takes only what is written to it."""
+    _mount("tmpfs", target, "mode=0700")
+
+
+def mount_bpf(target: Path) -> None:
+    """A BPF file system."""
+    _mount("bpf", target, "")
+
+
+def mounted(below: Path) -> list[Path]:
+    """Mount points at or below a directory, innermost first."""
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    points = [Path(line.split()[1]) for line in lines]
+    return sorted((p for p in points if p.is_relative_to(below)), reverse=True)
+
+
+def unmount(below: Path) -> None:
+    """Everything at or below a directory."""
+    for point in mounted(below):
+        if _libc.umount2(bytes(point), _MNT_DETACH):
+            raise LabError(f"unmount {point}: {os.strerror(ctypes.get_errno())}")
+
+
+def remove(directory: Path, up_to: Path) -> None:
+    """Unmount and delete a directory, and its parents up to `up_to` once they are empty."""
+    unmount(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for parent in directory.parents:
+            parent.rmdir()
+            if parent == up_to:
+                break
