@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Build the default guest from Debian's own packages: build.sh OUTPUT-DIRECTORY
-# Leaves vmlinuz, initramfs.gz and libtcgwait.so there. Skips what is newer than its sources.
+# Leaves vmlinuz, initramfs.gz and libtcgdirty.so there. Skips what is newer than its sources.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1
@@ -47,8 +47,8 @@ if [ "$out/services" -nt "$out/initramfs.gz" ] || [ "$here/init" -nt "$out/initr
 	rm -rf "$root"
 fi
 
-if [ "$here/lab-tcg/tcg_cond_wait.c" -nt "$out/libtcgwait.so" ]; then
-	gcc -O2 -Wall -Wextra -Werror -shared -fPIC -o "$out/libtcgwait.so" \
-		"$here/lab-tcg/tcg_cond_wait.c" -ldl
+if [ "$here/lab-tcg/tcg_dirty.c" -nt "$out/libtcgdirty.so" ]; then
+	gcc -O2 -Wall -Wextra -Werror -shared -fPIC -o "$out/libtcgdirty.so" \
+		"$here/lab-tcg/tcg_dirty.c" -ldl
 fi
 echo "guest: ready in $out"

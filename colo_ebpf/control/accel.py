@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 _PROBE_S = 6.0
@@ -49,5 +50,5 @@ async def _boots(qemu: str, kernel: str) -> bool:
         return False
     finally:
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
+            os.kill(process.pid, signal.SIGKILL)  # kill() would reap it before asyncio does
         await process.wait()

@@ -93,8 +93,6 @@ class Qemu:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._pid, os.WNOHANG)
         self._alive = False
         self._gone.set()
         self._on_event(VmEvent(VmEventKind.GONE, boot_ns()))

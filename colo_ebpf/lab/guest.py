@@ -32,7 +32,7 @@ def choose(wanted: Wanted) -> Guest:
     own = bool(wanted.kernel or wanted.disk)
     kernel = wanted.kernel or ("" if own else str(BUILT / "vmlinuz"))
     initrd = wanted.initrd or ("" if own else str(BUILT / "initramfs.gz"))
-    preload = BUILT / "libtcgwait.so"
+    preload = BUILT / "libtcgdirty.so"
     if not own and not Path(initrd).exists():
         raise LabError(f"the default guest is not built ({initrd}): run `make guest`")
     for path in (kernel, initrd, wanted.disk):

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * For the lab under TCG only, with QEMU before 11.0: LD_PRELOAD for qemu-system-*. KVM takes none
+ * of these paths.
+ *
+ * QEMU looks for dirty memory in migration_bitmap_sync(); under TCG it then waits, in
+ * tcg_log_global_after_sync(), until each vCPU has run an empty work item. Two things are wrong
+ * there:
+ *
+ * 1. A checkpoint does so without the big lock, so that pthread_cond_wait() is called with a
+ *    mutex its thread does not own, and the primary hangs. Here the mutex is taken first (with
+ *    a deadline, should its owner be waiting for us), the wait has a time limit, and the mutex
+ *    is given back. The caller's own loop looks at its condition again.
+ * 2. The dirty bits are cleared, but not the TLB entries that let the vCPU write without
+ *    setting them. Pages written through such an entry are never sent again: the secondary gets
+ *    a mixture of old and new memory, and its guest crashes. Here every vCPU flushes its TLB
+ *    before the wait ends, so before any page of this round is sent.
+ *
+ * The calls are told from all others by their thread: a waiter that is neither the main thread nor
+ * a vCPU, and has the big lock or a mutex that is not its own, is QEMU's migration or COLO thread.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define WAIT_NS	5000000L
+
+struct CPUState;
+typedef void (*work_fn)(struct CPUState *cpu, void *data);
+
+static int (*real_wait)(pthread_cond_t *cond, pthread_mutex_t *mutex);
+static struct CPUState *(*get_cpu)(int index);
+static void (*flush_tlb)(struct CPUState *cpu);
+static void (*run_on)(struct CPUState *cpu, work_fn work, void *data);
+static void (*run_later_on)(struct CPUState *cpu, work_fn work, void *data);
+static bool (*have_big_lock)(void);
+static bool (*in_vcpu_thread)(void);
+static __thread bool nested;
+
+__attribute__((constructor)) static void find_symbols(void)
+{
+	real_wait = dlvsym(RTLD_NEXT, "pthread_cond_wait", "GLIBC_2.3.2");
+	get_cpu = dlsym(RTLD_DEFAULT, "qemu_get_cpu");
+	flush_tlb = dlsym(RTLD_DEFAULT, "tlb_flush");
+	run_on = dlsym(RTLD_DEFAULT, "run_on_cpu");
+	run_later_on = dlsym(RTLD_DEFAULT, "async_run_on_cpu");
+	have_big_lock = dlsym(RTLD_DEFAULT, "qemu_mutex_iothread_locked");
+	in_vcpu_thread = dlsym(RTLD_DEFAULT, "qemu_in_vcpu_thread");
+}
+
+static bool have_symbols(void)
+{
+	return get_cpu && flush_tlb && run_on && run_later_on && have_big_lock && in_vcpu_thread;
+}
+
+static void flush_own_tlb(struct CPUState *cpu, void *data)
+{
+	(void)data;
+	flush_tlb(cpu);
+}
+
+/* `run` is run_on_cpu(), which waits for the vCPU, or async_run_on_cpu() while it stands. */
+static void flush_all(void (*run)(struct CPUState *, work_fn, void *))
+{
+	struct CPUState *cpu;
+	int i;
+
+	nested = true;
+	for (i = 0; (cpu = get_cpu(i)); i++)
+		run(cpu, flush_own_tlb, NULL);
+	nested = false;
+}
+
+static void soon(struct timespec *when)
+{
+	clock_gettime(CLOCK_REALTIME, when);
+	when->tv_nsec += WAIT_NS;
+	if (when->tv_nsec >= 1000000000L) {
+		when->tv_nsec -= 1000000000L;
+		when->tv_sec++;
+	}
+}
+
+static void wait_without_lock(pthread_cond_t *cond, pthread_mutex_t *mutex)
+{
+	struct timespec when;
+
+	soon(&when);
+	if (pthread_mutex_timedlock(mutex, &when))
+		return;		/* a spurious wake-up is always allowed */
+	soon(&when);
+	pthread_cond_timedwait(cond, mutex, &when);
+	pthread_mutex_unlock(mutex);
+}
+
+int pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex)
+{
+	pid_t self = syscall(SYS_gettid);
+	bool owner = mutex->__data.__owner == (int)self;	/* glibc's mutex, which QEMU's are */
+
+	if (nested || self == getpid() || !have_symbols() || in_vcpu_thread())
+		return real_wait(cond, mutex);
+	if (owner && !have_big_lock())
+		return real_wait(cond, mutex);
+	flush_all(owner ? run_on : run_later_on);
+	if (!owner)
+		wait_without_lock(cond, mutex);
+	return 0;		/* the caller looks at its condition again */
+}
