@@ -16,6 +16,7 @@ from colo_ebpf.errors import LabError
 from colo_ebpf.lab import faults, topology
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab, commands
+from colo_ebpf.lab.scenario import SCENARIOS
 
 DEFAULT_NAME = "colo"
 
@@ -163,12 +164,8 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     cut.add_argument("path", choices=faults.PATHS)
     cut.set_defaults(verb=_cut)
     demo = inner.add_parser("demo", parents=[named, guest], help="protect, break, check")
-    demo.add_argument("--fault", choices=_faults(), default="host-kill")
+    demo.add_argument("--fault", choices=tuple(SCENARIOS), default="host-kill")
     demo.set_defaults(verb=_demo)
-
-
-def _faults() -> tuple[str, ...]:
-    return ("vm-kill", "host-kill", "host-hang", "link-cut", "secondary-kill")
 
 
 def _guest_options() -> argparse.ArgumentParser:
