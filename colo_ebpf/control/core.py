@@ -135,12 +135,18 @@ class Core:
             self._colo_exit_ns = now_ns
         elif kind is VmEventKind.BLOCK_ERROR:
             self.unfit = "its disk failed"
-        elif kind is VmEventKind.MONITOR_LOST and vm.alive:
+        elif kind is VmEventKind.GONE:
+            self.unfit = ""  # it has no disk any more; `alive` says the rest
+        elif kind is VmEventKind.MONITOR_LOST and vm.alive and not self._ends(vm):
             self.unfit = "its QEMU does not answer"
         self.checkpoints.vm_event(vm, event)
         if kind is VmEventKind.GONE:
             self.effects.publish(_URGENT_COPIES)
         self.cycle(now_ns)
+
+    def _ends(self, vm: Vm) -> bool:
+        """We are ending it ourselves: that its monitor closes is no news."""
+        return isinstance(self.running, facts.EndVm) and self.running.instance == vm.instance
 
     def plane_event(self, event: PlaneEvent, now_ns: int) -> None:
         """The data plane wakes us."""
@@ -356,7 +362,7 @@ class Core:
             endpoints=self._endpoints,
             announced=points.announced,
             armed=points.secondary.armed,
-            turned=self.plane.turn().epoch,
+            turned=max(self.plane.turn().epoch, points.secondary.highest),
             loaded=points.secondary.loaded,
             want=points.secondary.want,
             leaving=self.leaving,

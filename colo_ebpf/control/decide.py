@@ -175,7 +175,7 @@ def _peer_unusable(s: Snapshot, instance: str) -> str:
         return ""
     if state.instance != instance or state.health in NO_VM:
         return f"{s.who.peer} says that its VM is gone"
-    return "" if state.fit else f"{s.who.peer} says that its disk failed"
+    return "" if state.fit else f"{s.who.peer} says that its VM is unfit"
 
 
 def _daemon_away(s: Snapshot) -> bool:

@@ -381,7 +381,8 @@ class PrimaryTurns:
         self._asked = {
             reason: ask
             for reason, ask in self._asked.items()
-            if reason not in OF_AN_EPOCH or ask.epoch >= self.epoch
+            if reason is not Reason.WARM_UP
+            and (reason not in OF_AN_EPOCH or ask.epoch >= self.epoch)
         }
 
     def _first_cause(self) -> Reason:

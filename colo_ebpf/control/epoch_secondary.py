@@ -105,7 +105,11 @@ class SecondaryTurns:
         return self._lose(missing)
 
     def settle(self, settled: Settled, loads: int) -> list[WriteTurn]:
-        """Before a takeover, once no load can come any more: the cell names the SVM's state."""
+        """Before a takeover, once no load can come any more: the cell names the SVM's state.
+
+        From here on a STOP is one of the failover itself.
+        """
+        self.on = False
         if settled is Settled.OLD:
             return self._back()
         # vmstate-loaded is sent after RESUME: the last one may have found nobody to go to.

@@ -59,7 +59,7 @@ class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     endpoints: Endpoints | None = None  # secondary: where its QEMU listens for that pairing
     announced: int = 0  # primary: epoch of the checkpoint to come
     armed: int = 0  # secondary: will turn to this epoch at its next STOP
-    turned: int = 0  # epoch in the turn cell
+    turned: int = 0  # highest epoch ever in the turn cell: no later one may be below
     loaded: int = 0  # secondary: epoch of the checkpoint it runs on
     want: str = ""  # secondary: why it wants a checkpoint
     leaving: bool = False  # the daemon was told to end; its VM runs on

@@ -20,7 +20,7 @@ _ROLES = {
     State.JOINING: "secondary",
     State.SOLO: "solo",
 }
-_HISTORY = 20
+_HISTORY = 60
 
 
 def status(daemon: Daemon, now_ns: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from colo_ebpf.lab.workload import LEDGER, PATIENCE_S, Datagrams, Dice, Download
 _DOWNLOAD_BYTES, _PACE_BYTES_S = 24 << 20, 2 << 20
 _ENTRIES_BEFORE, _ENTRIES_AFTER = 60, 60
 _POLL_S = 0.02
+_OUTGOING = 4  # PACKET_OUTGOING
 _COMPARED = {  # what the counters must show, by what it proves
     "frames compared": (("cmp-pvm", "pass", "verified"), ("cmp-svm", "note", "verified")),
     "frames held": (("cmp-pvm", "hold", "unverified"),),
@@ -55,8 +56,10 @@ class Wire:
 
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while self._socket.recv(64):
-                self.at.append(time.monotonic())
+            while True:
+                kind = self._socket.recvfrom(64)[1][2]
+                if kind != _OUTGOING:  # what the client's bridge floods to it
+                    self.at.append(time.monotonic())
 
     def frames_after(self, moment: float) -> int:
         """How many since then."""
