@@ -143,6 +143,7 @@ class Daemon:
         while not self._stopping.is_set():
             now_ns = boot_ns()
             self.plane.beacon()
+            self.plane.reap(now_ns)
             self.core.cycle(now_ns)
             self.publish(1)
             self._notifier.feed(now_ns)

@@ -61,6 +61,9 @@ class Plane(Protocol):
     def beacon(self) -> None:
         """Send one full-sized beacon over the link."""
 
+    def reap(self, now_ns: int) -> None:
+        """Forget a few connections that have ended; called in every beat."""
+
     def link_heard_ns(self) -> int:
         """Boot time of the last frame of the peer's plane (0: never)."""
 

@@ -102,6 +102,13 @@ class LiveWord(enum.IntEnum):
 LIVE_WORDS = 8
 
 
+class FlowFlag(enum.IntFlag):
+    """``enum colo_flow_flag``, those that user space looks at."""
+
+    PVM_FIN = 2048
+    RESET = 8192
+
+
 class SlotState(enum.IntEnum):
     """``enum colo_slot_state``."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from colo_ebpf.datapath import abi, loader, netdev, tc
+from colo_ebpf.datapath import abi, loader, netdev, reap, tc
 from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.decode import count_rows, event_of, mismatch_rows
 from colo_ebpf.datapath.sysbpf import RawMap, obj_get, test_run
@@ -72,6 +72,8 @@ class DataPlane:
         }
         cpus = os.sysconf("SC_NPROCESSORS_CONF")
         self._stats = RawMap(obj_get(str(pins / "colo_stats")), ctypes.sizeof(abi.Count) * cpus)
+        self._reap_flows = reap.Reaper(RawMap(obj_get(str(pins / "colo_flows"))))
+        self._reap_offsets = reap.Reaper(RawMap(obj_get(str(pins / "colo_offs"))))
         self._conf = self._first_conf()
         self._callbacks: list[Callable[[PlaneEvent], None]] = []
 
@@ -236,6 +238,15 @@ class DataPlane:
     def link_heard_ns(self) -> int:
         """Boot time of the last frame of the peer's plane; 0: never."""
         return self._live(LiveWord.HEARD_NS)
+
+    def reap(self, now_ns: int) -> None:
+        """Take a few entries of ended connections out of the flow tables."""
+        epoch = self.turn().epoch
+        lasting = int(self._conf.lasting_epoch)
+        self._reap_flows.step(lambda raw, full: reap.flow_ended(raw, now_ns, full))
+        self._reap_offsets.step(
+            lambda raw, _full: reap.offset_ended(raw, now_ns, (epoch, epoch + 1, lasting))
+        )
 
     # -- events, counters ----------------------------------------------------------------
 

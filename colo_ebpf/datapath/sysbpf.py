@@ -139,21 +139,27 @@ class RawMap:
             if not isinstance(e.__cause__, FileNotFoundError):
                 raise
 
+    def next_key(self, key: bytes | None) -> bytes | None:
+        """The key after `key` in the map's own order; the first one if that is gone or None."""
+        size = self.info.key_bytes
+        following = ctypes.create_string_buffer(size)
+        k = ctypes.create_string_buffer(key, size) if key is not None else None
+        attr = _elem(self.fd, ctypes.addressof(k) if k else 0, ctypes.addressof(following))
+        try:
+            _bpf(_MAP_GET_NEXT_KEY, attr, "next key")
+        except DatapathError as e:
+            if isinstance(e.__cause__, FileNotFoundError):
+                return None
+            raise
+        return following.raw
+
     def keys(self) -> Iterator[bytes]:
         """Walk the keys; entries that come and go meanwhile may be missed or seen twice."""
-        size = self.info.key_bytes
         key: bytes | None = None
-        following = ctypes.create_string_buffer(size)
         for _ in range(self.info.max_entries + 1):
-            k = ctypes.create_string_buffer(key, size) if key is not None else None
-            attr = _elem(self.fd, ctypes.addressof(k) if k else 0, ctypes.addressof(following))
-            try:
-                _bpf(_MAP_GET_NEXT_KEY, attr, "next key")
-            except DatapathError as e:
-                if isinstance(e.__cause__, FileNotFoundError):
-                    return
-                raise
-            key = following.raw
+            key = self.next_key(key)
+            if key is None:
+                return
             yield key
 
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The header and its ctypes mirror: every size, offset and number, as the compiler has them."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from colo_ebpf import model
+from colo_ebpf.datapath import abi
+from tests.capabilities import ROOT
+
+HEADER = ROOT / "bpf" / "include" / "colo_abi.h"
+ENUMS: dict[str, type[enum.IntEnum] | type[enum.IntFlag]] = {
+    "COLO_PROG_": abi.Prog,
+    "COLO_V_": abi.Verdict,
+    "COLO_R_": abi.Reason,
+    "COLO_LIVE_": abi.LiveWord,
+    "COLO_SLOT_": abi.SlotState,
+    "COLO_EV_": model.PlaneEventKind,
+    "COLO_F_": abi.FlowFlag,
+    "COLO_": model.Mode,
+}
+CONSTANTS = {
+    "COLO_ABI_VERSION": abi.ABI_VERSION,
+    "COLO_TURNING_BIT": abi.TURNING_BIT,
+    "COLO_BEACON_ETHERTYPE": abi.BEACON_ETHERTYPE,
+    "COLO_BOUNDS": abi.BOUNDS,
+    "COLO_DGRAM_WAYS": abi.DGRAM_WAYS,
+    "COLO_MISMATCHES": abi.MISMATCHES,
+    "COLO_LIVE_WORDS": abi.LIVE_WORDS,
+    "COLO_REASONS": abi.REASONS,
+    "COLO_OPEN": model.Phase.OPEN,
+    "COLO_TURNING": model.Phase.TURNING,
+}
+
+
+def _expected() -> dict[str, int]:
+    wanted = dict(CONSTANTS)
+    for prefix, kind in ENUMS.items():
+        wanted |= {f"{prefix}{one.name}": int(one) for one in kind}
+    for name, struct in abi.STRUCTS.items():
+        wanted[f"sizeof(struct {name})"] = ctypes.sizeof(struct)
+        for field, *_ in struct._fields_:
+            wanted[f"offsetof(struct {name}, {field})"] = getattr(struct, field).offset
+    return wanted
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Every expression as gcc computes it from the shipped header."""
+    directory: Path = tmp_path_factory.mktemp("abi")
+    lines = [f'printf("%s=%lld\\n", "{e}", (long long)({e}));' for e in _expected()]
+    source = directory / "abi.c"
+    source.write_text(
+        "#include <stddef.h>\n#include <stdio.h>\n#include <linux/types.h>\n"
+        f'#include "{HEADER}"\nint main(void) {{ {" ".join(lines)} return 0; }}\n'
+    )
+    binary = directory / "abi"
+    subprocess.run(["gcc", "-o", str(binary), str(source)], check=True)
+    out = subprocess.run([str(binary)], check=True, capture_output=True, text=True).stdout
+    return {
+        name: int(value)
+        for name, _, value in (row.rpartition("=") for row in out.split("\n") if row)
+    }
+
+
+def test_both_sides_agree(compiled: dict[str, int]) -> None:
+    assert compiled == {name: int(value) for name, value in _expected().items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix"), [("prog", "PROG_"), ("verdict", "V_"), ("reason", "R_"), ("mode", "")]
+)
+def test_python_knows_every_enumerator(kind: str, prefix: str) -> None:
+    body = re.search(rf"enum colo_{kind} {{(.*?)}};", HEADER.read_text(), re.DOTALL)
+    assert body is not None
+    names = set(re.findall(rf"^\tCOLO_{prefix}(\w+)", body[1], re.MULTILINE))
+    known = {one.name for one in ENUMS[f"COLO_{prefix}"]}
+    assert names == known
+
+
+def test_every_program_and_map_name_fits_the_kernel() -> None:
+    sources = [*(ROOT / "bpf").glob("*.c"), *(ROOT / "bpf" / "include").glob("*.h")]
+    text = "\n".join(path.read_text() for path in sources)
+    programs = re.findall(r"^int (colo_\w+)\(struct __sk_buff", text, re.MULTILINE)
+    maps = re.findall(r"^BPF_\w+\((?:\"\w+\", [\w ]+, [\w ]+, )?(colo_\w+)", text, re.MULTILINE)
+    assert len(programs) == len(abi.Prog)
+    assert maps
+    assert [name for name in programs + maps if len(name) > 15] == []

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Every wrong configuration gets a sentence that names the place and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colo_ebpf import config
+from colo_ebpf.control import settings
+from colo_ebpf.errors import ConfigError
+
+FILE = Path("/etc/colo-ebpf/config.toml")
+
+
+def test_the_example_is_in_order_and_reaches_every_part() -> None:
+    parsed = config.parse(config.EXAMPLE, FILE)
+    assert settings.who(parsed).starts
+    assert settings.plane_spec(parsed).tap == "tapweb"
+    assert settings.vm_spec(parsed, "kvm").memory_mib == 2048
+    assert settings.timing(parsed).peer_timeout_ns == 250_000_000
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "memory-mib",
+            "memory-mb",
+            "unknown key 'memory-mb' in \\[vm\\]; did you mean 'memory-mib'",
+        ),
+        ("[peer]", "[pear]", "unknown key 'pear' in the top level; did you mean 'peer'"),
+        ("bridge =", "brigde =", "in \\[vm.nic\\]; did you mean 'bridge'"),
+        ("memory-mib = 2048", "memory-mib = 4", "vm.memory-mib: .*>= 16"),
+        ("memory-mib = 2048", 'memory-mib = "big"', "vm.memory-mib: Expected `int`"),
+        ('mac = "52:', 'mac = "53:', "is a multicast address"),
+        ('mac = "52:54', 'mac = "xx', "vm.nic.*mac: "),
+        ('accel = "auto" ', 'accel = "fast" ', "vm.accel: "),
+        ('underlay = "eth1" ', "", "link: .*`underlay`"),
+        ('address = "192.0.2.1"', 'address = "peer.example"', "is not an IPv4 address"),
+        ('name = "b"', 'name = "a"', "host.name and peer.name are both 'a'"),
+        ('role = "primary"', 'role = "boss"', "start.role: "),
+        ("mtu = 1500", "mtu = 9000", "mtu: .*<= 1950"),
+        ("[[vm.disk]]", "[[vm.disk", "not valid TOML"),
+        ('role = "primary"', 'role = "primary"\n[timing]\nlink-timeout-ms = 900', "must be below"),
+        ('role = "primary"', 'role = "primary"\n[timing]\nheartbeat-ms = 90', "at most a third"),
+        ('role = "primary"', 'role = "primary"\n[datapath]\nhold-slots = 1000', "power of two"),
+    ],
+)
+def test_a_wrong_value_is_named(old: str, new: str, message: str) -> None:
+    assert old in config.EXAMPLE
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.parse(config.EXAMPLE.replace(old, new, 1), FILE)
+    assert str(FILE) in str(caught.value)
+
+
+@given(st.text())
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        config.parse(text, FILE)
+
+
+def test_missing_files_are_named_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        config.load(tmp_path / "none.toml")
+    parsed = config.parse(config.EXAMPLE, FILE)
+    with pytest.raises(ConfigError, match=r"vm\.kernel: .* does not exist"):
+        config.check_paths(parsed, FILE)
+
+
+@pytest.mark.parametrize(
+    ("mode", "data", "message"),
+    [
+        (0o644, b"x" * 40, "chmod 600"),
+        (0o600, b"short", "holds 5 bytes"),
+        (0, None, "No such file"),
+    ],
+)
+def test_a_bad_key_is_refused(tmp_path: Path, mode: int, data: bytes | None, message: str) -> None:
+    key = tmp_path / "key"
+    if data is not None:
+        key.write_bytes(data)
+        key.chmod(mode)
+    text = config.EXAMPLE.replace("/etc/colo-ebpf/key", str(key))
+    with pytest.raises(ConfigError, match=message):
+        settings.key(config.parse(text, FILE))

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What counts as a word of the peer: authentic, fresh, of this VM and host, of this version."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colo_ebpf.control.peer import VERSION, Path, PeerState, PeerView, Refusal, seal
+
+KEY = b"0123456789abcdef"
+MS = 1_000_000
+
+
+def _view(boot: str = "mine") -> PeerView:
+    return PeerView(vm="web", host="b", boot=boot, key=KEY, started_ns=0)
+
+
+def _said(seq: int = 1, *, boot: str = "theirs", echo: str = "mine", **more: object) -> bytes:
+    fields: dict[str, object] = {"vm": "web", "host": "b", **more}
+    return seal(PeerState(boot=boot, echo=echo, seq=seq, **fields), KEY)  # type: ignore[arg-type]
+
+
+def test_the_same_on_both_paths_is_news_once() -> None:
+    view = _view()
+    assert view.receive(_said(), Path.LINK, 10 * MS)
+    assert not view.receive(_said(), Path.MANAGEMENT, 12 * MS)
+    assert view.age_ns(Path.LINK, 20 * MS) == 10 * MS
+    assert view.age_ns(Path.MANAGEMENT, 20 * MS) == 8 * MS
+
+
+@pytest.mark.parametrize(
+    ("datagram", "why", "says"),
+    [
+        (b"GET / HTTP/1.0\r\n\r\n" + bytes(40), Refusal.MALFORMED, "something else sends"),
+        (b"COLO" + bytes((VERSION + 1,)) + bytes(80), Refusal.VERSION, "theirs 2, ours 1"),
+        (_said()[:-1] + b"\0", Refusal.KEY, "key files of the two hosts differ"),
+        (_said(vm="db"), Refusal.VM, "theirs 'db', ours 'web'"),
+        (_said(host="c"), Refusal.HOST, "it says 'c', not 'b'"),
+    ],
+)
+def test_what_is_not_for_us_is_told_once_and_changes_nothing(
+    datagram: bytes, why: Refusal, says: str
+) -> None:
+    told: list[str] = []
+    view = _view()
+    view.report = told.append
+    for _ in range(3):
+        assert not view.receive(datagram, Path.LINK, 5 * MS)
+    assert view.refusals == {why: 3}
+    assert view.state is None
+    assert len(told) == 1
+    assert says in told[0]
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_make_it_fail(data: bytes) -> None:
+    view = _view()
+    assert not view.receive(data, Path.LINK, MS)
+    assert not view.receive(
+        seal(PeerState(vm="", host="", boot=""), KEY)[:37] + data, Path.LINK, MS
+    )
+
+
+def test_a_recording_of_the_past_is_worth_nothing() -> None:
+    view = _view()
+    assert not view.receive(_said(9, echo="an earlier run"), Path.LINK, MS)
+    assert view.state is None
+    assert view.echo == "theirs"
+    assert view.receive(_said(10), Path.LINK, 2 * MS)
+    assert not view.receive(_said(10), Path.LINK, 3 * MS)
+    assert not view.receive(_said(4), Path.LINK, 3 * MS)
+    assert view.refusals[Refusal.STALE] == 2
+
+
+def test_a_new_run_of_the_peer_replaces_the_old_one_for_good() -> None:
+    view = _view()
+    view.receive(_said(500, boot="first"), Path.LINK, MS)
+    view.receive(_said(1, boot="second", echo=""), Path.LINK, 900 * MS)
+    assert view.echo == "second"
+    assert view.receive(_said(2, boot="second"), Path.LINK, 901 * MS)
+    assert not view.receive(_said(501, boot="first"), Path.LINK, 902 * MS)
+    assert view.state is not None
+    assert view.state.boot == "second"
+
+
+def test_a_refused_port_means_a_daemon_away_for_a_while() -> None:
+    view = _view()
+    view.receive(_said(), Path.LINK, MS)
+    view.nobody_listens(Path.LINK, 50 * MS)
+    assert view.away_since_ns(60 * MS) == 50 * MS
+    assert view.away_since_ns(60_000 * MS) is None
+    view.receive(_said(2), Path.LINK, 70 * MS)
+    assert view.away_since_ns(71 * MS) is None

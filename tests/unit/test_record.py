@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The record's legal moves, and the file arbiter that keeps it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from colo_ebpf.control import record
+from colo_ebpf.control.arbiter_file import FileArbiter
+from colo_ebpf.control.record import Disk, GenerationFloor, Kind, Record
+from colo_ebpf.errors import ArbiterError
+
+A, B = "a/0000000000000001", "b/0000000000000002"
+COLD = record.cold("a")
+CLAIMED = record.start(COLD, A)
+ACTIVE = record.activate(CLAIMED)
+PAIRED = record.pair(ACTIVE, B, 7)
+
+
+def test_the_way_of_a_takeover() -> None:
+    won = record.claim(PAIRED, B)
+    assert (won.kind, won.owner, won.other, won.vni) == (Kind.CLAIMED, B, A, 7)
+    active = record.activate(won)
+    assert active.disk is Disk.OVERLAID
+    assert not active.names(A)
+    whole = record.commit(active)
+    assert (whole.disk, whole.image) == (Disk.WHOLE, "b")
+    assert record.pair(whole, "a/0000000000000003", 8).generation == PAIRED.generation + 4
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda: record.start(COLD, B),
+        lambda: record.activate(ACTIVE),
+        lambda: record.pair(CLAIMED, B, 7),
+        lambda: record.pair(ACTIVE, "a/0000000000000009", 7),
+        lambda: record.pair(ACTIVE, B, 0),
+        lambda: record.pair(record.activate(record.claim(PAIRED, B)), A, 9),
+        lambda: record.claim(ACTIVE, B),
+        lambda: record.claim(PAIRED, "c/0000000000000003"),
+        lambda: record.concede(ACTIVE, A),
+        lambda: record.commit(ACTIVE),
+        lambda: record.reassert(PAIRED),
+    ],
+)
+def test_an_illegal_move_is_never_made(move: Callable[[], Record]) -> None:
+    with pytest.raises(ArbiterError):
+        move()
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"not json", b'{"generation":0}', b"[1]"])
+def test_a_malformed_record_is_an_error(text: bytes) -> None:
+    with pytest.raises(ArbiterError, match="malformed"):
+        record.decode(text, "somewhere")
+
+
+def test_it_survives_its_encoding() -> None:
+    for one in (COLD, CLAIMED, ACTIVE, PAIRED):
+        assert record.decode(record.encode(one), "x") == one
+
+
+def test_an_older_generation_is_refused_over_restarts(tmp_path: Path) -> None:
+    GenerationFloor(tmp_path).note(PAIRED)
+    floor = GenerationFloor(tmp_path)
+    floor.check(PAIRED)
+    with pytest.raises(ArbiterError, match="restored or replaced"):
+        floor.check(ACTIVE)
+
+
+def _arbiter(directory: Path) -> FileArbiter:
+    return FileArbiter(directory, 5000)
+
+
+async def test_a_missing_record_is_an_error_not_a_first_pairing(tmp_path: Path) -> None:
+    with pytest.raises(ArbiterError, match="arbiter init"):
+        await _arbiter(tmp_path).read()
+    with pytest.raises(ArbiterError, match="cannot read"):
+        await _arbiter(tmp_path / "none").read()
+
+
+async def test_init_writes_once(tmp_path: Path) -> None:
+    await _arbiter(tmp_path / "new").init("a")
+    with pytest.raises(ArbiterError, match="holds a record already"):
+        await _arbiter(tmp_path / "new").init("b")
+
+
+async def test_one_of_many_swaps_wins_and_all_know_which(tmp_path: Path) -> None:
+    arbiters = [_arbiter(tmp_path) for _ in range(8)]
+    newest = await arbiters[0].init("a")
+    for _ in range(10):
+        old = newest
+        if old.kind is Kind.COLD:
+            wanted = [record.start(old, f"a/{i:016x}") for i in range(8)]
+        else:
+            wanted = [record.hand_to_image(old)] * 8
+        results = await asyncio.gather(
+            *(a.swap(old, new) for a, new in zip(arbiters, wanted, strict=True))
+        )
+        nonces = {result.nonce for result in results}
+        assert len(nonces) == 1
+        newest = await arbiters[0].read()
+        assert newest.generation == old.generation + 1
+        assert newest.nonce in nonces
+
+
+async def test_a_crash_before_the_link_leaves_the_record_as_it_was(tmp_path: Path) -> None:
+    first = await _arbiter(tmp_path).init("a")
+    (tmp_path / ".deadbeef.tmp").write_bytes(b"half a rec")
+    assert await _arbiter(tmp_path).read() == first
+    assert (await _arbiter(tmp_path).swap(first, record.start(first, A))).owner == A
+
+
+async def test_an_old_record_loses_even_with_the_right_generation(tmp_path: Path) -> None:
+    first = await _arbiter(tmp_path).init("a")
+    stale = record.sealed(first, "another nonce")
+    assert (await _arbiter(tmp_path).swap(stale, record.start(first, A))) == first

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Parts of a few lines each: COLO trace, QEMU versions, command line, sd_notify, reaping."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+from pathlib import Path
+
+import pytest
+
+from colo_ebpf import config
+from colo_ebpf.control import cmdline, settings, trace
+from colo_ebpf.control.epoch_secondary import Note
+from colo_ebpf.control.machine import judge_version
+from colo_ebpf.control.notefile import NoteFile
+from colo_ebpf.control.notify import Notifier
+from colo_ebpf.datapath import abi, reap
+from colo_ebpf.errors import VmError
+from colo_ebpf.lab import ledger
+from colo_ebpf.model import Settled, VmRole
+
+STOP = "colo_vm_state_change Change 'run' => 'stop'"
+RUN = "colo_vm_state_change Change 'stop' => 'run'"
+RECEIVED = "colo_send_message Send 'vmstate-received' message"
+LOADED = "colo_send_message Send 'vmstate-loaded' message"
+
+
+@pytest.mark.parametrize(
+    ("lines", "exited", "wanted", "loads"),
+    [
+        ([], False, Settled.CURRENT, 0),
+        ([STOP], False, Settled.OPEN, 0),
+        ([STOP, RECEIVED], False, Settled.OPEN, 0),
+        ([STOP], True, Settled.OLD, 0),
+        ([STOP, RECEIVED], True, Settled.BROKEN, 0),
+        ([STOP, RECEIVED, RUN, LOADED], False, Settled.NEW, 1),
+        ([STOP, RECEIVED, RUN, LOADED], True, Settled.NEW, 1),
+        ([STOP, RECEIVED, RUN, LOADED, STOP], True, Settled.OLD, 1),
+    ],
+)
+def test_what_the_trace_says(lines: list[str], exited: bool, wanted: Settled, loads: int) -> None:
+    state = trace.follow(trace.TraceState(), lines)
+    assert trace.settled(state, exited) is wanted
+    assert state.loads == loads
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)", True),
+        ("QEMU emulator version 8.2.1", False),
+        ("QEMU emulator version 9.0.0", False),
+        ("QEMU emulator version 9.1.0", True),
+        ("QEMU emulator version 10.0.2", False),
+        ("QEMU emulator version 10.0.13", True),
+        ("QEMU emulator version 10.1.0", False),
+        ("QEMU emulator version 10.2.0", True),
+    ],
+)
+def test_versions_that_run_colo(text: str, good: bool) -> None:
+    assert judge_version(text).known_good is good
+
+
+def test_no_version_is_an_error() -> None:
+    with pytest.raises(VmError, match="no version"):
+        judge_version("hello")
+
+
+def _line(role: VmRole) -> list[str]:
+    parsed = config.parse(config.EXAMPLE, Path("example"))
+    return cmdline.command_line(settings.vm_spec(parsed, "kvm"), role, "a/0123456789abcdef")
+
+
+def test_both_sides_get_the_same_devices_in_the_same_order() -> None:
+    devices = [
+        [line[i + 1] for i, word in enumerate(line) if word == "-device"]
+        for line in (_line(VmRole.PRIMARY), _line(VmRole.SECONDARY))
+    ]
+    assert devices[0] == devices[1]
+
+
+def test_every_offload_is_off_and_the_instance_is_named() -> None:
+    line = " ".join(_line(VmRole.PRIMARY))
+    for name in ("csum", "gso", "guest_tso4", "guest_tso6", "host_tso4", "host_tso6", "host_ufo"):
+        assert f"{name}=off" in line
+    assert "-name web@a/0123456789abcdef" in line
+    assert "-no-shutdown" in line
+    assert "-S" in line.split()
+    assert "-incoming defer" in " ".join(_line(VmRole.SECONDARY))
+
+
+def test_systemd_is_told_and_the_watchdog_fed(tmp_path: Path) -> None:
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        s.bind(path)
+        s.setblocking(False)
+        notifier = Notifier({"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "2000000"})
+        notifier.say(READY=1, STATUS="solo")
+        assert s.recv(100) == b"READY=1\nSTATUS=solo"
+        notifier.feed(10**9)
+        notifier.feed(10**9 + 1)
+        assert s.recv(100) == b"WATCHDOG=1"
+        with pytest.raises(BlockingIOError):
+            s.recv(100)
+    Notifier({}).say(READY=1)
+
+
+def test_a_note_belongs_to_its_instance(tmp_path: Path) -> None:
+    notes = NoteFile(tmp_path / "turns.json")
+    assert notes.load("b/1") is None
+    note = Note(epoch=4, before=3, loads=2, highest=4)
+    notes.keep("b/1", note)
+    assert notes.load("b/1") == note
+    assert notes.load("b/2") is None
+    (tmp_path / "turns.json").write_text("{ half")
+    assert notes.load("b/1") is None
+
+
+def _flow(idle_ns: int, flags: int = 0, held: int = 0) -> bytes:
+    return bytes(abi.Flow(seen_ns=10**15 - idle_ns, flags=flags, held=held))
+
+
+def test_which_connections_are_forgotten() -> None:
+    now, fin = 10**15, int(abi.FlowFlag.PVM_FIN)
+    assert reap.flow_ended(_flow(reap.ENDED_NS + 1, fin), now, full=False)
+    assert not reap.flow_ended(_flow(reap.ENDED_NS - 1, fin), now, full=False)
+    assert not reap.flow_ended(_flow(reap.ENDED_NS + 1), now, full=False)
+    assert reap.flow_ended(_flow(reap.ENDED_NS + 1), now, full=True)
+    assert not reap.flow_ended(_flow(reap.IDLE_NS + 1, held=2), now, full=True)
+
+
+def test_an_offset_in_force_is_kept() -> None:
+    now = 10**15
+    off = abi.Off(seen_ns=now - reap.ENDED_NS - 1)
+    off.slot[1].epoch = 7
+    assert not reap.offset_ended(bytes(off), now, (7, 8, 0))
+    assert reap.offset_ended(bytes(off), now, (8, 9, 0))
+    assert ctypes.sizeof(off) == len(bytes(off))
+
+
+def test_the_ledgers_sums_chain() -> None:
+    first = ledger.chain(ledger.EMPTY_SUM, 1, "text1")
+    assert f"{first:016x}" == "0e9bc97a836fd9a8"
+    assert f"{ledger.chain(first, 2, 'text2'):016x}" == "96bae5d254a22109"
+    assert ledger.block(bytes(2048), 1) is None
