@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,8 +71,9 @@ def spec_of(host: str, directory: Path, disk_bytes: int = DISK_BYTES) -> VmSpec:
 class Pair:
     """`async with Pair(tmp_path) as (a, b)`: both run under COLO."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, disk_bytes: Mapping[str, int] | None = None) -> None:
         self._directory = directory
+        self._disk_bytes = disk_bytes or {}
         self._namespace = f"colotq{os.getpid()}"
         self.sides: list[Side] = []
 
@@ -81,6 +83,13 @@ class Pair:
         _enter(os.open(f"/var/run/netns/{self._namespace}", os.O_RDONLY))
         for host in "ab":
             await asyncio.to_thread(netdev.create_tap, f"tap{host}", 1500)
+        try:
+            return await self._pair()
+        except BaseException:
+            await self.__aexit__()
+            raise
+
+    async def _pair(self) -> tuple[Side, Side]:
         a = await self.start("a", VmRole.PRIMARY)
         await a.vm.cont()
         b = await self.start("b", VmRole.SECONDARY)
@@ -91,7 +100,7 @@ class Pair:
 
     async def start(self, host: str, role: VmRole) -> Side:
         """Start one side's QEMU."""
-        spec = spec_of(host, self._directory)
+        spec = spec_of(host, self._directory, self._disk_bytes.get(host, DISK_BYTES))
         vm = await QemuMachine(spec).start(role, f"{host}/{secrets.token_hex(8)}")
         side = Side(vm, spec)
         vm.subscribe(side.events.append)

@@ -7,12 +7,14 @@ import asyncio
 import dataclasses
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from colo_ebpf.control.machine import QemuMachine
+from colo_ebpf.datapath import netdev
 from colo_ebpf.errors import StorageError, VmError
 from colo_ebpf.model import Settled, VmEventKind, VmRole
 from tests.capabilities import require
@@ -87,3 +89,41 @@ async def test_a_qemu_that_cannot_start_says_why(tmp_path: Path) -> None:
     spec = dataclasses.replace(spec_of("a", tmp_path), machine="nonesuch")
     with pytest.raises(VmError, match="unsupported machine type"):
         await QemuMachine(spec).start(VmRole.PRIMARY, "a/0000000000000000")
+
+
+async def test_a_qemu_without_colo_is_refused(tmp_path: Path) -> None:
+    fake = Path(__file__).with_name("fake_qemu.py")
+    spec = dataclasses.replace(spec_of("a", tmp_path), qemu=str(fake), preload="")
+    with pytest.raises(VmError, match="has no x-colo capability; install a QEMU built with COLO"):
+        await QemuMachine(spec).start(VmRole.PRIMARY, "a/0000000000000000")
+
+
+async def test_images_of_different_size_are_not_paired(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, disk_bytes={"b": 8 << 20})
+    with pytest.raises(StorageError, match="images differ in size: 16777216 bytes here, 8388608"):
+        async with pair:
+            pass
+
+
+def _talk(address: str) -> bytes:
+    """A word with the guest's echo service, from the namespace of the calling thread."""
+    with socket.create_connection((address, 7), timeout=30) as s:
+        s.sendall(b"are you there?")
+        return s.recv(100)
+
+
+async def test_the_secondary_is_whole_after_checkpoints_from_early_boot_on(tmp_path: Path) -> None:
+    """Under TCG a page that was missed makes its guest crash: see guest/lab-tcg."""
+    async with Pair(tmp_path) as (a, b):
+        serial_a, serial_b = (side.spec.run_dir / "serial.log" for side in (a, b))
+        for _ in range(25):
+            await _checkpoint(a, b)
+            assert b"panic" not in serial_b.read_bytes()
+        await _until(lambda: b"serving" in serial_a.read_bytes(), "the guest serves")
+        for _ in range(5):
+            await _checkpoint(a, b)
+        os.kill(a.vm.pid, signal.SIGKILL)
+        await _until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
+        await b.vm.take_over()
+        await asyncio.to_thread(netdev.add_address, "tapb", "192.168.77.1", 24)
+        assert await asyncio.to_thread(_talk, "192.168.77.10") == b"are you there?"

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The mirror programs on real hooks: what reaches the other host, and in whose numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from colo_ebpf.model import Mode, Phase, VmRole
+from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC, VNI, Rig, beacon, request, segment
+from tests.capabilities import require
+
+SKEW = 70_000  # the SVM's ISN against the PVM's
+
+
+@pytest.fixture(autouse=True)
+def _needs() -> None:
+    require("root", "bpf")
+
+
+@pytest.fixture
+def secondary() -> Iterator[Rig]:
+    """A secondary in epoch 3."""
+    with Rig(VmRole.SECONDARY) as rig:
+        rig.pair(3, Mode.SECONDARY)
+        yield rig
+
+
+def _echo() -> Packet:
+    return Ether(src=CLIENT_MAC, dst=VM_MAC) / IP(src=CLIENT, dst=VM) / ICMP() / b"ping"
+
+
+# --- primary ------------------------------------------------------------------------------
+
+
+def test_a_clients_frame_reaches_the_vm_and_its_clone_carries_the_epoch() -> None:
+    with Rig() as rig:
+        rig.pair(9)
+        rig.from_client(request(5000, b"GET"))
+        (frame,) = rig.to_vm()
+        assert bytes(frame[TCP].payload) == b"GET"
+        assert [(tag, bytes(clone)) for tag, clone in rig.to_peer()] == [(9, bytes(frame))]
+        assert rig.count("mir-cli", "pass", "input") == 1
+
+
+def test_a_solo_host_sends_nothing_over_the_link() -> None:
+    with Rig() as rig:
+        rig.pair(9, Mode.SOLO)
+        rig.from_client(_echo())
+        rig.plane.beacon()
+        assert rig.to_peer() == []
+        assert len(rig.to_vm()) == 1
+
+
+def test_a_beacon_is_as_large_as_the_largest_frame() -> None:
+    with Rig() as rig:
+        rig.pair(9)
+        rig.plane.beacon()
+        ((tag, frame),) = rig.to_peer()
+        assert (tag, len(frame)) == (9, 1514)
+
+
+@pytest.mark.parametrize("role", [VmRole.PRIMARY, VmRole.SECONDARY])
+def test_a_beacon_of_epoch_0_is_heard(role: VmRole) -> None:
+    """A group of 0 is not put on the wire: without the option it is 0."""
+    with Rig(role) as rig:
+        rig.pair(3, Mode.PAIRING if role is VmRole.PRIMARY else Mode.SECONDARY)
+        before = rig.plane.link_heard_ns()
+        header = b"\x08\x00\x00\x00" + (VNI << 8).to_bytes(4, "big")
+        rig.peer.sendto(header + bytes(beacon()), ("198.51.100.1", 4789))
+        program = "cmp-svm" if role is VmRole.PRIMARY else "mir-link"
+        assert rig.count(program, "drop", "beacon") == 2
+        assert rig.plane.link_heard_ns() > before
+
+
+def test_another_pairings_frames_are_not_heard() -> None:
+    with Rig() as rig:
+        rig.pair(3)
+        heard = rig.plane.link_heard_ns()
+        rig.from_peer(segment(1, b"x"), 3, vni=VNI + 1)
+        assert rig.count("cmp-svm", "drop", "not-ours") == 1
+        assert rig.plane.link_heard_ns() == heard
+
+
+# --- secondary ----------------------------------------------------------------------------
+
+
+def _open(rig: Rig, epoch: int = 3) -> None:
+    """A connection whose SYN-ACK the PVM numbered 1000 and the SVM 1000 + SKEW."""
+    rig.from_peer(request(5000, flags="S"), epoch)
+    rig.from_vm(segment(1000 + SKEW, ack=5001, flags="SA"))
+    rig.from_peer(request(5001, ack=1001), epoch)
+
+
+def _sent(rig: Rig) -> list[tuple[int, Packet]]:
+    return [(tag, frame) for tag, frame in rig.to_peer() if frame.type == 0x0800]
+
+
+def test_the_svm_hears_its_own_numbers_and_speaks_the_pvms(secondary: Rig) -> None:
+    _open(secondary)
+    acks = [frame[TCP].ack for frame in secondary.to_vm()]
+    assert acks == [0, 1001 + SKEW]
+    secondary.to_peer()
+    secondary.from_vm(segment(1001 + SKEW, b"hello", ack=5001))
+    ((tag, frame),) = _sent(secondary)
+    assert (tag, frame[TCP].seq, bytes(frame[TCP].payload)) == (3, 1001, b"hello")
+    again = frame.copy()
+    del again[TCP].chksum
+    assert bytes(Ether(bytes(again))) == bytes(frame)
+
+
+def test_what_an_epoch_taught_ends_with_it_and_comes_back_if_its_turn_is_undone(
+    secondary: Rig,
+) -> None:
+    _open(secondary)
+    secondary.to_peer()
+    for epoch, wanted in ((4, 2001), (3, 2001 - SKEW)):
+        secondary.plane.set_turn(epoch, Phase.OPEN)
+        secondary.from_vm(segment(2001, b"x", ack=5001))
+        assert [frame[TCP].seq for _, frame in _sent(secondary)] == [wanted % 2**32]
+
+
+def test_after_a_takeover_the_client_still_sees_the_pvms_numbers(secondary: Rig) -> None:
+    _open(secondary)
+    secondary.to_peer()
+    secondary.to_vm()
+    secondary.plane.keep_offsets(3)
+    secondary.plane.set_mode(Mode.SOLO)
+    secondary.plane.set_turn(0, Phase.OPEN)
+    secondary.from_vm(segment(1001 + SKEW, b"hello", ack=5001))
+    (frame,) = secondary.to_client()
+    assert (frame[TCP].seq, bytes(frame[TCP].payload)) == (1001, b"hello")
+    secondary.from_client(request(5001, ack=1006))
+    assert [f[TCP].ack for f in secondary.to_vm()] == [1006 + SKEW]
+    assert _sent(secondary) == []
+
+
+def test_a_datagram_of_a_past_epoch_is_in_the_state_already(secondary: Rig) -> None:
+    secondary.from_peer(_echo(), 2)
+    assert secondary.to_vm() == []
+    secondary.from_peer(_echo(), 3)
+    assert len(secondary.to_vm()) == 1
+    assert secondary.count("mir-link", "drop", "stale-epoch") == 1
+
+
+def test_nothing_of_the_svm_reaches_a_client(secondary: Rig) -> None:
+    for mode in (Mode.SECONDARY, Mode.WITHHOLD):
+        secondary.plane.set_mode(mode)
+        secondary.from_vm(segment(1, b"secret"))
+        frame = Ether(src=VM_MAC, dst=CLIENT_MAC) / IP(src=VM, dst=CLIENT) / UDP() / b"secret"
+        secondary.from_vm(frame)
+        assert secondary.to_client() == []

@@ -1,0 +1,38 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""A QEMU that was built without COLO, as far as its monitors can tell."""
+
+import json
+import re
+import socket
+import sys
+import threading
+
+
+def _serve(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        connection, _ = listener.accept()
+    with connection:
+        version = {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}
+        _say(connection, {"QMP": {"version": version, "capabilities": ["oob"]}})
+        while data := connection.recv(65536):  # a request need not end in a newline
+            request = json.loads(data)
+            name = request.get("execute") or request.get("exec-oob")
+            reply = [{"capability": "events", "state": False}] if "query" in name else {}
+            echoed = {"id": request["id"]} if "id" in request else {}
+            _say(connection, {"return": reply, **echoed})
+
+
+def _say(connection: socket.socket, message: dict) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    paths = re.findall(r"id=mon\d,path=([^,]+)", " ".join(sys.argv))
+    threads = [threading.Thread(target=_serve, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
