@@ -44,15 +44,16 @@ class Lab:
             self._say("cleaning what an earlier lab left")
             self.down()
         try:
-            self._build(guest)
+            self.build(guest)
             for place in self.places.values():
-                self._start_daemon(place)
+                self.start_daemon(place)
             self.wait_protected()
         except BaseException:
             self.down()
             raise
 
-    def _build(self, guest: Guest) -> None:
+    def build(self, guest: Guest) -> None:
+        """Everything but the daemons."""
         self._say("building namespaces, links and images")
         mounts.mount_memory(topology.directory(self.name))
         network.build(self.name)
@@ -82,7 +83,7 @@ class Lab:
         arbiter = FileArbiter(topology.arbiter_directory(self.name), 2000)
         asyncio.run(arbiter.init("a"))
 
-    def _start_daemon(self, place: Place) -> None:
+    def start_daemon(self, place: Place) -> None:
         """As the systemd unit does, in the host's network namespace."""
         with place.log.open("ab") as log:
             subprocess.Popen(
@@ -226,7 +227,7 @@ class Lab:
             if mounts_gone:
                 mounts.mount_bpf(place.bpffs)
             if not processes.pids_of(place.namespace, "daemon"):
-                self._start_daemon(place)
+                self.start_daemon(place)
 
     def down(self) -> None:
         """End and remove everything of this name, however little is left of it."""

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The daemon of a running pair: asked, started twice, killed and started again, fed bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colo_ebpf.datapath import netdev
+from colo_ebpf.lab import faults, processes, topology
+from colo_ebpf.lab.client import Client, Lines
+from colo_ebpf.lab.guest import Wanted, choose
+from colo_ebpf.lab.lab import Lab, commands
+from colo_ebpf.lab.workload import LEDGER
+from tests.capabilities import require
+
+NAME = "colotest"
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Lab]:
+    """A protected pair whose guest serves."""
+    require("root", "bpf", "qemu", "guest")
+    lab = Lab(NAME)
+    lab.up(choose(Wanted()))
+    try:
+        lab.wait(lambda: b"serving" in _serial(lab), "the guest does not serve", 60)
+        yield lab
+    finally:
+        lab.down()
+
+
+@pytest.fixture
+def bare() -> Iterator[Lab]:
+    """A lab without daemons."""
+    require("root", "bpf", "qemu", "guest")
+    lab = Lab(f"{NAME}x")
+    try:
+        lab.build(choose(Wanted()))
+        yield lab
+    finally:
+        lab.down()
+
+
+def _serial(lab: Lab) -> bytes:
+    return (lab.places["a"].run_dir / "serial.log").read_bytes()
+
+
+def _cli(lab: Lab, host: str, *words: str) -> subprocess.CompletedProcess[str]:
+    place = lab.places[host]
+    enter = ["nsenter", f"--net=/run/netns/{place.namespace}"]
+    return subprocess.run(
+        [*enter, sys.executable, "-m", "colo_ebpf.cli.main", *words, "--config", str(place.config)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def _status(lab: Lab, host: str = "a") -> dict[str, Any]:
+    return dict(json.loads(_cli(lab, host, "status", "--json").stdout))
+
+
+def _log(lab: Lab, host: str) -> str:
+    return lab.places[host].log.read_text()
+
+
+def test_status_tells_what_an_operator_needs(pair: Lab) -> None:
+    status = _status(pair)
+    assert (status["role"], status["protected"], status["disk"]) == ("primary", True, "replicated")
+    assert status["checkpoints"]["by_cause"]["pairing"] >= 1
+    assert status["checkpoints"]["last"]["pause_ms"] > 0
+    assert status["epoch"] == _status(pair, "b")["epoch"] > 0
+    assert status["peer"]["link_age_ms"] < 1000
+    assert any(row["reason"] == "beacon" for row in status["packets"])
+    text = _cli(pair, "a", "status").stdout
+    for word in ("primary", "checkpoints", "held now", "replicated", "PROGRAM"):
+        assert word in text
+
+
+def test_the_commands_that_lab_up_prints_work(pair: Lab) -> None:
+    for command in commands(pair):
+        words = command.replace("colo-ebpf ", f"{sys.executable} -m colo_ebpf.cli.main ").split()
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        assert done.stdout.strip()
+    turn = subprocess.run(commands(pair)[3].split(), capture_output=True, text=True, check=True)
+    assert '"word"' in turn.stdout, "typed maps print their fields"
+
+
+def test_an_operator_asks_for_a_checkpoint(pair: Lab) -> None:
+    before = _status(pair)["checkpoints"]["by_cause"].get("operator", 0)
+    assert _cli(pair, "a", "checkpoint").returncode == 0
+    pair.wait(
+        lambda: _status(pair)["checkpoints"]["by_cause"].get("operator", 0) == before + 1,
+        "no checkpoint",
+        30,
+    )
+    refused = _cli(pair, "b", "checkpoint")
+    assert refused.returncode == 2
+    assert "ask the primary" in refused.stderr
+
+
+def test_a_second_daemon_is_refused_and_disturbs_nothing(pair: Lab) -> None:
+    again = _cli(pair, "a", "run")
+    assert again.returncode == 2
+    assert "a daemon runs already here" in again.stderr
+    assert _status(pair)["protected"]
+
+
+def test_doctor_on_a_host_that_works(pair: Lab) -> None:
+    done = _cli(pair, "a", "doctor", "--json")
+    findings = {one["name"]: one for one in json.loads(done.stdout)}
+    assert done.returncode == 0, findings
+    assert findings["link MTU"]["ok"]
+    assert findings["qemu x-colo"]["ok"]
+
+
+@pytest.mark.parametrize("host", ["a", "b"])
+def test_a_killed_daemon_adopts_vm_and_maps_and_protection_goes_on(pair: Lab, host: str) -> None:
+    async def append(lines: Lines, number: int) -> str:
+        async with asyncio.timeout(60):
+            return await lines.ask(f"ADD {number} written on {host}")
+
+    async def scenario() -> None:
+        client = Client(pair.namespace_of("client"), pair.guest_address)
+        lines = Lines(await client.connect(LEDGER))
+        count = int((await lines.ask("SUM")).split()[1])
+        vm = processes.pids_of(pair.places[host].namespace, "vm")
+        faults.kill(pair, host, "daemon")
+        if host == "b":  # the primary's daemon goes on to take checkpoints
+            assert (await append(lines, count + 1)).startswith(f"OK {count + 1} ")
+            count += 1
+        await asyncio.to_thread(pair.heal)
+        await asyncio.to_thread(pair.wait_protected)
+        assert (await append(lines, count + 1)).startswith(f"OK {count + 1} ")
+        assert processes.pids_of(pair.places[host].namespace, "vm") == vm
+        lines.close()
+
+    generation = _status(pair)["record"]["generation"]
+    asyncio.run(scenario())
+    assert f"adopted {host}/" in _log(pair, host)
+    assert _status(pair)["record"]["generation"] == generation, "nobody went solo meanwhile"
+
+
+# --- bad input ------------------------------------------------------------------------------
+
+
+def _change(lab: Lab, host: str, old: str, new: str) -> None:
+    config = lab.places[host].config
+    text = config.read_text()
+    assert old in text
+    config.write_text(text.replace(old, new))
+
+
+def _start(lab: Lab, *hosts: str) -> None:
+    for host in hosts:
+        lab.start_daemon(lab.places[host])
+
+
+def _says(lab: Lab, host: str, words: str) -> None:
+    lab.wait(lambda: words in _log(lab, host), f"{host} does not say {words!r}", 90)
+
+
+def test_images_of_different_size_are_not_paired_and_the_vm_serves_on(bare: Lab) -> None:
+    with Path(bare.places["b"].disk).open("r+b") as image:
+        image.truncate(32 << 20)
+    _start(bare, "a", "b")
+    _says(bare, "a", "images differ in size")
+    bare.wait(lambda: (bare.ask("a") or {}).get("mode") == "solo", "a does not serve alone", 30)
+
+
+def test_another_vms_peer_is_told_and_ignored(bare: Lab) -> None:
+    _change(bare, "b", f'name = "{bare.name}"', 'name = "other"')
+    _start(bare, "a", "b")
+    _says(bare, "a", "another VM's name")
+    bare.wait(lambda: (bare.ask("a") or {}).get("mode") == "solo", "a does not serve alone", 60)
+    assert "another VM's name" in bare.ask("a")["peer"]["error"]
+
+
+def test_a_link_too_small_ends_the_daemon_before_any_vm_starts(bare: Lab) -> None:
+    place = bare.places["a"]
+    netdev.in_namespace(place.namespace, lambda: netdev.set_up(topology.LINK, 1500))
+    done = _cli(bare, "a", "run")
+    assert done.returncode == 2
+    assert "its MTU of 1500 is too small" in done.stderr
+    assert processes.pids_of(place.namespace, "vm") == []
+
+
+def test_a_qemu_without_colo_is_told_and_the_record_says_nobody_serves(bare: Lab) -> None:
+    fake = Path(__file__).parents[1] / "qemu" / "fake_qemu.py"
+    _change(bare, "a", 'preload = "', f'qemu = "{fake}"\npreload = "')
+    _start(bare, "a")
+    _says(bare, "a", "has no x-colo capability")
+    assert bare.ask("a")["mode"] == "withhold"
+
+
+def test_a_wrong_configuration_ends_the_daemon_with_one_line(bare: Lab) -> None:
+    _change(bare, "a", "memory-mib", "memory-mb")
+    done = _cli(bare, "a", "run")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "did you mean 'memory-mib'" in done.stderr
