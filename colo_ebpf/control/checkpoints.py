@@ -99,7 +99,7 @@ class Checkpoints:
         if event.kind is PlaneEventKind.HELD:
             self._held_due_ns = now_ns
         else:
-            self._do(self.primary.ask(_REASONS[event.kind], now_ns, event.epoch))
+            self._do(self.primary.ask(_REASONS[event.kind], event.at_ns, event.epoch))
 
     def command_done(self, command: Command, stopped: bool, error: str) -> None:
         """A command was answered or failed."""

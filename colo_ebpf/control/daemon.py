@@ -33,6 +33,7 @@ from colo_ebpf.control.notefile import NoteFile
 from colo_ebpf.control.notify import Notifier
 from colo_ebpf.control.peer import Path, PeerView, seal
 from colo_ebpf.control.ports import Vm
+from colo_ebpf.control.privileges import keep_only_needed
 from colo_ebpf.control.qmp import boot_ns
 from colo_ebpf.control.record import GenerationFloor, Record
 from colo_ebpf.control.report import status
@@ -300,6 +301,7 @@ def serve(config: Config) -> None:
         FilePath(config.host.state_dir).mkdir(parents=True, exist_ok=True)
         _log.info("loading the data plane of %s", config.vm.name)
         plane = DataPlane.open(settings.plane_spec(config))
+        keep_only_needed()
         _realtime(config.start.realtime_priority)
         asyncio.run(_serve(config, plane))
     finally:

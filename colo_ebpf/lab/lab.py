@@ -48,6 +48,7 @@ class Lab:
             for place in self.places.values():
                 self.start_daemon(place)
             self.wait_protected()
+            topology.up_mark(self.name).touch()
         except BaseException:
             self.down()
             raise
@@ -67,8 +68,7 @@ class Lab:
             self._image(place, guest)
             configuration.check_paths(configuration.load(place.config), place.config)
         self._init_arbiter()
-        state = {"guest_address": guest.address, "started": time.time()}
-        topology.state_file(self.name).write_text(json.dumps(state))
+        topology.state_file(self.name).write_text(json.dumps({"guest_address": guest.address}))
 
     def _image(self, place: Place, guest: Guest) -> None:
         if guest.disk:
@@ -110,7 +110,7 @@ class Lab:
     def is_up(self) -> bool:
         """It was built, and something still runs in it."""
         running = any(processes.in_namespace(p.namespace) for p in self.places.values())
-        return topology.state_file(self.name).exists() and running
+        return topology.up_mark(self.name).exists() and running
 
     def require_up(self) -> None:
         """LabError unless it is."""

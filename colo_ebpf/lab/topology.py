@@ -46,8 +46,13 @@ def directory(lab: str) -> Path:
 
 
 def state_file(lab: str) -> Path:
-    """Written when the lab is up."""
+    """What was asked for."""
     return ROOT / lab / "lab.json"
+
+
+def up_mark(lab: str) -> Path:
+    """Written once the pair was protected: what lacks it was left by a crash."""
+    return ROOT / lab / "up"
 
 
 @dataclass(frozen=True, slots=True)

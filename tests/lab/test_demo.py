@@ -46,7 +46,6 @@ def test_what_a_crash_left_is_cleaned_by_the_next_up() -> None:
     guest = choose(Wanted())
     lab.build(guest)
     lab.start_daemon(lab.places["a"])
-    topology.state_file(NAME).unlink()
     assert _left(lab) != []
     said: list[str] = []
     again = Lab(NAME, said.append)

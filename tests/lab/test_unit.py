@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The systemd unit: its capabilities are enough for a protected pair, and it is notified."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from colo_ebpf.control.privileges import Capability
+from colo_ebpf.lab import processes
+from colo_ebpf.lab.guest import Wanted, choose
+from colo_ebpf.lab.lab import Lab
+from colo_ebpf.lab.topology import Place
+from tests.capabilities import ROOT, require
+
+UNIT = ROOT / "packaging" / "colo-ebpf.service"
+
+
+def _service() -> configparser.SectionProxy:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNIT)
+    return parser["Service"]
+
+
+class UnitLab(Lab):
+    """A lab whose daemons have what the unit gives them, and no more."""
+
+    def start_daemon(self, place: Place) -> None:
+        """As systemd would."""
+        service = _service()
+        names = service["CapabilityBoundingSet"].lower().replace("cap_", "+").split()
+        capabilities = ",".join(["-all", *names])
+        with place.log.open("ab") as log:
+            subprocess.Popen(
+                [
+                    *("nsenter", f"--net=/run/netns/{place.namespace}"),
+                    *("setpriv", "--no-new-privs", f"--bounding-set={capabilities}", "--"),
+                    *(sys.executable, "-m", "colo_ebpf.cli.main", "run"),
+                    *("--config", str(place.config)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "NOTIFY_SOCKET": _notify(place), "WATCHDOG_USEC": "5000000"},
+            )
+
+
+def _notify(place: Place) -> str:
+    return str(place.directory / "notify")
+
+
+def _capabilities(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (permitted,) = [line.split()[1] for line in lines if line.startswith("CapPrm")]
+    return int(permitted, 16)
+
+
+def test_the_units_capabilities_suffice_and_systemd_is_kept_informed() -> None:
+    require("root", "bpf", "qemu", "guest")
+    lab = UnitLab("colotestu")
+    try:
+        lab.build(choose(Wanted()))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            s.bind(_notify(lab.places["a"]))
+            s.settimeout(30)
+            for place in lab.places.values():
+                lab.start_daemon(place)
+            lab.wait_protected()
+            said = b""
+            while b"READY=1" not in said or b"WATCHDOG=1" not in said:
+                said += s.recv(4096) + b"\n"
+        for what in ("daemon", "vm"):
+            (pid,) = processes.pids_of(lab.places["a"].namespace, what)
+            assert _capabilities(pid) == sum(1 << one for one in Capability), what
+        assert "no real-time priority" not in lab.places["a"].log.read_text()
+    finally:
+        lab.down()
+
+
+def test_the_unit_lets_the_vm_outlive_the_daemon() -> None:
+    service = _service()
+    assert service["Type"] == "notify"
+    assert service["KillMode"] == "process"
+    assert service["RuntimeDirectoryPreserve"] == "yes"
+    assert service["WatchdogSec"]
