@@ -37,6 +37,7 @@ LOCAL, PEER = "198.51.100.1", "198.51.100.2"
 VNI = 77
 _VNET_HEADER = bytes(10)
 _WAIT_S = 2.0
+_IPV6 = 0x86DD
 
 
 class Rig:
@@ -185,12 +186,12 @@ class Rig:
         )
 
     def to_peer(self) -> list[tuple[int, Packet]]:
-        """(tag, frame) that went over the link and is there now."""
+        """(tag, frame) that went over the link and is there now, but for what hosts say of IPv6."""
         out = []
         while select.select([self.peer], [], [], 0.2)[0]:
             data = self.peer.recv(4096)
             out.append((struct.unpack("!H", data[2:4])[0], Ether(data[8:])))
-        return out
+        return [(tag, frame) for tag, frame in out if frame.type != _IPV6]
 
     def to_vm(self) -> list[Packet]:
         """What reached the VM's tap and is there now."""
