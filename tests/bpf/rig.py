@@ -37,7 +37,6 @@ LOCAL, PEER = "198.51.100.1", "198.51.100.2"
 VNI = 77
 _VNET_HEADER = bytes(10)
 _WAIT_S = 2.0
-_IPV6 = 0x86DD
 
 
 class Rig:
@@ -77,6 +76,7 @@ class Rig:
         for name in (self._host, client, peer):
             netdev.create_namespace(name)
             self._stack.callback(netdev.remove_namespace, name)
+            netdev.in_namespace(name, _without_ipv6)
         netdev.create_veth("up0", "cl0", self._host, client, 1500)
         netdev.create_veth("link0", "link1", self._host, peer, 1600)
         netdev.in_namespace(peer, lambda: netdev.add_address("link1", PEER, 24))
@@ -166,32 +166,48 @@ class Rig:
 
     def from_vm(self, frame: Packet) -> None:
         """The local VM sends."""
-        os.write(self.tap, _VNET_HEADER + bytes(frame))
+        self.from_vm_raw(bytes(frame))
+
+    def from_vm_raw(self, frame: bytes) -> None:
+        """The local VM sends."""
+        os.write(self.tap, _VNET_HEADER + frame)
 
     def from_peer(self, frame: Packet, tag: int, vni: int = VNI) -> None:
         """A frame arrives over the link."""
-        header = struct.pack("!BBHI", 0x88, 0, tag, vni << 8)
-        self.peer.sendto(header + bytes(frame), (LOCAL, 4789))
+        self.from_peer_raw(bytes(frame), tag, vni)
+
+    def from_peer_raw(self, frame: bytes, tag: int, vni: int = VNI) -> None:
+        """A frame arrives over the link."""
+        header = struct.pack("!BBHI", 0x88, 0, tag & 0xFFFF, vni << 8)
+        self.peer.sendto(header + frame, (LOCAL, 4789))
 
     def from_client(self, frame: Packet) -> None:
         """The client sends."""
-        self.client.send(bytes(frame))
+        self.from_client_raw(bytes(frame))
+
+    def from_client_raw(self, frame: bytes) -> None:
+        """The client sends."""
+        self.client.send(frame)
 
     # -- frames out --
 
     def to_client(self) -> list[Packet]:
         """What reached the client side since the last call, up to a mark sent behind it."""
+        return [frame for frame in map(Ether, self.to_client_raw()) if frame.src == VM_MAC]
+
+    def to_client_raw(self) -> list[bytes]:
+        """The same as bytes, with what the hosts say of themselves."""
         return self._until_mark(
             self.client.fileno(), lambda: self.client.recv(4096), self._mark_to_client
         )
 
     def to_peer(self) -> list[tuple[int, Packet]]:
-        """(tag, frame) that went over the link and is there now, but for what hosts say of IPv6."""
+        """(tag, frame) that went over the link and is there now."""
         out = []
         while select.select([self.peer], [], [], 0.2)[0]:
             data = self.peer.recv(4096)
             out.append((struct.unpack("!H", data[2:4])[0], Ether(data[8:])))
-        return [(tag, frame) for tag, frame in out if frame.type != _IPV6]
+        return out
 
     def to_vm(self) -> list[Packet]:
         """What reached the VM's tap and is there now."""
@@ -208,9 +224,9 @@ class Rig:
 
     def _until_mark(
         self, fd: int, receive: Callable[[], bytes], send: Callable[[], bytes]
-    ) -> list[Packet]:
+    ) -> list[bytes]:
         """Released clones go through the CPU's backlog: twice through, then they are out."""
-        out: list[Packet] = []
+        out: list[bytes] = []
         for _ in range(2):
             mark = send()
             while True:
@@ -219,11 +235,16 @@ class Rig:
                 frame = receive()
                 if frame == mark:
                     break
-                if frame[12:14] == b"\x88\xb6" or Ether(frame).src != VM_MAC:
-                    continue
-                out.append(Ether(frame))
+                if frame[12:14] != b"\x88\xb6":
+                    out.append(frame)
             select.select([], [], [], 0.02)
         return out
+
+
+def _without_ipv6() -> None:
+    """What the hosts say of themselves (router solicitations) would be counted, too."""
+    for scope in ("all", "default"):
+        Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1\n")
 
 
 def _enter(fd: int) -> None:

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""TCP frames as bytes, fast: a model test sends tens of thousands."""
+
+from __future__ import annotations
+
+import array
+import socket
+import struct
+from dataclasses import dataclass
+
+from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC
+
+_TO_CLIENT = bytes.fromhex((CLIENT_MAC + VM_MAC).replace(":", "")) + b"\x08\x00"
+_TO_VM = bytes.fromhex((VM_MAC + CLIENT_MAC).replace(":", "")) + b"\x08\x00"
+_VM, _CLIENT = socket.inet_aton(VM), socket.inet_aton(CLIENT)
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What a client sees of one segment of the VM."""
+
+    seq: int
+    ack: int
+    flags: int
+    window: int
+    payload: bytes
+    sums_right: bool
+
+
+def checksum(data: bytes) -> int:
+    """Ones' complement sum, RFC 1071."""
+    words = array.array("H", data + b"\0" * (len(data) % 2))
+    total = sum(words)
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return socket.htons(~total & 0xFFFF)
+
+
+def _tcp(ports: tuple[int, int], fields: tuple[int, int, int, int], body: bytes) -> bytes:
+    """A segment without its checksum; fields: seq, ack, flags, window."""
+    seq, ack, flags, window = fields
+    numbers = (seq % 2**32, ack % 2**32, 5 << 4, flags, window, 0, 0)
+    return struct.pack("!HHIIBBHHH", *ports, *numbers) + body
+
+
+def _summed(segment: bytes, ends: bytes) -> bytes:
+    pseudo = ends + struct.pack("!BBH", 0, 6, len(segment))
+    return segment[:16] + struct.pack("!H", checksum(pseudo + segment)) + segment[18:]
+
+
+def _ip(source: bytes, target: bytes, body: bytes) -> bytes:
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0, 64, 6, 0) + source + target
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + body
+
+
+def of_vm(
+    seq: int, payload: bytes = b"", ack: int = 0, flags: int = ACK, window: int = 1000
+) -> bytes:
+    """A frame of the VM, port 80 to 4711."""
+    segment = _tcp((80, 4711), (seq, ack, flags, window), payload)
+    return _TO_CLIENT + _ip(_VM, _CLIENT, _summed(segment, _VM + _CLIENT))
+
+
+def of_client(seq: int, payload: bytes = b"", ack: int = 0, flags: int = ACK) -> bytes:
+    """A frame of the client."""
+    segment = _tcp((4711, 80), (seq, ack, flags, 1000), payload)
+    return _TO_VM + _ip(_CLIENT, _VM, _summed(segment, _CLIENT + _VM))
+
+
+def parse(frame: bytes) -> Segment | None:
+    """A frame of the VM as the client's stack would take it; None if it is not one."""
+    if frame[:14] != _TO_CLIENT or frame[23] != 6:
+        return None
+    total = struct.unpack_from("!H", frame, 16)[0]
+    packet = frame[14 : 14 + total]
+    body = packet[20:]
+    seq, ack, offset, flags, window = struct.unpack_from("!IIBBH", body, 4)
+    pseudo = packet[12:20] + struct.pack("!BBH", 0, 6, len(body))
+    right = checksum(pseudo + body) == 0 and checksum(packet[:20]) == 0
+    return Segment(seq, ack, flags, window, body[(offset >> 4) * 4 :], right)

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The shipped programs on real hooks against the reference model, under random schedules.
+
+Hypothesis draws what both VMs send and when: any segmentation, retransmissions, losses on the
+link, frames of past epochs, diverging bytes, turns that are proven and turns that are not, going
+solo. Everything the client receives is held against the model. At the end a checkpoint is
+loaded and the PVM resends: then the client must have every byte.
+
+COLO_MODEL_EXAMPLES sets how many schedules are drawn (`make soak` uses many).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from contextlib import ExitStack
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from colo_ebpf.model import Mode, Phase
+from tests.bpf.rig import Rig, beacon
+from tests.capabilities import require
+from tests.model import frames
+from tests.model.reference import Reference
+
+CLIENT_ISN = 5000
+_SEGMENT = 1400
+LENGTHS = st.one_of(st.integers(1, 24), st.integers(1, _SEGMENT))
+
+
+class Stream(RuleBasedStateMachine):
+    """One connection of a protected VM. `p_` is the PVM's, `s_` the SVM's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        require("root", "bpf")
+        self._stack = ExitStack()
+        self.rig = self._stack.enter_context(Rig())
+        self.model = Reference()
+        self.p_app, self.s_app = bytearray(), bytearray()
+        self.p_sent = self.s_sent = 0
+        self.p_ack = self.s_ack = self.client_sent = 0
+        self.epoch = 1
+        self.open, self.solo = True, False
+        self.received: dict[int, int] = {}
+
+    @initialize(isn=st.sampled_from([1000, 2**31 - 300, 2**32 - 2, 2**32 - 700]))
+    def connect(self, isn: int) -> None:
+        """A connection both VMs have accepted."""
+        self.isn = isn
+        rig = self.rig
+        rig.pair(self.epoch)
+        rig.from_client_raw(frames.of_client(CLIENT_ISN, flags=frames.SYN))
+        syn_ack = frames.SYN | frames.ACK
+        rig.from_vm_raw(frames.of_vm(isn, ack=CLIENT_ISN + 1, flags=syn_ack))
+        rig.from_peer_raw(frames.of_vm(isn + 7, ack=CLIENT_ISN + 1, flags=syn_ack), self.epoch)
+        self._settle()
+
+    # -- what the VMs do -----------------------------------------------------------------
+
+    @rule(count=LENGTHS, seed=st.integers(0, 255))
+    def both_produce(self, count: int, seed: int) -> None:
+        """The applications write the same."""
+        data = bytes((seed + 31 * i + i // 256) % 256 for i in range(count))
+        self.p_app += data
+        self.s_app += data
+
+    @rule(count=st.integers(1, 40), seed=st.integers(0, 255))
+    def they_differ(self, count: int, seed: int) -> None:
+        """The applications write something else."""
+        self.p_app += bytes((seed + i) % 256 for i in range(count))
+        self.s_app += bytes((seed + i + 1) % 256 for i in range(count))
+
+    @rule(count=LENGTHS)
+    def pvm_sends(self, count: int) -> None:
+        """New bytes."""
+        self._pvm(self.p_sent, count)
+
+    @rule(back=st.integers(1, 3000), count=LENGTHS)
+    def pvm_resends(self, back: int, count: int) -> None:
+        """From somewhere before."""
+        self._pvm(max(0, self.p_sent - back), count)
+
+    @rule(count=LENGTHS)
+    def svm_sends(self, count: int) -> None:
+        """New bytes."""
+        self._svm(self.s_sent, count, self.epoch)
+
+    @rule(back=st.integers(1, 3000), count=LENGTHS)
+    def svm_resends(self, back: int, count: int) -> None:
+        """From somewhere before."""
+        self._svm(max(0, self.s_sent - back), count, self.epoch)
+
+    @rule(count=LENGTHS)
+    def the_link_loses(self, count: int) -> None:
+        """The SVM sent, nothing came."""
+        self.s_sent = min(self.s_sent + count, len(self.s_app))
+
+    @rule(count=LENGTHS, age=st.integers(1, 3))
+    def a_late_frame(self, count: int, age: int) -> None:
+        """Of a past epoch: whatever it says, it verifies nothing."""
+        self._svm(max(0, self.s_sent - count), count, self.epoch - age)
+
+    @rule(count=st.integers(1, 500))
+    def client_sends(self, count: int) -> None:
+        """Both VMs receive it, each in its own time."""
+        self.client_sent += count
+
+    @rule(share=st.integers(1, 4))
+    def pvm_acknowledges(self, share: int) -> None:
+        """A pure ACK."""
+        self.p_ack = max(self.p_ack, self.client_sent * share // 4)
+        self._pvm(self.p_sent, 0)
+
+    @rule(share=st.integers(1, 4))
+    def svm_acknowledges(self, share: int) -> None:
+        """A pure ACK."""
+        self.s_ack = max(self.s_ack, self.client_sent * share // 4)
+        self._svm(self.s_sent, 0, self.epoch)
+
+    # -- what the control plane does -------------------------------------------------------
+
+    @precondition(lambda self: not self.solo)
+    @rule(proven=st.booleans(), between=st.integers(0, 60), after=st.integers(0, 60))
+    def checkpoint(self, proven: bool, between: int, after: int) -> None:
+        """Arm, trigger, stop, turn; the PVM may send until it stops."""
+        plane = self.rig.plane
+        plane.set_turn(self.epoch, Phase.TURNING)
+        self._pvm(self.p_sent, between)
+        self._settle()
+        plane.set_turn(self.epoch + 1, Phase.TURNING)
+        self.epoch += 1
+        self.open = proven
+        if not proven:  # it ran on, nobody knows since when: nothing verifies
+            self.model.svm.clear()
+            self.model.epoch = -1
+            self._pvm(self.p_sent, after)
+            return
+        self.model.epoch = self.epoch - 1
+        self.model.turned()
+        self.s_app, self.s_sent, self.s_ack = bytearray(self.p_app), self.p_sent, self.p_ack
+        plane.set_turn(self.epoch, Phase.OPEN)
+        self._pvm(self.p_sent, after)
+        plane.flush()
+        self._drain()
+
+    @rule()
+    def beats(self) -> None:
+        """The peer's plane is heard."""
+        self.rig.from_peer_raw(bytes(beacon()), self.epoch)
+
+    @precondition(lambda self: self.epoch > 2 and len(self.p_app) > 2000)
+    @rule()
+    def goes_solo(self) -> None:
+        """The pair ends; everything leaves."""
+        self.model.goes_solo()
+        self.solo = True
+        self.rig.plane.set_mode(Mode.SOLO)
+        self.rig.plane.flush()
+        self._drain()
+
+    # -- frames and checks -----------------------------------------------------------------
+
+    def _pvm(self, start: int, count: int) -> None:
+        data = bytes(self.p_app[start : start + count])
+        self.model.pvm_sends(start, data, self.p_ack)
+        self.p_sent = max(self.p_sent, start + len(data))
+        ack = CLIENT_ISN + 1 + self.p_ack
+        self.rig.from_vm_raw(frames.of_vm(self.isn + 1 + start, data, ack))
+        self._drain()
+
+    def _svm(self, start: int, count: int, epoch: int) -> None:
+        if self.solo or epoch < 1:
+            return
+        data = bytes(self.s_app[start : start + count])
+        if self.open or epoch != self.epoch:
+            self.model.svm_sends(start, data, self.s_ack, epoch)
+        self.s_sent = max(self.s_sent, start + len(data))
+        ack = CLIENT_ISN + 1 + self.s_ack
+        self.rig.from_peer_raw(frames.of_vm(self.isn + 1 + start, data, ack), epoch)
+        self._drain()
+
+    def _drain(self) -> None:
+        while select.select([self.rig.client], [], [], 0)[0]:
+            self._check(self.rig.client.recv(4096))
+
+    def _settle(self) -> None:
+        for frame in self.rig.to_client_raw():
+            self._check(frame)
+
+    def _check(self, frame: bytes) -> None:
+        segment = frames.parse(frame)
+        if segment is None or segment.flags & frames.SYN:
+            return
+        assert segment.sums_right, "a checksum is wrong"
+        start = (segment.seq - self.isn - 1) % 2**32
+        ack = (segment.ack - CLIENT_ISN - 1) % 2**32
+        complaint = self.model.complaint(start, segment.payload, ack)
+        assert not complaint, complaint
+        for position, byte in enumerate(segment.payload, start):
+            self.received[position] = byte
+
+    def teardown(self) -> None:
+        """Nothing is lost: after a loaded checkpoint and the guest's resending it is all there."""
+        try:
+            if hasattr(self, "isn"):
+                self._finish()
+        finally:
+            self._stack.close()
+
+    def _finish(self) -> None:
+        if not self.solo:
+            self.checkpoint(True, 0, 0)
+        self.rig.plane.flush()
+        self._settle()
+        held = self.rig.plane.held()
+        assert held.frames == 0, f"{held.frames} frames are still held"
+        missing = [p for p in range(self.p_sent) if p not in self.received]
+        for start in range(0, self.p_sent, _SEGMENT):
+            if any(start <= p < start + _SEGMENT for p in missing):
+                self._pvm(start, min(_SEGMENT, self.p_sent - start))
+        self._settle()
+        lost = [p for p in range(self.p_sent) if p not in self.received]
+        assert not lost, f"bytes {lost[:5]}... never reached the client"
+
+
+Stream.TestCase.settings = settings(
+    max_examples=int(os.environ.get("COLO_MODEL_EXAMPLES", "150")),
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
+TestStream = Stream.TestCase
