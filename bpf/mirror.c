@@ -6,7 +6,8 @@
  *                                       └─ clone, tag epoch ══▶ link
  *   secondary  link ingress: colo_mir_link ── ACK rewritten ──▶ tap ──▶ SVM
  *              SVM ──▶ tap ingress: colo_mir_svm ── SEQ rewritten, tag epoch ══▶ link
- *   both       colo_beacon, run by the control plane ══▶ link
+ *   both       colo_last_in and colo_last_out, next to the client side: offsets that outlived
+ *              a takeover; colo_beacon, run by the control plane ══▶ link
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>
@@ -26,6 +27,8 @@
 #define CLI	COLO_PROG_MIR_CLI
 #define LINK	COLO_PROG_MIR_LINK
 #define OUT	COLO_PROG_MIR_SVM
+#define LAST_IN	COLO_PROG_LAST_IN
+#define LAST_OUT	COLO_PROG_LAST_OUT
 
 static __always_inline struct colo_conf *colo_conf_get(void)
 {
@@ -70,6 +73,67 @@ static __always_inline int colo_client_track(struct colo_pkt *pkt)
 	return 0;
 }
 
+/* The lasting offset of the frame's connection; 0: it has none. A SYN begins a new one. */
+static __always_inline __u32 colo_last_delta(struct colo_pkt *pkt, struct colo_flow_key *key)
+{
+	struct colo_lasting *last;
+
+	colo_last_end(key, pkt->flags);
+	last = colo_last.lookup(key);
+	if (!last || pkt->flags & COLO_TCP_SYN)
+		return 0;
+	last->seen_ns = bpf_ktime_get_boot_ns();
+	return last->delta;
+}
+
+/* Nobody has a lasting offset, or the client side is not ours. */
+static __always_inline int colo_last_idle(struct colo_conf *conf)
+{
+	return !conf || !conf->lasting || conf->mode == COLO_SECONDARY;
+}
+
+/* Tap egress, first: from the client's numbers to the VM's. */
+int colo_last_in(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_flow_key key = {};
+	struct colo_pkt pkt = {};
+	__u32 delta;
+
+	if (colo_last_idle(conf))
+		return colo_finish(skb, LAST_IN, COLO_V_PASS, COLO_R_PLAIN);
+	if (colo_parse(skb, &pkt) || !colo_is_tcp(&pkt))
+		return colo_finish(skb, LAST_IN, COLO_V_PASS, COLO_R_PLAIN);
+	colo_key_from_client(&pkt, &key);
+	delta = colo_last_delta(&pkt, &key);
+	if (!delta || !(pkt.flags & COLO_TCP_ACK))
+		return colo_finish(skb, LAST_IN, COLO_V_PASS, COLO_R_PLAIN);
+	if (colo_off_apply(skb, &pkt, 8, pkt.ack, delta))
+		return colo_finish(skb, LAST_IN, COLO_V_DROP, COLO_R_MALFORMED);
+	return colo_finish(skb, LAST_IN, COLO_V_PASS, COLO_R_REWRITTEN);
+}
+
+/* Tap ingress, last: from the VM's numbers to the client's. */
+int colo_last_out(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_flow_key key = {};
+	struct colo_pkt pkt = {};
+	__u32 delta;
+
+	if (colo_last_idle(conf))
+		return colo_finish(skb, LAST_OUT, COLO_V_PASS, COLO_R_PLAIN);
+	if (colo_parse(skb, &pkt) || !colo_is_tcp(&pkt))
+		return colo_finish(skb, LAST_OUT, COLO_V_PASS, COLO_R_PLAIN);
+	colo_key_from_vm(&pkt, &key);
+	delta = colo_last_delta(&pkt, &key);
+	if (!delta)
+		return colo_finish(skb, LAST_OUT, COLO_V_PASS, COLO_R_PLAIN);
+	if (colo_off_apply(skb, &pkt, 4, pkt.seq, -delta))
+		return colo_finish(skb, LAST_OUT, COLO_V_DROP, COLO_R_MALFORMED);
+	return colo_finish(skb, LAST_OUT, COLO_V_PASS, COLO_R_REWRITTEN);
+}
+
 /* Tap egress: the client side, or the link, has a frame for the VM. */
 int colo_mir_cli(struct __sk_buff *skb)
 {
@@ -82,7 +146,8 @@ int colo_mir_cli(struct __sk_buff *skb)
 	if (conf->mode == COLO_SECONDARY || conf->mode == COLO_WITHHOLD)
 		return colo_finish(skb, CLI, COLO_V_PASS, COLO_R_NO_PAIR);
 	if (colo_parse(skb, &pkt))
-		return colo_finish(skb, CLI, COLO_V_DROP, COLO_R_MALFORMED);
+		return colo_finish(skb, CLI, conf->mode == COLO_SOLO ? COLO_V_PASS : COLO_V_DROP,
+				   COLO_R_MALFORMED);
 	if (colo_is_tcp(&pkt) && colo_client_track(&pkt) && conf->mode != COLO_SOLO)
 		return colo_finish(skb, CLI, COLO_V_DROP, COLO_R_TABLE_FULL);
 	if (conf->mode == COLO_SOLO) {
@@ -137,7 +202,8 @@ int colo_mir_svm(struct __sk_buff *skb)
 	if (!conf || (conf->mode != COLO_SECONDARY && conf->mode != COLO_SOLO))
 		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_WITHHELD);
 	if (colo_parse(skb, &pkt))
-		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_MALFORMED);
+		return colo_finish(skb, OUT, conf->mode == COLO_SOLO ? COLO_V_PASS : COLO_V_DROP,
+				   COLO_R_MALFORMED);
 	if (colo_is_tcp(&pkt) && colo_rewrite_out(skb, conf, &pkt, epoch))
 		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_MALFORMED);
 	if (conf->mode == COLO_SOLO)

@@ -55,7 +55,9 @@ enum colo_prog {
 	COLO_PROG_MIR_LINK = 4,	/* mirror.c, link ingress of the secondary */
 	COLO_PROG_MIR_SVM = 5,	/* mirror.c, tap ingress of the secondary */
 	COLO_PROG_BEACON = 6,	/* mirror.c, run by the control plane */
-	COLO_PROGS = 7,
+	COLO_PROG_LAST_IN = 7,	/* mirror.c, tap egress, before MIR_CLI */
+	COLO_PROG_LAST_OUT = 8,	/* mirror.c, tap ingress, after the others */
+	COLO_PROGS = 9,
 };
 
 enum colo_verdict {
@@ -138,7 +140,7 @@ struct colo_conf {		/* colo_conf[0], written by user space */
 	__u32 hold_slots;	/* a power of two */
 	__u32 hold_high;	/* slots in use that make a STORE_FULL event */
 	__u32 dgram_buckets;	/* a power of two */
-	__u32 pad;
+	__u32 lasting;		/* entries of colo_last; 0: nobody needs to look */
 };
 
 struct colo_turn {		/* colo_turn[0]: one 64-bit word, written whole */
@@ -267,9 +269,13 @@ struct colo_off_slot {		/* what one epoch taught of a connection's offset */
 
 struct colo_off {		/* colo_offs: TCP, secondary's side */
 	__u64 seen_ns;
-	__u32 lasting;		/* VM number - client's number, outlives epochs */
-	__u32 pad;
 	struct colo_off_slot slot[2];	/* by epoch mod 2: an undone turn finds the old one */
+};
+
+struct colo_lasting {		/* colo_last: TCP, whichever host serves */
+	__u64 seen_ns;
+	__u32 delta;		/* VM number - client's number, for the connection's life */
+	__u32 pad;
 };
 
 struct colo_mismatch {		/* colo_mism[n mod COLO_MISMATCHES] */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The one counted exit. Every program leaves through colo_finish(), so that each
- * packet's fate is a row of `bpftool map dump name colo_stats`.
+ * packet's fate is a row of `bpftool map dump name colo_stats`. What passes goes on to the
+ * next filter of the hook: the lasting offsets, then whatever the operator has there.
  */
 #ifndef COLO_FINISH_H
 #define COLO_FINISH_H
@@ -21,7 +22,7 @@ static __always_inline int colo_finish(struct __sk_buff *skb, __u32 prog, __u32 
 				       __u32 reason)
 {
 	colo_count(prog, verdict, reason, skb->len);
-	return verdict == COLO_V_PASS ? TC_ACT_OK : TC_ACT_SHOT;
+	return verdict == COLO_V_PASS ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 }
 
 #endif /* COLO_FINISH_H */

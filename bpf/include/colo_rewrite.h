@@ -5,15 +5,23 @@
  * first ACK of the client (passive open) or the SYN-ACK of the server (active open), which
  * acknowledges the PVM's SYN.
  *
- * What one epoch taught ends with it: the next checkpoint gives the SVM the PVM's numbers. Two
- * slots by epoch parity, so that a turn that is undone finds the old one intact. After a
- * takeover what the last epoch taught is kept (conf->lasting_epoch).
+ * Two layers. The epoch offset (SVM against PVM, secondary only) ends with its epoch: the next
+ * checkpoint gives the SVM the PVM's numbers. Two slots by epoch parity, so that a turn that
+ * is undone finds the old one intact. After a takeover what the last epoch taught stays in force
+ * (conf->lasting_epoch) until the control plane adds it to the lasting offsets.
+ *
+ * The lasting offset (VM against client, colo_last) lives as long as the connection, on whichever
+ * host serves, between client side and everything else: it is taken off before the frame is
+ * cloned to the link and put on after the frame was compared, so that the link speaks VM numbers.
  */
 #ifndef COLO_REWRITE_H
 #define COLO_REWRITE_H
 
 BPF_TABLE_PINNED("hash", struct colo_flow_key, struct colo_off, colo_offs, COLO_FLOWS,
 		 COLO_PIN "/colo_offs");
+
+BPF_TABLE_PINNED("hash", struct colo_flow_key, struct colo_lasting, colo_last, COLO_FLOWS,
+		 COLO_PIN "/colo_last");
 
 #define COLO_OFF_ISN	1
 #define COLO_OFF_DELTA	2
@@ -74,6 +82,13 @@ static __always_inline int colo_off_apply(struct __sk_buff *skb, struct colo_pkt
 	return bpf_skb_store_bytes(skb, pkt->l4 + at, &to, 4, 0);
 }
 
+/* A SYN begins another connection: what was known of the tuple is not about it. */
+static __always_inline void colo_last_end(struct colo_flow_key *key, __u8 flags)
+{
+	if (flags & COLO_TCP_SYN)
+		colo_last.delete(key);
+}
+
 /* Towards the VM: the ACK number, from the client's numbers to the VM's. */
 static __always_inline int colo_rewrite_in(struct __sk_buff *skb, struct colo_conf *conf,
 					   struct colo_pkt *pkt, __u64 epoch)
@@ -81,9 +96,10 @@ static __always_inline int colo_rewrite_in(struct __sk_buff *skb, struct colo_co
 	struct colo_flow_key key = {};
 	__u32 delta;
 
+	colo_key_from_client(pkt, &key);
+	colo_last_end(&key, pkt->flags);
 	if (!(pkt->flags & COLO_TCP_ACK))
 		return 0;
-	colo_key_from_client(pkt, &key);
 	delta = colo_off_delta(&key, colo_off_epoch(conf, epoch), pkt->ack,
 			       conf->mode == COLO_SECONDARY);
 	return delta ? colo_off_apply(skb, pkt, 8, pkt->ack, delta) : 0;
@@ -97,6 +113,7 @@ static __always_inline int colo_rewrite_out(struct __sk_buff *skb, struct colo_c
 	__u32 delta;
 
 	colo_key_from_vm(pkt, &key);
+	colo_last_end(&key, pkt->flags);
 	if (pkt->flags & COLO_TCP_SYN) {
 		if (conf->mode == COLO_SECONDARY)
 			colo_off_syn(&key, epoch, pkt->seq);

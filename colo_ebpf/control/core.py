@@ -21,6 +21,7 @@ from colo_ebpf.control.decide import decide
 from colo_ebpf.control.epoch import Command, Stage
 from colo_ebpf.control.epoch_secondary import Note
 from colo_ebpf.control.facts import Decision, Snapshot, State, Step, TaskKind, Turns
+from colo_ebpf.control.offsets import OffsetCopy
 from colo_ebpf.control.peer import Path, PeerState, PeerView
 from colo_ebpf.control.ports import Plane, SwapUnknown, Vm
 from colo_ebpf.control.record import Record
@@ -92,6 +93,7 @@ class Core:
         self.leaving = False
         self.unfit = ""
         self.checkpoints = Checkpoints(timing, plane, effects, note, now_ns)
+        self.offsets = OffsetCopy()
         self._cancelling = False
         self._record_since_ns = self._mode_since_ns = now_ns
         self._confirmed = False
@@ -120,7 +122,17 @@ class Core:
     def peer_datagram(self, datagram: bytes, path: Path, now_ns: int) -> None:
         """One heartbeat came."""
         if self.peer.receive(datagram, path, now_ns):
+            self._take_offsets()
             self.cycle(now_ns)
+
+    def _take_offsets(self) -> None:
+        """As the secondary to be: what the primary hands over for this pairing."""
+        task, state = self._task, self.peer.state
+        ours = task is not None and task.kind is TaskKind.JOIN and self.vm is not None
+        if ours and state is not None and task is not None and state.vni == task.vni:
+            entries = self.offsets.take(state)
+            if entries:
+                self.plane.learn_offsets(entries)
 
     def peer_refused(self, path: Path, now_ns: int) -> None:
         """The peer's host says that its daemon does not run."""
@@ -259,6 +271,7 @@ class Core:
             done=frozenset(self._done),
             failure=self._failure,
             yanked_ns=self._yanked_ns,
+            offsets=len(self.offsets.offered),
             rest_until_ns=self._rest_until_ns,
             last_read_ns=self._last_read_ns,
             fresh_vni=int(token[:6], 16) or 1,
@@ -305,6 +318,7 @@ class Core:
         if (old and (old.kind, old.vni)) == (new and (new.kind, new.vni)):
             return
         self._begin_attempt()
+        self.offsets.begin(new.vni if new else 0)
         if old is not None and old.kind is TaskKind.PAIR and d.state is not State.PRIMARY:
             rest_ns = min(_REST_FIRST_NS << self._rests, _REST_LONGEST_NS)
             self._rests = min(self._rests + 1, 8)
@@ -348,6 +362,8 @@ class Core:
     def my_state(self) -> PeerState:
         """What the next heartbeat carries (the transport numbers it)."""
         vm, points = self.vm, self.checkpoints
+        pairs = self._task is not None and self._task.kind is TaskKind.PAIR
+        at, part = self.offsets.part(self.peer.state) if pairs else (0, [])
         return PeerState(
             vm=self.who.vm,
             host=self.who.host,
@@ -365,6 +381,10 @@ class Core:
             turned=max(self.plane.turn().epoch, points.secondary.highest),
             loaded=points.secondary.loaded,
             want=points.secondary.want,
+            offsets_all=len(self.offsets.offered) if pairs else 0,
+            offsets_at=at,
+            offsets=part,
+            offsets_have=self.offsets.have,
             leaving=self.leaving,
         )
 

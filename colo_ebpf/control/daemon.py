@@ -70,6 +70,7 @@ class Daemon:
             peer_address=config.peer.link_address,
             current=lambda: self.core.vm,
             started=self._vm_started,
+            folded=self._offsets_folded,
         )
         link, management = config.link, config.management
         self._beats = Heartbeats(
@@ -174,6 +175,9 @@ class Daemon:
     def _vm_started(self, vm: Vm, endpoints: Endpoints | None) -> None:
         self._listen_to(vm)
         self.core.vm_started(vm, endpoints)
+
+    def _offsets_folded(self, entries: list[bytes]) -> None:
+        self.core.offsets.offer(entries)
 
     def _listen_to(self, vm: Vm) -> None:
         def on_event(event: VmEvent) -> None:

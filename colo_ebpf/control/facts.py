@@ -258,6 +258,7 @@ class Snapshot:
     done: frozenset[type]  # kinds of steps done since the task began and the record changed
     failure: Failure | None
     yanked_ns: int | None
+    offsets: int  # lasting sequence offsets that a new secondary has to have
     rest_until_ns: int  # no new pairing before
     last_read_ns: int
     fresh_vni: int

@@ -162,9 +162,16 @@ def _replicate(s: Snapshot, r: Record, ready: Decision, state: PeerState) -> Dec
         return replace(ready, sentence=text)
     if EnterColo not in s.done:
         return replace(ready, sentence="copying the memory", step=EnterColo(to))
-    ready = replace(ready, turns=Turns.PRIMARY)
+    return _prepare(s, r, replace(ready, turns=Turns.PRIMARY), state)
+
+
+def _prepare(s: Snapshot, r: Record, ready: Decision, state: PeerState) -> Decision:
+    """In COLO, still passing: all that can be done before output has to wait."""
     if s.turns.loaded is None:
         return replace(ready, sentence="warm-up checkpoint", ask=Reason.WARM_UP)
+    if state.offsets_have < s.offsets:
+        text = f"handing over sequence offsets: {state.offsets_have} of {s.offsets}"
+        return replace(ready, sentence=text)
     if not s.confirmed and s.pending is None:
         text = "proving that this VM is still the active one"
         return replace(ready, sentence=text, step=rules.rested(s, Swap(r, record.reassert(r))))

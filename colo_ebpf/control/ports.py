@@ -50,6 +50,15 @@ class Plane(Protocol):
     def keep_offsets(self, epoch: int) -> None:
         """At a takeover: the sequence offsets learnt in `epoch` become lasting."""
 
+    async def fold_offsets(self) -> list[bytes]:
+        """Before a new pairing: kept offsets become lasting; returns all that are (opaque)."""
+
+    def learn_offsets(self, entries: list[bytes]) -> None:
+        """A new secondary takes over the primary's lasting offsets."""
+
+    def forget_offsets(self) -> None:
+        """Before a fresh VM starts here."""
+
     def flush(self) -> FlushReport:
         """Emit what may leave now: past epochs, verified heads, everything when solo."""
 

@@ -29,11 +29,12 @@ class Steps:
         peer_address: str,
         current: Callable[[], Vm | None],
         started: Callable[[Vm, Endpoints | None], None],
+        folded: Callable[[list[bytes]], None],
     ) -> None:
         self._plane, self._machine = plane, machine
         self._arbiter, self._floor = arbiter, floor
         self._peer_address = peer_address
-        self._current, self._started = current, started
+        self._current, self._started, self._folded = current, started, folded
         self.progress: Progress | None = None
 
     async def run(self, step: Step) -> Record | None:
@@ -58,6 +59,7 @@ class Steps:
                 await self._plane.join_bridge()
                 await vm.announce()
             case facts.Synchronise(to):
+                self._folded(await self._plane.fold_offsets())
                 await self._plane.take_role(VmRole.PRIMARY)
                 await self._plane.quicken(self._peer_address)
                 await vm.synchronise(to, self._on_progress)
@@ -89,6 +91,7 @@ class Steps:
     async def _start(self, role: VmRole, instance: str) -> None:
         """The filters are attached before QEMU can send a frame."""
         await self._plane.leave_bridge()
+        self._plane.forget_offsets()
         await self._plane.take_role(role)
         vm = await self._machine.start(role, instance)
         try:

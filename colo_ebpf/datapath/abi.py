@@ -30,6 +30,8 @@ class Prog(enum.IntEnum):
     MIR_LINK = 4
     MIR_SVM = 5
     BEACON = 6
+    LAST_IN = 7
+    LAST_OUT = 8
 
 
 class Verdict(enum.IntEnum):
@@ -102,6 +104,13 @@ class LiveWord(enum.IntEnum):
 LIVE_WORDS = 8
 
 
+class OffFlag(enum.IntFlag):
+    """``COLO_OFF_*`` of colo_rewrite.h."""
+
+    ISN = 1
+    DELTA = 2
+
+
 class FlowFlag(enum.IntFlag):
     """``enum colo_flow_flag``, those that user space looks at."""
 
@@ -139,7 +148,7 @@ class Conf(_Struct):
         ("hold_slots", u32),
         ("hold_high", u32),
         ("dgram_buckets", u32),
-        ("pad", u32),
+        ("lasting", u32),
     ]
 
 
@@ -239,7 +248,13 @@ class OffSlot(_Struct):
 class Off(_Struct):
     """``struct colo_off``, a value of the map ``colo_offs``."""
 
-    _fields_: ClassVar = [("seen_ns", u64), ("lasting", u32), ("pad", u32), ("slot", OffSlot * 2)]
+    _fields_: ClassVar = [("seen_ns", u64), ("slot", OffSlot * 2)]
+
+
+class Lasting(_Struct):
+    """``struct colo_lasting``, a value of the map ``colo_last``."""
+
+    _fields_: ClassVar = [("seen_ns", u64), ("delta", u32), ("pad", u32)]
 
 
 class Mismatch(_Struct):
@@ -273,6 +288,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "colo_slot": Slot,
     "colo_off_slot": OffSlot,
     "colo_off": Off,
+    "colo_lasting": Lasting,
     "colo_mismatch": Mismatch,
     "colo_count": Count,
 }

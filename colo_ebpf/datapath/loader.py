@@ -17,7 +17,14 @@ from colo_ebpf.errors import DatapathError, LoadError
 
 PROGRAMS = {
     "compare.c": ("colo_cmp_pvm", "colo_cmp_svm", "colo_flush"),
-    "mirror.c": ("colo_mir_cli", "colo_mir_link", "colo_mir_svm", "colo_beacon"),
+    "mirror.c": (
+        "colo_mir_cli",
+        "colo_mir_link",
+        "colo_mir_svm",
+        "colo_beacon",
+        "colo_last_in",
+        "colo_last_out",
+    ),
 }
 
 
@@ -138,6 +145,7 @@ def check_pins(pins: Path, sizes: Sizes) -> None:
         "colo_frames": (sizes.frame_bytes, sizes.hold_slots),
         "colo_conf": (_size("colo_conf"), 1),
         "colo_offs": (_size("colo_off"), sizes.flows),
+        "colo_last": (_size("colo_lasting"), sizes.flows),
     }
     for name, (value_bytes, entries) in wanted.items():
         path = pins / name

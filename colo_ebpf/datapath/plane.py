@@ -16,6 +16,7 @@ from pathlib import Path
 from colo_ebpf.datapath import abi, loader, netdev, reap, tc
 from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.decode import count_rows, event_of, mismatch_rows
+from colo_ebpf.datapath.lasting import LastingOffsets
 from colo_ebpf.datapath.sysbpf import RawMap, obj_get, test_run
 from colo_ebpf.model import (
     Counter,
@@ -74,6 +75,10 @@ class DataPlane:
         self._stats = RawMap(obj_get(str(pins / "colo_stats")), ctypes.sizeof(abi.Count) * cpus)
         self._reap_flows = reap.Reaper(RawMap(obj_get(str(pins / "colo_flows"))))
         self._reap_offsets = reap.Reaper(RawMap(obj_get(str(pins / "colo_offs"))))
+        self._lasting = LastingOffsets(
+            RawMap(obj_get(str(pins / "colo_offs"))), RawMap(obj_get(str(pins / "colo_last")))
+        )
+        self._reap_lasting = reap.Reaper(RawMap(obj_get(str(pins / "colo_last"))))
         self._conf = self._first_conf()
         self._callbacks: list[Callable[[PlaneEvent], None]] = []
 
@@ -136,7 +141,10 @@ class DataPlane:
         )
 
         def attach() -> None:
+            last_in, last_out = mirror["colo_last_in"], mirror["colo_last_out"]
+            tc.attach(spec.tap, tc.INGRESS, "colo_last_out", last_out, tc.AFTER)
             tc.attach(spec.tap, tc.INGRESS, out[0], out[1][out[0]])
+            tc.attach(spec.tap, tc.EGRESS, "colo_last_in", last_in, tc.BEFORE)
             tc.attach(spec.tap, tc.EGRESS, "colo_mir_cli", mirror["colo_mir_cli"])
             tc.attach(spec.link_device, tc.INGRESS, link[0], link[1][link[0]])
 
@@ -185,6 +193,26 @@ class DataPlane:
     def keep_offsets(self, epoch: int) -> None:
         """Sequence offsets learnt in `epoch` outlive it."""
         self._conf.lasting_epoch = epoch
+        self._write_conf()
+
+    async def fold_offsets(self) -> list[bytes]:
+        """What the last takeover left in force becomes lasting; returns all lasting offsets."""
+        await asyncio.to_thread(self._lasting.fold, int(self._conf.lasting_epoch))
+        entries = await asyncio.to_thread(self._lasting.entries)
+        self._conf.lasting_epoch, self._conf.lasting = 0, len(entries)
+        self._write_conf()
+        return entries
+
+    def learn_offsets(self, entries: list[bytes]) -> None:
+        """Lasting offsets that the serving host hands over."""
+        self._lasting.learn(entries)
+        self._conf.lasting += len(entries)
+        self._write_conf()
+
+    def forget_offsets(self) -> None:
+        """Before a fresh VM: its connections are none of the old one's."""
+        self._lasting.forget()
+        self._conf.lasting_epoch, self._conf.lasting = 0, 0
         self._write_conf()
 
     # -- held frames ---------------------------------------------------------------------
@@ -247,6 +275,7 @@ class DataPlane:
         self._reap_offsets.step(
             lambda raw, _full: reap.offset_ended(raw, now_ns, (epoch, epoch + 1, lasting))
         )
+        self._reap_lasting.step(lambda raw, _full: reap.lasting_ended(raw, now_ns))
 
     # -- events, counters ----------------------------------------------------------------
 

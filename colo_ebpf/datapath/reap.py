@@ -38,6 +38,12 @@ def offset_ended(raw: bytes, now_ns: int, epochs: Collection[int]) -> bool:
     return now_ns - int(off.seen_ns) > patience_ns
 
 
+def lasting_ended(raw: bytes, now_ns: int) -> bool:
+    """May this value of `colo_last` go? A SYN on its tuple takes it out at once."""
+    last = abi.Lasting.from_buffer_copy(raw)
+    return now_ns - int(last.seen_ns) > FORGOTTEN_NS
+
+
 class Reaper:
     """Walks one table round and round."""
 

@@ -14,11 +14,12 @@ from colo_ebpf.errors import AttachError
 INGRESS = 0xFFFFFFF2
 EGRESS = 0xFFFFFFF3
 PRIORITY = 49152
+BEFORE, AFTER = PRIORITY - 1, PRIORITY + 1
 HANDLE = 0xC010
 _ETH_P_ALL = 3
 
 
-def attach(ifname: str, parent: int, program: str, fd: int) -> None:
+def attach(ifname: str, parent: int, program: str, fd: int, priority: int = PRIORITY) -> None:
     """Attach a direct-action program, replacing ours if one is there, in one step."""
     index = netdev.index_of(ifname)
     try:
@@ -36,7 +37,7 @@ def attach(ifname: str, parent: int, program: str, fd: int) -> None:
                 fd=fd,
                 name=program,
                 parent=parent,
-                prio=PRIORITY,
+                prio=priority,
                 protocol=_ETH_P_ALL,
                 classid=1,
                 direct_action=True,
@@ -46,14 +47,14 @@ def attach(ifname: str, parent: int, program: str, fd: int) -> None:
         raise AttachError(f"{ifname} {hook}: attach {program}: {e}") from e
 
 
-def attached(ifname: str) -> dict[str, str]:
-    """Names of our programs by hook (`ingress`, `egress`)."""
-    found = {}
+def attached(ifname: str) -> dict[str, list[str]]:
+    """Names of our programs by hook (`ingress`, `egress`), in the order they run."""
+    found: dict[str, list[str]] = {}
     with IPRoute() as ipr:
         for hook, parent in (("ingress", INGRESS), ("egress", EGRESS)):
             for row in ipr.get_filters(netdev.index_of(ifname), parent=parent):
                 options = row.get_attr("TCA_OPTIONS")
                 name = options.get_attr("TCA_BPF_NAME") if options else None
-                if name and row["info"] >> 16 == PRIORITY:
-                    found[hook] = str(name)
+                if name and BEFORE <= row["info"] >> 16 <= AFTER:
+                    found.setdefault(hook, []).append(str(name))
     return found

@@ -33,10 +33,10 @@ def mount_bpf(target: Path) -> None:
 
 
 def mounted(below: Path) -> list[Path]:
-    """Mount points at or below a directory, innermost first."""
+    """Mount points at or below a directory, the latest first: it may hide earlier ones."""
     lines = Path("/proc/self/mounts").read_text().splitlines()
     points = [Path(line.split()[1]) for line in lines]
-    return sorted((p for p in points if p.is_relative_to(below)), reverse=True)
+    return [p for p in reversed(points) if p.is_relative_to(below)]
 
 
 def unmount(below: Path) -> None:

@@ -78,5 +78,8 @@ def test_filters_are_ours_by_name_and_attaching_again_replaces_them() -> None:
 
         for _ in range(2):
             asyncio.run(rig.plane.take_role(VmRole.PRIMARY))
-            assert tc.attached("tap0") == {"ingress": "colo_cmp_pvm", "egress": "colo_mir_cli"}
-            assert tc.attached("vx0") == {"ingress": "colo_cmp_svm"}
+            assert tc.attached("tap0") == {
+                "ingress": ["colo_cmp_pvm", "colo_last_out"],
+                "egress": ["colo_last_in", "colo_mir_cli"],
+            }
+            assert tc.attached("vx0") == {"ingress": ["colo_cmp_svm"]}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -154,3 +155,75 @@ def test_nothing_of_the_svm_reaches_a_client(secondary: Rig) -> None:
         frame = Ether(src=VM_MAC, dst=CLIENT_MAC) / IP(src=VM, dst=CLIENT) / UDP() / b"secret"
         secondary.from_vm(frame)
         assert secondary.to_client() == []
+
+
+# --- lasting offsets ----------------------------------------------------------------------
+
+
+def _folded(rig: Rig) -> list[bytes]:
+    return asyncio.run(rig.plane.fold_offsets())
+
+
+def test_a_kept_offset_becomes_lasting_and_nobody_notices(secondary: Rig) -> None:
+    _open(secondary)
+    secondary.plane.keep_offsets(3)
+    secondary.plane.set_mode(Mode.SOLO)
+    assert len(_folded(secondary)) == 1
+    assert len(_folded(secondary)) == 1, "folding again changes nothing"
+    secondary.to_peer()
+    secondary.to_vm()
+    secondary.from_vm(segment(1001 + SKEW, b"hello", ack=5001))
+    (frame,) = secondary.to_client()
+    assert (frame[TCP].seq, bytes(frame[TCP].payload)) == (1001, b"hello")
+    secondary.from_client(request(5001, ack=1006))
+    assert [f[TCP].ack for f in secondary.to_vm()] == [1006 + SKEW]
+
+
+def _serving_with_offset() -> tuple[Rig, list[bytes]]:
+    """A primary that took over a connection whose client counts SKEW less than the VM."""
+    with Rig(VmRole.SECONDARY) as rig:
+        rig.pair(3, Mode.SECONDARY)
+        _open(rig)
+        rig.plane.keep_offsets(3)
+        entries = _folded(rig)
+    return Rig(), entries
+
+
+def test_the_link_speaks_vm_numbers_the_client_its_own() -> None:
+    rig, entries = _serving_with_offset()
+    with rig:
+        rig.pair(5)
+        rig.plane.learn_offsets(entries)
+        rig.from_client(request(5001, b"GET", ack=1001))
+        assert [f[TCP].ack for f in rig.to_vm()] == [1001 + SKEW]
+        assert [f[TCP].ack for _, f in rig.to_peer()] == [1001 + SKEW]
+        rig.from_vm(segment(1001 + SKEW, b"first", ack=5001))
+        rig.plane.set_turn(6, Phase.OPEN)
+        rig.plane.flush()  # the flow had no anchor: what came before the turn leaves now
+        rig.from_vm(segment(1006 + SKEW, b"second", ack=5001))
+        rig.from_peer(segment(1006 + SKEW, b"second", ack=5001), 6)
+        sent = [(f[TCP].seq, bytes(f[TCP].payload)) for f in rig.to_client()]
+        assert sent == [(1001, b"first"), (1006, b"second")]
+
+
+def test_a_syn_ends_what_was_known_of_the_tuple() -> None:
+    rig, entries = _serving_with_offset()
+    with rig:
+        rig.pair(5)
+        rig.plane.learn_offsets(entries)
+        rig.from_client(request(9000, flags="S"))
+        assert asyncio.run(rig.plane.fold_offsets()) == []
+
+
+def test_a_secondary_keeps_what_it_was_handed_for_its_own_takeover() -> None:
+    _, entries = _serving_with_offset()
+    with Rig(VmRole.SECONDARY) as rig:
+        rig.pair(3, Mode.SECONDARY)
+        rig.plane.learn_offsets(entries)
+        rig.from_peer(request(5001, b"x", ack=1001 + SKEW), 3)
+        assert [f[TCP].ack for f in rig.to_vm()] == [1001 + SKEW], "the link speaks VM numbers"
+        rig.from_vm(segment(1001 + SKEW, b"y", ack=5002))
+        assert [f[TCP].seq for _, f in _sent(rig)] == [1001 + SKEW]
+        rig.plane.set_mode(Mode.SOLO)
+        rig.from_vm(segment(1001 + SKEW, b"y", ack=5002))
+        assert [f[TCP].seq for f in rig.to_client()] == [1001]

@@ -20,6 +20,7 @@ from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab, commands
 from colo_ebpf.lab.workload import LEDGER
 from tests.capabilities import require
+from tests.lab import clean
 
 NAME = "colotest"
 
@@ -28,7 +29,7 @@ NAME = "colotest"
 def pair() -> Iterator[Lab]:
     """A protected pair whose guest serves."""
     require("root", "bpf", "qemu", "guest")
-    lab = Lab(NAME)
+    lab = clean(Lab(NAME))
     lab.up(choose(Wanted()))
     try:
         lab.wait(lambda: b"serving" in _serial(lab), "the guest does not serve", 60)
@@ -41,7 +42,7 @@ def pair() -> Iterator[Lab]:
 def bare() -> Iterator[Lab]:
     """A lab without daemons."""
     require("root", "bpf", "qemu", "guest")
-    lab = Lab(f"{NAME}x")
+    lab = clean(Lab(f"{NAME}x"))
     try:
         lab.build(choose(Wanted()))
         yield lab

@@ -14,6 +14,7 @@ from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.scenario import SCENARIOS
 from tests.capabilities import require
+from tests.lab import clean
 
 NAME = "colotest"
 
@@ -35,14 +36,14 @@ def _left(lab: Lab) -> list[str]:
 
 @pytest.mark.parametrize("fault", SCENARIOS)
 def test_the_client_never_notices(fault: str) -> None:
-    lab = Lab(NAME)
+    lab = clean(Lab(NAME))
     report = demo(lab, choose(Wanted()), fault)
     assert report.ok, report.text()
     assert _left(lab) == []
 
 
 def test_what_a_crash_left_is_cleaned_by_the_next_up() -> None:
-    lab = Lab(NAME)
+    lab = clean(Lab(NAME))
     guest = choose(Wanted())
     lab.build(guest)
     lab.start_daemon(lab.places["a"])

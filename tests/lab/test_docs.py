@@ -14,6 +14,7 @@ import pytest
 from colo_ebpf.cli.main import parser
 from colo_ebpf.lab.lab import Lab
 from tests.capabilities import ROOT, require
+from tests.lab import clean
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -50,7 +51,7 @@ def test_the_labs_page_from_top_to_bottom() -> None:
     require("root", "bpf", "qemu", "guest")
     commands = _commands(ROOT / "docs" / "lab.md")
     assert len(commands) > 8
-    name = "colotestd"
+    name = clean(Lab("colotestd")).name
     try:
         for command in commands:
             words = shlex.split(command)

@@ -16,6 +16,7 @@ from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import Place
 from tests.capabilities import ROOT, require
+from tests.lab import clean
 
 UNIT = ROOT / "packaging" / "colo-ebpf.service"
 
@@ -64,6 +65,7 @@ def _capabilities(pid: int) -> int:
 def test_the_units_capabilities_suffice_and_systemd_is_kept_informed() -> None:
     require("root", "bpf", "qemu", "guest")
     lab = UnitLab("colotestu")
+    clean(lab)
     try:
         lab.build(choose(Wanted()))
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:

@@ -75,6 +75,7 @@ def _at(me: str, r: Record | None, **change: Any) -> Snapshot:
         done=frozenset(),
         failure=None,
         yanked_ns=None,
+        offsets=0,
         rest_until_ns=0,
         last_read_ns=NOW,
         fresh_vni=9,
@@ -275,6 +276,19 @@ def test_the_way_into_a_pair() -> None:
     assert isinstance(d.step, Swap)
     assert (d.step.new.kind, d.step.new.other, d.step.new.vni) == (Kind.PAIRED, B, 9)
     assert d.mode is Mode.PAIRING, "withheld until the swap's outcome is known"
+
+
+def test_no_pair_before_the_secondary_has_every_lasting_offset() -> None:
+    done = frozenset({Synchronise, EnterColo})
+    warm = Loaded(6, NOW - 20 * MS, NOW, MS, MS, armed=True, cause=Reason.WARM_UP)
+    s = _pairing(done=done, turns=TurnFacts(loaded=warm), offsets=3)
+    d = decide(s)
+    assert (d.mode, d.step) == (Mode.SOLO, None)
+    assert d.sentence == "handing over sequence offsets: 0 of 3"
+    assert s.peer.state is not None
+    has = msgspec.structs.replace(s.peer.state, offsets_have=3)
+    d = decide(replace(s, peer=replace(s.peer, state=has)))
+    assert d.mode is Mode.PAIRING
 
 
 def test_an_unarmed_checkpoint_is_not_enough() -> None:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One connection through two takeovers with a new pairing between them.
+
+It is opened right before the first one, so that the two VMs number it differently: the client
+goes on to see the numbers of a VM that died twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from colo_ebpf.lab import faults
+from colo_ebpf.lab.client import Client, Lines
+from colo_ebpf.lab.guest import Wanted, choose
+from colo_ebpf.lab.lab import Lab
+from colo_ebpf.lab.workload import LEDGER, PATIENCE_S
+from tests.capabilities import require
+from tests.lab import clean
+
+
+async def _until_serving(client: Client) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                (await client.connect(LEDGER)).close()
+                return
+            except OSError:
+                await asyncio.sleep(0.05)  # the guest boots: nobody tells
+
+
+def _skew(lab: Lab, host: str) -> int:
+    """Segments of the VM whose numbers were translated for good."""
+    status = lab.ask(host)
+    assert status is not None
+    rows = {(r["program"], r["reason"]): r["packets"] for r in status["packets"]}
+    return int(rows.get(("last-out", "rewritten"), 0))
+
+
+async def _in_this_epoch(lab: Lab, client: Client) -> Lines:
+    """A connection that no checkpoint has come after: a checkpoint makes the numbers equal."""
+    for _ in range(20):
+        before = _epoch(lab)
+        lines = Lines(await client.connect(LEDGER))
+        await lines.ask("SUM")
+        if _epoch(lab) == before:
+            return lines
+        lines.close()
+    raise AssertionError("a checkpoint came after every one of 20 connections")
+
+
+def _epoch(lab: Lab) -> int:
+    status = lab.ask("a")
+    assert status is not None
+    return int(status["epoch"])
+
+
+async def _scenario(lab: Lab) -> None:
+    client = Client(lab.namespace_of("client"), lab.guest_address)
+    await _until_serving(client)
+    lines = await _in_this_epoch(lab, client)
+    number = 0
+
+    async def append() -> None:
+        nonlocal number
+        number += 1
+        async with asyncio.timeout(PATIENCE_S):
+            reply = await lines.ask(f"ADD {number} entry")
+        assert reply.startswith(f"OK {number} ")
+
+    await append()
+    for victim, survivor in (("a", "b"), ("b", "a")):
+        await asyncio.to_thread(faults.kill, lab, victim, "host")
+        for _ in range(5):
+            await append()
+        await asyncio.to_thread(lab.heal)
+        await asyncio.to_thread(lab.wait_protected)
+        for _ in range(5):
+            await append()
+        assert _skew(lab, survivor) > 0, "the connection was to be numbered differently"
+    lines.close()
+
+
+def test_a_connection_lives_through_both() -> None:
+    require("root", "bpf", "qemu", "guest")
+    lab = clean(Lab("colotestf"))
+    try:
+        lab.up(choose(Wanted()))
+        asyncio.run(_scenario(lab))
+    finally:
+        lab.down()
