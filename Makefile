@@ -5,8 +5,10 @@ PYTHON := .venv/bin/python
 GUEST := build/guest
 FAULT ?= host-kill
 TESTS ?= tests
+MUTANTS ?=
+EXAMPLES ?= 20000
 
-.PHONY: help setup guest demo test lint clean
+.PHONY: help setup guest demo test lint mutants soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -27,6 +29,12 @@ lint: setup ## ruff and mypy --strict
 
 test: guest ## all tests
 	@$(PYTHON) -m pytest $(TESTS)
+
+mutants: guest ## plant faults in the C sources, one at a time; each must be found
+	@$(PYTHON) -m tests.mutants $(MUTANTS)
+
+soak: guest ## random schedules against the model for a long time (EXAMPLES=n)
+	@COLO_MODEL_EXAMPLES=$(EXAMPLES) $(PYTHON) -m pytest --timeout 0 tests/model
 
 clean: ## remove everything that was built
 	@rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

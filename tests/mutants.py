@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`make mutants`: plant one fault at a time in the C sources; a named test must find each.
+
+A mutant that survives is a hole in the tests. Add one for every bug that is found.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.capabilities import ROOT
+
+COMPARE, MIRROR = "tests/bpf/test_compare.py", "tests/bpf/test_mirror.py"
+MODEL = "tests/model/test_stream.py"
+_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """Replace `old`, which occurs once in `file`, by `new`; `killer` must then fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    killer: str
+
+
+MUTANTS = [
+    Mutant(
+        "the SVM of a past epoch verifies",
+        "compare.c",
+        "if (tag == COLO_EPOCH_NONE || ahead < 0)",
+        "if (tag == COLO_EPOCH_NONE)",
+        COMPARE,
+    ),
+    Mutant(
+        "comparison goes on during a turn",
+        "compare.c",
+        "return now->phase == COLO_TURNING ? COLO_R_TURNING : COLO_R_NONE;",
+        "return COLO_R_NONE;",
+        COMPARE,
+    ),
+    Mutant(
+        "verified frames leave during a turn",
+        "compare.c",
+        "now->mode == COLO_PRIMARY && now->phase == COLO_OPEN && !silent;",
+        "now->mode == COLO_PRIMARY && !silent;",
+        COMPARE,
+    ),
+    Mutant(
+        "a primary that is cut off goes on talking",
+        "compare.c",
+        "now->phase == COLO_OPEN && !silent;",
+        "now->phase == COLO_OPEN;",
+        COMPARE,
+    ),
+    Mutant(
+        "any pairing's frames are taken",
+        "include/colo_link.h",
+        "if (key.tunnel_id != conf->vni || key.remote_ipv4",
+        "if (key.remote_ipv4",
+        MIRROR,
+    ),
+    Mutant(
+        "frames that wait for a checkpoint are flushed before it",
+        "include/colo_drain.h",
+        "int due = work->now.mode == COLO_SOLO || slot->epoch != work->now.epoch;",
+        "int due = 1;",
+        COMPARE,
+    ),
+    Mutant(
+        "a checkpoint frees nothing",
+        "include/colo_drain.h",
+        "int due = work->now.mode == COLO_SOLO || slot->epoch != work->now.epoch;",
+        "int due = work->now.mode == COLO_SOLO;",
+        COMPARE,
+    ),
+    Mutant(
+        "the ACK of a passing frame is one too far",
+        "include/colo_pvm.h",
+        "plan->ack = COLO_AFTER(pkt->ack, flow->floor) ? flow->floor : pkt->ack;",
+        "plan->ack = COLO_AFTER(pkt->ack, flow->floor) ? flow->floor + 1 : pkt->ack;",
+        COMPARE,
+    ),
+    Mutant(
+        "a pure ACK passes beyond the floor",
+        "include/colo_pvm.h",
+        "!COLO_AFTER(work->pkt.ack, flow->floor)) {",
+        "1) {",
+        COMPARE,
+    ),
+    Mutant(
+        "a carried frame keeps its ACK",
+        "include/colo_hold.h",
+        "	to = bpf_htonl(ack);\n",
+        "	to = from;\n",
+        MODEL,
+    ),
+    Mutant(
+        "a lowered ACK leaves the checksum as it was",
+        "include/colo_hold.h",
+        "	to = bpf_htonl(ack);\n	colo_sum_replace(&frame->data[off + 16], from, to);\n",
+        "	to = bpf_htonl(ack);\n",
+        MODEL,
+    ),
+    Mutant(
+        "the floor survives the load that rolled the SVM back",
+        "include/colo_flow.h",
+        "	flow->floor = flow->p_ack;\n	flow->s_scale",
+        "	flow->s_scale",
+        MODEL,
+    ),
+    Mutant(
+        "one byte more is verified than was compared",
+        "include/colo_hash.h",
+        "work->met = work->at[stop].end;",
+        "work->met = work->at[stop].end + 1;",
+        COMPARE,
+    ),
+    Mutant(
+        "digests that differ agree",
+        "include/colo_hash.h",
+        "if (digest != work->at[stop].digest) {",
+        "if (0) {",
+        COMPARE,
+    ),
+    Mutant(
+        "the hash leaves out the unfinished word",
+        "include/colo_hash.h",
+        "part = work->buf[word] & ((1ULL << (rest * 8)) - 1);",
+        "part = 0;",
+        COMPARE,
+    ),
+    Mutant(
+        "the hash forgets the unfinished word of the segment before",
+        "include/colo_flow.h",
+        "	work->buf[0] = side->part;\n",
+        "	work->buf[0] = 0;\n",
+        COMPARE,
+    ),
+    Mutant(
+        "a hole in the PVM's stream is hashed over",
+        "include/colo_pvm.h",
+        "if (COLO_AFTER(pkt->seq, flow->pvm.next)) {",
+        "if (0) {",
+        COMPARE,
+    ),
+    Mutant(
+        "a hole in the SVM's stream is hashed over",
+        "include/colo_svm.h",
+        "if (COLO_AFTER(work->pkt.seq, flow->svm.next)) {",
+        "if (0) {",
+        COMPARE,
+    ),
+    Mutant(
+        "a second copy of a held segment passes",
+        "include/colo_pvm.h",
+        "colo_plan_set(plan, COLO_V_DROP, COLO_R_HELD_AGAIN);",
+        "colo_plan_set(plan, COLO_V_PASS, COLO_R_HELD_AGAIN);",
+        MODEL,
+    ),
+    Mutant(
+        "what finds no room leaves",
+        "include/colo_pvm.h",
+        "colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_STORE_FULL);",
+        "colo_plan_set(&work->plan, COLO_V_PASS, COLO_R_STORE_FULL);",
+        COMPARE,
+    ),
+    Mutant(
+        "SYN-ACKs that answer different SYNs agree",
+        "include/colo_flow.h",
+        "if (!(flow->flags & COLO_F_SVM_SYN) || flow->s_syn_ack != p_ack)",
+        "if (!(flow->flags & COLO_F_SVM_SYN))",
+        COMPARE,
+    ),
+    Mutant(
+        "a full list of boundaries loses its oldest",
+        "include/colo_flow.h",
+        "ix = COLO_BOUNDS - 1;",
+        "ix = 0;",
+        COMPARE,
+    ),
+    Mutant(
+        "sequence numbers are compared without their wrap",
+        "include/colo_flow.h",
+        "#define COLO_AFTER(a, b)	((__s32)((a) - (b)) > 0)",
+        "#define COLO_AFTER(a, b)	((a) > (b))",
+        MODEL,
+    ),
+    Mutant(
+        "an equal datagram verifies any number of copies",
+        "include/colo_dgram.h",
+        "if (--note->copies == 0)",
+        "if (0)",
+        COMPARE,
+    ),
+    Mutant(
+        "a datagram noted long ago verifies",
+        "include/colo_dgram.h",
+        "if ((__s64)(note->at_ns - since) < 0) {",
+        "if (0) {",
+        COMPARE,
+    ),
+    Mutant(
+        "a datagram of a past epoch verifies",
+        "include/colo_dgram.h",
+        "if (note->digest != digest || note->slot || note->epoch != epoch)",
+        "if (note->digest != digest || note->slot)",
+        COMPARE,
+    ),
+    Mutant(
+        "the SVM of a daemon that decides nothing speaks to the link",
+        "mirror.c",
+        "if (!conf || (conf->mode != COLO_SECONDARY && conf->mode != COLO_SOLO))",
+        "if (!conf)",
+        MIRROR,
+    ),
+    Mutant(
+        "a solo host goes on talking over the link",
+        "mirror.c",
+        "if (!conf || !conf->vni || conf->mode == COLO_SOLO)",
+        "if (!conf || !conf->vni)",
+        MIRROR,
+    ),
+    Mutant(
+        "a datagram that is in the state is delivered again",
+        "mirror.c",
+        "if (!colo_is_tcp(&pkt) && epoch && (__s16)(tag - (__u16)epoch) < 0)",
+        "if (0)",
+        MIRROR,
+    ),
+    Mutant(
+        "an offset outlives its epoch",
+        "include/colo_rewrite.h",
+        "	if (slot->epoch != epoch)\n		return 0;\n",
+        "",
+        MIRROR,
+    ),
+    Mutant(
+        "a translated number leaves the checksum as it was",
+        "include/colo_rewrite.h",
+        "if (bpf_l4_csum_replace(skb, pkt->l4 + 16, from, to, 4))",
+        "if (0)",
+        MIRROR,
+    ),
+    Mutant(
+        "the lasting offset is applied on the link, too",
+        "mirror.c",
+        "return !conf || !conf->lasting || conf->mode == COLO_SECONDARY;",
+        "return !conf || !conf->lasting;",
+        MIRROR,
+    ),
+    Mutant(
+        "a lasting offset is applied to the next connection",
+        "include/colo_rewrite.h",
+        "	if (flags & COLO_TCP_SYN)\n		colo_last.delete(key);\n",
+        "",
+        MIRROR,
+    ),
+]
+
+
+def _planted(mutant: Mutant, directory: Path) -> Path:
+    """A copy of the sources with the fault in it."""
+    sources = directory / "bpf"
+    shutil.copytree(ROOT / "bpf", sources)
+    path = sources / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        raise SystemExit(f"mutant {mutant.name!r}: its place is not in {mutant.file}, or not once")
+    path.write_text(text.replace(mutant.old, mutant.new))
+    return sources
+
+
+def _run(killer: str, sources: Path) -> int:
+    """Exit code of the test, on these sources."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:warnings", killer]
+    environment = {**os.environ, "COLO_EBPF_BPF": str(sources)}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    return done.returncode
+
+
+def main(words: list[str]) -> int:
+    """All of them, or those whose name has one of the words; 1 if any survives."""
+    chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
+    for killer in sorted({mutant.killer for mutant in chosen}):
+        if _run(killer, ROOT / "bpf"):
+            raise SystemExit(f"{killer} fails without any mutant")
+    survivors = 0
+    for number, mutant in enumerate(chosen, 1):
+        with tempfile.TemporaryDirectory(prefix="colo-mutant") as directory:
+            killed = _run(mutant.killer, _planted(mutant, Path(directory))) == 1
+        survivors += not killed
+        word = "killed" if killed else "SURVIVES"
+        print(f"[{number}/{len(chosen)}] {word}: {mutant.name} ({mutant.killer})", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} killed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
