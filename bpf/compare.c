@@ -26,6 +26,7 @@
 #include <bcc/proto.h>
 
 #include "colo_abi.h"
+#include "colo_verifier.h"
 #include "colo_maps.h"
 #include "colo_finish.h"
 #include "colo_parse.h"

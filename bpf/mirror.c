@@ -18,10 +18,12 @@
 #include <bcc/proto.h>
 
 #include "colo_abi.h"
+#include "colo_verifier.h"
 #include "colo_maps.h"
 #include "colo_finish.h"
 #include "colo_parse.h"
 #include "colo_link.h"
+#include "colo_option.h"
 #include "colo_rewrite.h"
 
 #define CLI	COLO_PROG_MIR_CLI
@@ -73,17 +75,17 @@ static __always_inline int colo_client_track(struct colo_pkt *pkt)
 	return 0;
 }
 
-/* The lasting offset of the frame's connection; 0: it has none. A SYN begins a new one. */
-static __always_inline __u32 colo_last_delta(struct colo_pkt *pkt, struct colo_flow_key *key)
+/* The lasting offsets of the frame's connection, if it has some. A SYN begins a new one. */
+static __always_inline struct colo_lasting *colo_last_of(struct colo_pkt *pkt,
+							 struct colo_flow_key *key)
 {
 	struct colo_lasting *last;
 
 	colo_last_end(key, pkt->flags);
 	last = colo_last.lookup(key);
-	if (!last || pkt->flags & COLO_TCP_SYN)
-		return 0;
-	last->seen_ns = bpf_ktime_get_boot_ns();
-	return last->delta;
+	if (last)
+		last->seen_ns = bpf_ktime_get_boot_ns();
+	return last;
 }
 
 /* Nobody has a lasting offset, or the client side is not ours. */
@@ -97,18 +99,19 @@ int colo_last_in(struct __sk_buff *skb)
 {
 	struct colo_conf *conf = colo_conf_get();
 	struct colo_flow_key key = {};
+	struct colo_opts *opts;
+	struct colo_lasting *last;
 	struct colo_pkt pkt = {};
-	__u32 delta;
 
-	if (colo_last_idle(conf))
-		return colo_finish(skb, LAST_IN, COLO_V_PASS, COLO_R_PLAIN);
-	if (colo_parse(skb, &pkt) || !colo_is_tcp(&pkt))
+	if (colo_last_idle(conf) || colo_parse(skb, &pkt) || !colo_is_tcp(&pkt))
 		return colo_finish(skb, LAST_IN, COLO_V_PASS, COLO_R_PLAIN);
 	colo_key_from_client(&pkt, &key);
-	delta = colo_last_delta(&pkt, &key);
-	if (!delta || !(pkt.flags & COLO_TCP_ACK))
+	last = colo_last_of(&pkt, &key);
+	if (!last || !(pkt.flags & COLO_TCP_ACK))
 		return colo_finish(skb, LAST_IN, COLO_V_PASS, COLO_R_PLAIN);
-	if (colo_off_apply(skb, &pkt, 8, pkt.ack, delta))
+	opts = colo_opts_find(skb, &pkt);
+	if (!opts || colo_put_ack(skb, &pkt, opts, last->delta) ||
+	    (opts->ts && colo_put(skb, &pkt, opts->ts + 4, opts->tsecr, opts->tsecr + last->ts_delta)))
 		return colo_finish(skb, LAST_IN, COLO_V_DROP, COLO_R_MALFORMED);
 	return colo_finish(skb, LAST_IN, COLO_V_PASS, COLO_R_REWRITTEN);
 }
@@ -118,18 +121,19 @@ int colo_last_out(struct __sk_buff *skb)
 {
 	struct colo_conf *conf = colo_conf_get();
 	struct colo_flow_key key = {};
+	struct colo_opts *opts;
+	struct colo_lasting *last;
 	struct colo_pkt pkt = {};
-	__u32 delta;
 
-	if (colo_last_idle(conf))
-		return colo_finish(skb, LAST_OUT, COLO_V_PASS, COLO_R_PLAIN);
-	if (colo_parse(skb, &pkt) || !colo_is_tcp(&pkt))
+	if (colo_last_idle(conf) || colo_parse(skb, &pkt) || !colo_is_tcp(&pkt))
 		return colo_finish(skb, LAST_OUT, COLO_V_PASS, COLO_R_PLAIN);
 	colo_key_from_vm(&pkt, &key);
-	delta = colo_last_delta(&pkt, &key);
-	if (!delta)
+	last = colo_last_of(&pkt, &key);
+	if (!last)
 		return colo_finish(skb, LAST_OUT, COLO_V_PASS, COLO_R_PLAIN);
-	if (colo_off_apply(skb, &pkt, 4, pkt.seq, -delta))
+	opts = colo_opts_find(skb, &pkt);
+	if (!opts || colo_put(skb, &pkt, pkt.l4 + 4, pkt.seq, pkt.seq - last->delta) ||
+	    (opts->ts && colo_put(skb, &pkt, opts->ts, opts->tsval, opts->tsval - last->ts_delta)))
 		return colo_finish(skb, LAST_OUT, COLO_V_DROP, COLO_R_MALFORMED);
 	return colo_finish(skb, LAST_OUT, COLO_V_PASS, COLO_R_REWRITTEN);
 }

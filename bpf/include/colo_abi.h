@@ -259,11 +259,24 @@ struct colo_bucket {		/* colo_dgrams[digest mod buckets] */
 	struct colo_note note[COLO_DGRAM_WAYS];
 };
 
-struct colo_off_slot {		/* what one epoch taught of a connection's offset */
+enum colo_off_flag {
+	COLO_OFF_ISN = 1,	/* isn is meant */
+	COLO_OFF_DELTA = 2,	/* delta is meant */
+	COLO_OFF_TS_ISN = 4,	/* ts_isn is meant */
+	COLO_OFF_TS_DELTA = 8,	/* ts_delta is meant */
+	COLO_OFF_TS_SENT = 16,	/* ts_sent is meant */
+	COLO_OFF_TS_SEEN = 32,	/* ts_seen is meant */
+};
+
+struct colo_off_slot {		/* what one epoch taught of a connection's offsets */
 	__u64 epoch;
 	__u32 isn;		/* of the SVM's SYN */
 	__u32 delta;		/* SVM number - PVM number */
-	__u32 flags;		/* 1: isn known, 2: delta known */
+	__u32 flags;		/* enum colo_off_flag */
+	__u32 ts_isn;		/* TSval of the SVM's SYN */
+	__u32 ts_delta;		/* SVM's TSval - PVM's */
+	__u32 ts_sent;		/* highest TSval of the SVM */
+	__u32 ts_seen;		/* highest TSecr of the client, in the PVM's clock */
 	__u32 pad;
 };
 
@@ -275,7 +288,7 @@ struct colo_off {		/* colo_offs: TCP, secondary's side */
 struct colo_lasting {		/* colo_last: TCP, whichever host serves */
 	__u64 seen_ns;
 	__u32 delta;		/* VM number - client's number, for the connection's life */
-	__u32 pad;
+	__u32 ts_delta;		/* the same of its timestamps */
 };
 
 struct colo_mismatch {		/* colo_mism[n mod COLO_MISMATCHES] */

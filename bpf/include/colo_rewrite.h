@@ -1,9 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Sequence numbers. The link speaks PVM numbers; the SVM picks its own for a connection opened
- * after the last checkpoint. delta = SVM number - PVM number, learnt from the SVM's SYN and the
- * first ACK of the client (passive open) or the SYN-ACK of the server (active open), which
- * acknowledges the PVM's SYN.
+ * Sequence numbers and timestamps. The link speaks PVM numbers; the SVM picks its own for a
+ * connection opened after the last checkpoint. delta = SVM number - PVM number, learnt from the
+ * SVM's SYN and the first ACK of the client (passive open) or the SYN-ACK of the server (active
+ * open), which acknowledges the PVM's SYN. In the same way ts_delta from the TSval of the SVM's
+ * SYN and the TSecr that answers the PVM's.
+ *
+ * The two clocks drift apart by the time the VMs stand at checkpoints. So the SVM is never
+ * shown a TSecr beyond what it has sent; and after a takeover no TSval falls behind what
+ * the client has echoed already, or it would drop the segment (PAWS).
  *
  * Two layers. The epoch offset (SVM against PVM, secondary only) ends with its epoch: the next
  * checkpoint gives the SVM the PVM's numbers. Two slots by epoch parity, so that a turn that
@@ -17,14 +22,13 @@
 #ifndef COLO_REWRITE_H
 #define COLO_REWRITE_H
 
+#define COLO_TS_AFTER(a, b)	((__s32)((a) - (b)) > 0)
+
 BPF_TABLE_PINNED("hash", struct colo_flow_key, struct colo_off, colo_offs, COLO_FLOWS,
 		 COLO_PIN "/colo_offs");
 
 BPF_TABLE_PINNED("hash", struct colo_flow_key, struct colo_lasting, colo_last, COLO_FLOWS,
 		 COLO_PIN "/colo_last");
-
-#define COLO_OFF_ISN	1
-#define COLO_OFF_DELTA	2
 
 /* The epoch whose offsets apply now; 0: none do. */
 static __always_inline __u64 colo_off_epoch(struct colo_conf *conf, __u64 epoch)
@@ -32,54 +36,85 @@ static __always_inline __u64 colo_off_epoch(struct colo_conf *conf, __u64 epoch)
 	return conf->mode == COLO_SOLO ? conf->lasting_epoch : epoch;
 }
 
-/* The SVM sent its SYN: remember its number. A retransmission changes nothing. */
-static __always_inline void colo_off_syn(struct colo_flow_key *key, __u64 epoch, __u32 isn)
+/* What `epoch` has taught of the connection; with `make`, a slot to learn into. */
+static __always_inline struct colo_off_slot *colo_off_slot(struct colo_flow_key *key,
+							   __u64 epoch, int make)
 {
 	struct colo_off *off, blank = {};
 	struct colo_off_slot *slot;
+	__u64 was;
 
-	off = colo_offs.lookup_or_try_init(key, &blank);
+	if (!epoch)
+		return 0;
+	off = make ? colo_offs.lookup_or_try_init(key, &blank) : colo_offs.lookup(key);
 	if (!off)
-		return;
+		return 0;
 	off->seen_ns = bpf_ktime_get_boot_ns();
 	slot = &off->slot[epoch & 1];
-	if (slot->epoch == epoch && slot->flags & COLO_OFF_ISN && slot->isn == isn)
+	was = slot->epoch;
+	if (was == epoch)
+		return slot;
+	/* Both directions may find the old epoch here: one of them empties the slot. */
+	if (make && __sync_val_compare_and_swap(&slot->epoch, was, epoch) == was)
+		slot->flags = 0;
+	return make ? slot : 0;
+}
+
+/* The SVM sent its SYN: remember its numbers. A retransmission changes nothing. */
+static __always_inline void colo_off_syn(struct colo_off_slot *slot, __u32 isn,
+					 struct colo_opts *opts)
+{
+	if (slot->flags & COLO_OFF_ISN && slot->isn == isn)
 		return;
-	slot->epoch = epoch;
 	slot->isn = isn;
-	slot->delta = 0;
-	slot->flags = COLO_OFF_ISN;
+	slot->ts_isn = opts->tsval;
+	slot->flags = COLO_OFF_ISN | (opts->ts ? COLO_OFF_TS_ISN : 0);
 }
 
-/* The delta of a connection in this epoch; `ack` teaches it if it is only half known. */
-static __always_inline __u32 colo_off_delta(struct colo_flow_key *key, __u64 epoch, __u32 ack,
-					    int learn)
+/* The first ACK answers the PVM's SYN. */
+static __always_inline void colo_off_learn(struct colo_off_slot *slot, struct colo_pkt *pkt,
+					   struct colo_opts *opts)
 {
-	struct colo_off *off = colo_offs.lookup(key);
-	struct colo_off_slot *slot;
-
-	if (!off || !epoch)
-		return 0;
-	off->seen_ns = bpf_ktime_get_boot_ns();
-	slot = &off->slot[epoch & 1];
-	if (slot->epoch != epoch)
-		return 0;
-	if (learn && slot->flags == COLO_OFF_ISN) {
-		slot->delta = slot->isn + 1 - ack;
-		slot->flags = COLO_OFF_ISN | COLO_OFF_DELTA;
+	if ((slot->flags & (COLO_OFF_ISN | COLO_OFF_DELTA)) == COLO_OFF_ISN) {
+		slot->delta = slot->isn + 1 - pkt->ack;
+		slot->flags |= COLO_OFF_DELTA;
+		if (slot->flags & COLO_OFF_TS_ISN && opts->ts) {
+			slot->ts_delta = slot->ts_isn - opts->tsecr;
+			slot->flags |= COLO_OFF_TS_DELTA;
+		}
 	}
-	return slot->flags & COLO_OFF_DELTA ? slot->delta : 0;
+	if (opts->ts && (!(slot->flags & COLO_OFF_TS_SEEN) ||
+			 COLO_TS_AFTER(opts->tsecr, slot->ts_seen))) {
+		slot->ts_seen = opts->tsecr;
+		slot->flags |= COLO_OFF_TS_SEEN;
+	}
 }
 
-/* Add `delta` to the 32-bit number at offset `at` of the TCP header; the checksum follows. */
-static __always_inline int colo_off_apply(struct __sk_buff *skb, struct colo_pkt *pkt, __u32 at,
-					  __u32 value, __u32 delta)
+static __always_inline __u32 colo_off_ts(struct colo_off_slot *slot)
 {
-	__u32 from = bpf_htonl(value), to = bpf_htonl(value + delta);
+	return slot->flags & COLO_OFF_TS_DELTA ? slot->ts_delta : 0;
+}
 
-	if (bpf_l4_csum_replace(skb, pkt->l4 + 16, from, to, 4))
-		return -1;
-	return bpf_skb_store_bytes(skb, pkt->l4 + at, &to, 4, 0);
+/* Towards the VM: what the client echoes, in the SVM's clock. */
+static __always_inline __u32 colo_off_tsecr(struct colo_off_slot *slot, __u32 tsecr)
+{
+	tsecr += colo_off_ts(slot);
+	if (slot->flags & COLO_OFF_TS_SENT && COLO_TS_AFTER(tsecr, slot->ts_sent))
+		return slot->ts_sent;
+	return tsecr;
+}
+
+/* From the VM: its TSval, in the clock the client knows. */
+static __always_inline __u32 colo_off_tsval(struct colo_off_slot *slot, __u32 tsval)
+{
+	if (!(slot->flags & COLO_OFF_TS_SENT) || COLO_TS_AFTER(tsval, slot->ts_sent)) {
+		slot->ts_sent = tsval;
+		slot->flags |= COLO_OFF_TS_SENT;
+	}
+	tsval -= colo_off_ts(slot);
+	if (slot->flags & COLO_OFF_TS_SEEN && COLO_TS_AFTER(slot->ts_seen, tsval))
+		return slot->ts_seen;
+	return tsval;
 }
 
 /* A SYN begins another connection: what was known of the tuple is not about it. */
@@ -89,38 +124,64 @@ static __always_inline void colo_last_end(struct colo_flow_key *key, __u8 flags)
 		colo_last.delete(key);
 }
 
-/* Towards the VM: the ACK number, from the client's numbers to the VM's. */
+/* Towards the VM: ACK, SACK and TSecr, from the client's numbers to the VM's. */
 static __always_inline int colo_rewrite_in(struct __sk_buff *skb, struct colo_conf *conf,
 					   struct colo_pkt *pkt, __u64 epoch)
 {
+	int learn = conf->mode == COLO_SECONDARY;
 	struct colo_flow_key key = {};
-	__u32 delta;
+	struct colo_opts *opts;
+	struct colo_off_slot *slot;
 
 	colo_key_from_client(pkt, &key);
 	colo_last_end(&key, pkt->flags);
 	if (!(pkt->flags & COLO_TCP_ACK))
 		return 0;
-	delta = colo_off_delta(&key, colo_off_epoch(conf, epoch), pkt->ack,
-			       conf->mode == COLO_SECONDARY);
-	return delta ? colo_off_apply(skb, pkt, 8, pkt->ack, delta) : 0;
+	opts = colo_opts_find(skb, pkt);
+	if (!opts)
+		return -1;
+	slot = colo_off_slot(&key, colo_off_epoch(conf, epoch), learn && opts->ts);
+	if (!slot)
+		return 0;
+	if (learn)
+		colo_off_learn(slot, pkt, opts);
+	if (slot->flags & COLO_OFF_DELTA && colo_put_ack(skb, pkt, opts, slot->delta))
+		return -1;
+	if (!opts->ts)
+		return 0;
+	return colo_put(skb, pkt, opts->ts + 4, opts->tsecr, colo_off_tsecr(slot, opts->tsecr));
 }
 
-/* From the VM: its own sequence number. Its SYN is left as it is and teaches. */
+/* From the VM: sequence number and TSval. Its SYN is left as it is and teaches. */
 static __always_inline int colo_rewrite_out(struct __sk_buff *skb, struct colo_conf *conf,
 					    struct colo_pkt *pkt, __u64 epoch)
 {
+	int learn = conf->mode == COLO_SECONDARY;
+	__u32 syn = pkt->flags & COLO_TCP_SYN;
 	struct colo_flow_key key = {};
-	__u32 delta;
+	struct colo_opts *opts;
+	struct colo_off_slot *slot;
+	__u32 tsval;
 
 	colo_key_from_vm(pkt, &key);
 	colo_last_end(&key, pkt->flags);
-	if (pkt->flags & COLO_TCP_SYN) {
-		if (conf->mode == COLO_SECONDARY)
-			colo_off_syn(&key, epoch, pkt->seq);
+	if (syn && !learn)
 		return 0;
-	}
-	delta = colo_off_delta(&key, colo_off_epoch(conf, epoch), 0, 0);
-	return delta ? colo_off_apply(skb, pkt, 4, pkt->seq, -delta) : 0;
+	opts = colo_opts_find(skb, pkt);
+	if (!opts)
+		return -1;
+	slot = colo_off_slot(&key, colo_off_epoch(conf, epoch), learn && (syn || opts->ts));
+	if (!slot)
+		return 0;
+	if (syn)
+		colo_off_syn(slot, pkt->seq, opts);
+	tsval = opts->ts ? colo_off_tsval(slot, opts->tsval) : 0;
+	if (syn)
+		return 0;
+	if (slot->flags & COLO_OFF_DELTA &&
+	    colo_put(skb, pkt, pkt->l4 + 4, pkt->seq, pkt->seq - slot->delta))
+		return -1;
+	return opts->ts ? colo_put(skb, pkt, opts->ts, opts->tsval, tsval) : 0;
 }
 
 #endif /* COLO_REWRITE_H */

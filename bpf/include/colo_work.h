@@ -11,15 +11,6 @@
 #ifndef COLO_WORK_H
 #define COLO_WORK_H
 
-/*
- * LLVM merges neighbouring range checks into arithmetic the verifier cannot follow. Behind
- * this the value is opaque to LLVM, so the check that follows reaches the verifier as written.
- */
-#define COLO_OPAQUE(x)	asm volatile("" : "+r"(x))
-
-/* LLVM would keep a value it has just stored in its register: this makes it read the map again. */
-#define COLO_FORGET()	asm volatile("" : : : "memory")
-
 #define COLO_STOPS	48	/* digests one walk can meet */
 #define COLO_WORDS	(COLO_FRAME_MAX / 8 + 1)
 #define COLO_FIN_MARK	0x46494e2d636f6c6fULL	/* a stream that ended differs from one that did not */

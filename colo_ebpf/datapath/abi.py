@@ -105,10 +105,14 @@ LIVE_WORDS = 8
 
 
 class OffFlag(enum.IntFlag):
-    """``COLO_OFF_*`` of colo_rewrite.h."""
+    """``enum colo_off_flag``."""
 
     ISN = 1
     DELTA = 2
+    TS_ISN = 4
+    TS_DELTA = 8
+    TS_SENT = 16
+    TS_SEEN = 32
 
 
 class FlowFlag(enum.IntFlag):
@@ -241,6 +245,10 @@ class OffSlot(_Struct):
         ("isn", u32),
         ("delta", u32),
         ("flags", u32),
+        ("ts_isn", u32),
+        ("ts_delta", u32),
+        ("ts_sent", u32),
+        ("ts_seen", u32),
         ("pad", u32),
     ]
 
@@ -254,7 +262,7 @@ class Off(_Struct):
 class Lasting(_Struct):
     """``struct colo_lasting``, a value of the map ``colo_last``."""
 
-    _fields_: ClassVar = [("seen_ns", u64), ("delta", u32), ("pad", u32)]
+    _fields_: ClassVar = [("seen_ns", u64), ("delta", u32), ("ts_delta", u32)]
 
 
 class Mismatch(_Struct):

@@ -2,7 +2,8 @@
 """Sequence offsets that outlive a takeover: kept, handed on, forgotten.
 
 `bpf/include/colo_rewrite.h` says what they are. An entry, as hosts hand it to each other: the 16
-bytes of the flow's key and its delta in network order.
+bytes of the flow's key, then the deltas of its sequence numbers and of its timestamps, in network
+order.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from colo_ebpf.datapath import abi
 from colo_ebpf.datapath.sysbpf import RawMap
 from colo_ebpf.errors import DatapathError
 
-_DELTA = struct.Struct("!I")
+_DELTAS = struct.Struct("!II")
+_NONE = (0, 0)
+Deltas = tuple[int, int]  # sequence numbers, timestamps
 
 
 class LastingOffsets:
@@ -27,42 +30,49 @@ class LastingOffsets:
         """Add what `epoch` has taught to the lasting offsets. Reads a whole table: use a thread."""
         for key in list(self._offsets.keys()) if epoch else ():
             raw = self._offsets.get(key)
-            delta = _taught(raw, epoch) if raw else 0
-            if delta:
-                self._put(key, self._delta(key) + delta)
+            taught = _taught(raw, epoch) if raw else _NONE
+            if taught != _NONE:
+                known = self._deltas(key)
+                self._put(key, (known[0] + taught[0], known[1] + taught[1]))
 
     def entries(self) -> list[bytes]:
         """All of them, to be handed on."""
         found = []
         for key in list(self._lasting.keys()):
-            delta = self._delta(key)
-            if delta:
-                found.append(key + _DELTA.pack(delta))
+            deltas = self._deltas(key)
+            if deltas != _NONE:
+                found.append(key + _DELTAS.pack(*deltas))
         return found
 
     def learn(self, entries: list[bytes]) -> None:
         """Take over entries of the other host; DatapathError if one is malformed."""
         size = self._lasting.info.key_bytes
         for entry in entries:
-            if len(entry) != size + _DELTA.size:
+            if len(entry) != size + _DELTAS.size:
                 raise DatapathError(f"a lasting offset of {len(entry)} bytes was handed over")
-            self._put(entry[:size], _DELTA.unpack(entry[size:])[0])
+            self._put(entry[:size], _DELTAS.unpack(entry[size:]))
 
     def forget(self) -> None:
         """A fresh VM: no connection is left."""
         for key in list(self._lasting.keys()):
             self._lasting.delete(key)
 
-    def _delta(self, key: bytes) -> int:
+    def _deltas(self, key: bytes) -> Deltas:
         raw = self._lasting.get(key)
-        return int(abi.Lasting.from_buffer_copy(raw).delta) if raw else 0
+        if raw is None:
+            return _NONE
+        last = abi.Lasting.from_buffer_copy(raw)
+        return int(last.delta), int(last.ts_delta)
 
-    def _put(self, key: bytes, delta: int) -> None:
+    def _put(self, key: bytes, deltas: Deltas) -> None:
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._lasting.set(key, bytes(abi.Lasting(seen_ns=now_ns, delta=delta & 0xFFFFFFFF)))
+        seq, ts = (delta & 0xFFFFFFFF for delta in deltas)
+        self._lasting.set(key, bytes(abi.Lasting(seen_ns=now_ns, delta=seq, ts_delta=ts)))
 
 
-def _taught(raw: bytes, epoch: int) -> int:
+def _taught(raw: bytes, epoch: int) -> Deltas:
     slot = abi.Off.from_buffer_copy(raw).slot[epoch & 1]
-    taught = slot.epoch == epoch and slot.flags & abi.OffFlag.DELTA
-    return int(slot.delta) if taught else 0
+    if slot.epoch != epoch:
+        return _NONE
+    seq = int(slot.delta) if slot.flags & abi.OffFlag.DELTA else 0
+    return seq, int(slot.ts_delta) if slot.flags & abi.OffFlag.TS_DELTA else 0

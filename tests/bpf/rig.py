@@ -84,7 +84,7 @@ class Rig:
         self.peer = netdev.in_namespace(peer, _tunnel_socket)
         self._stack.callback(self.client.close)
         self._stack.callback(self.peer.close)
-        bpffs = Path(tempfile.mkdtemp(prefix="colo-test-bpf"))
+        bpffs = Path(tempfile.mkdtemp(prefix=f"colo-test-bpf-{os.getpid()}-"))
         subprocess.run(["mount", "-t", "bpf", "bpf", str(bpffs)], check=True)
         self._stack.callback(bpffs.rmdir)
         self._stack.callback(subprocess.run, ["umount", str(bpffs)], check=True)
@@ -296,12 +296,14 @@ def segment(
     )
 
 
-def request(seq: int, data: bytes = b"", ack: int = 0, flags: str = "A") -> Packet:
+def request(
+    seq: int, data: bytes = b"", ack: int = 0, flags: str = "A", **options: object
+) -> Packet:
     """A TCP segment of the client."""
     return (
         Ether(src=CLIENT_MAC, dst=VM_MAC)
         / IP(src=CLIENT, dst=VM)
-        / TCP(sport=4711, dport=80, seq=seq, ack=ack, flags=flags)
+        / TCP(sport=4711, dport=80, seq=seq, ack=ack, flags=flags, **options)
         / data
     )
 

@@ -157,6 +157,96 @@ def test_nothing_of_the_svm_reaches_a_client(secondary: Rig) -> None:
         assert secondary.to_client() == []
 
 
+# --- options ------------------------------------------------------------------------------
+
+S_CLOCK, P_CLOCK = 900_000, 500_000  # TSval of the two VMs at the same moment
+NOP = ("NOP", None)
+
+
+def _ts(value: int, echo: int, pads: int = 2) -> list[tuple[str, object]]:
+    return [NOP] * pads + [("Timestamp", (value, echo))]
+
+
+def _open_with_timestamps(rig: Rig, pads: int = 2) -> None:
+    rig.from_peer(request(5000, flags="S", options=_ts(77, 0, pads)), 3)
+    rig.from_vm(segment(1000 + SKEW, ack=5001, flags="SA", options=_ts(S_CLOCK, 77, pads)))
+    rig.from_peer(request(5001, ack=1001, options=_ts(78, P_CLOCK, pads)), 3)
+
+
+def _clocks(frame: Packet) -> tuple[int, int]:
+    return dict(frame[TCP].options)["Timestamp"]  # type: ignore[no-any-return]
+
+
+def _sum_is_right(frame: Packet) -> bool:
+    again = frame.copy()
+    del again[TCP].chksum
+    return bytes(Ether(bytes(again))) == bytes(frame)
+
+
+@pytest.mark.parametrize("pads", [2, 1, 3])
+def test_the_svm_hears_its_own_clock_and_speaks_the_pvms(secondary: Rig, pads: int) -> None:
+    """Linux 6.15 drops a handshake's ACK whose TSecr it never sent. At odd places, too."""
+    _open_with_timestamps(secondary, pads)
+    first = secondary.to_vm()[-1]
+    assert _clocks(first) == (78, S_CLOCK)
+    assert _sum_is_right(first)
+    secondary.to_peer()
+    secondary.from_vm(segment(1001 + SKEW, b"x", ack=5001, options=_ts(S_CLOCK + 40, 78, pads)))
+    ((_, frame),) = _sent(secondary)
+    assert _clocks(frame) == (P_CLOCK + 40, 78)
+    assert _sum_is_right(frame)
+
+
+def test_the_svm_is_never_shown_a_clock_it_has_not_reached(secondary: Rig) -> None:
+    _open_with_timestamps(secondary)
+    secondary.to_vm()
+    secondary.from_peer(request(5001, b"y", ack=1001, options=_ts(80, P_CLOCK + 500)), 3)
+    (frame,) = secondary.to_vm()
+    assert _clocks(frame) == (80, S_CLOCK)
+    assert _sum_is_right(frame)
+
+
+def test_after_a_takeover_no_clock_runs_backwards(secondary: Rig) -> None:
+    _open_with_timestamps(secondary)
+    secondary.from_peer(request(5001, ack=1001, options=_ts(80, P_CLOCK + 500)), 3)
+    secondary.to_vm()
+    secondary.plane.keep_offsets(3)
+    secondary.plane.set_mode(Mode.SOLO)
+    for after, wanted in ((40, 500), (499, 500), (700, 700)):
+        clock = _ts(S_CLOCK + after, 80)
+        secondary.from_vm(segment(1001 + SKEW, b"x", ack=5001, options=clock))
+        (frame,) = secondary.to_client()
+        assert _clocks(frame) == (P_CLOCK + wanted, 80)
+        assert _sum_is_right(frame)
+
+
+def test_sack_blocks_are_translated(secondary: Rig) -> None:
+    _open(secondary)
+    secondary.to_vm()
+    options = [NOP, NOP, ("SAck", (1101, 1201, 1301, 1401))]
+    secondary.from_peer(request(5001, ack=1001, options=options), 3)
+    (frame,) = secondary.to_vm()
+    edges = tuple(edge + SKEW for edge in (1101, 1201, 1301, 1401))
+    assert dict(frame[TCP].options)["SAck"] == edges
+    assert frame[TCP].ack == 1001 + SKEW
+    assert _sum_is_right(frame)
+
+
+def test_options_that_do_not_fit_together_are_left_alone(secondary: Rig) -> None:
+    _open(secondary)
+    secondary.to_vm()
+    for raw in (b"\x08\x00\x01\x01", b"\x08\x0a\x01\x01", b"\x05\xff\x01\x01", b"\x01" * 40):
+        frame = request(5001, ack=1001)
+        head = bytes(frame)[: 14 + 20 + 12] + bytes([((20 + len(raw)) // 4) << 4])
+        rest = bytes(frame)[14 + 20 + 13 :]
+        whole = bytearray(head + rest + raw)
+        whole[16:18] = (len(whole) - 14).to_bytes(2, "big")
+        secondary.from_peer_raw(bytes(whole), 3)
+        (got,) = secondary.to_vm()
+        assert bytes(got)[14 + 20 + 20 :] == raw
+        assert got[TCP].ack == 1001 + SKEW
+
+
 # --- lasting offsets ----------------------------------------------------------------------
 
 
@@ -204,6 +294,25 @@ def test_the_link_speaks_vm_numbers_the_client_its_own() -> None:
         rig.from_peer(segment(1006 + SKEW, b"second", ack=5001), 6)
         sent = [(f[TCP].seq, bytes(f[TCP].payload)) for f in rig.to_client()]
         assert sent == [(1001, b"first"), (1006, b"second")]
+
+
+def test_lasting_clocks_are_translated_both_ways() -> None:
+    with Rig(VmRole.SECONDARY) as rig:
+        rig.pair(3, Mode.SECONDARY)
+        _open_with_timestamps(rig)
+        rig.plane.keep_offsets(3)
+        entries = _folded(rig)
+    with Rig() as rig:
+        rig.pair(5, Mode.SOLO)
+        rig.plane.learn_offsets(entries)
+        rig.from_client(request(5001, b"x", ack=1001, options=_ts(90, P_CLOCK + 9)))
+        (frame,) = rig.to_vm()
+        assert _clocks(frame) == (90, S_CLOCK + 9)
+        assert _sum_is_right(frame)
+        rig.from_vm(segment(1001 + SKEW, b"y", ack=5002, options=_ts(S_CLOCK + 10, 90)))
+        (frame,) = rig.to_client()
+        assert _clocks(frame) == (P_CLOCK + 10, 90)
+        assert _sum_is_right(frame)
 
 
 def test_a_syn_ends_what_was_known_of_the_tuple() -> None:

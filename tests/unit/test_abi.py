@@ -24,6 +24,7 @@ ENUMS: dict[str, type[enum.IntEnum] | type[enum.IntFlag]] = {
     "COLO_SLOT_": abi.SlotState,
     "COLO_EV_": model.PlaneEventKind,
     "COLO_F_": abi.FlowFlag,
+    "COLO_OFF_": abi.OffFlag,
     "COLO_": model.Mode,
 }
 CONSTANTS = {
