@@ -76,6 +76,27 @@ def _mismatches(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pins(args: argparse.Namespace) -> Path:
+    from colo_ebpf.datapath.loader import pin_directory
+
+    config = configuration.load(args.config)
+    return pin_directory(Path(config.host.bpffs), config.vm.name)
+
+
+def _flows(args: argparse.Namespace) -> int:
+    from colo_ebpf.datapath import inspect
+
+    _show(args, inspect.flows(_pins(args)), text.flows)
+    return 0
+
+
+def _held(args: argparse.Namespace) -> int:
+    from colo_ebpf.datapath import inspect
+
+    _show(args, inspect.held(_pins(args)), text.held)
+    return 0
+
+
 def _checkpoint(args: argparse.Namespace) -> int:
     _show(args, ctl.ask(_socket(args), "checkpoint"), lambda _: "asked for a checkpoint")
     return 0
@@ -151,6 +172,8 @@ def parser() -> argparse.ArgumentParser:
         ("checkpoint", _checkpoint, "take a checkpoint now (on the primary)"),
         ("counters", _counters, "packets by program, verdict and reason"),
         ("mismatches", _mismatches, "the last places where the two VMs differed"),
+        ("flows", _flows, "TCP connections: verified how far, what is held (needs no daemon)"),
+        ("held", _held, "the frames that are held now (needs no daemon)"),
         ("doctor", _doctor, "what this host lacks, and what to do"),
     ):
         verbs.add_parser(name, parents=[located], help=summary).set_defaults(verb=verb)

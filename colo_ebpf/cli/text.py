@@ -84,3 +84,41 @@ def mismatches(rows: list[dict[str, Any]]) -> str:
         for r in rows
     ]
     return table([head, *lines])
+
+
+def flows(rows: list[dict[str, Any]]) -> str:
+    """Connections of the flow table."""
+    head = ("FLOW", "EPOCH", "PRIMARY", "SECONDARY", "VERIFIED", "FLOOR", "HELD", "IDLE", "FLAGS")
+    lines = [
+        (
+            r["flow"],
+            str(r["epoch"]),
+            str(r["pvm_next"]),
+            str(r["svm_next"]),
+            str(r["verified"]),
+            str(r["floor"]),
+            str(r["held"]),
+            _ms(r["idle_ms"]),
+            ",".join(r["flags"]),
+        )
+        for r in rows
+    ]
+    return table([head, *lines])
+
+
+def held(rows: list[dict[str, Any]]) -> str:
+    """Frames of the hold store."""
+    head = ("FLOW", "KIND", "EPOCH", "AGE", "BYTES", "END", "DIGEST")
+    lines = [
+        (
+            r["flow"],
+            r["kind"],
+            str(r["epoch"]),
+            _ms(r["age_ms"]),
+            str(r["bytes"]),
+            str(r["end"]),
+            r["digest"],
+        )
+        for r in rows
+    ]
+    return table([head, *lines])

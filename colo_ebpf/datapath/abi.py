@@ -116,10 +116,21 @@ class OffFlag(enum.IntFlag):
 
 
 class FlowFlag(enum.IntFlag):
-    """``enum colo_flow_flag``, those that user space looks at."""
+    """``enum colo_flow_flag``."""
 
+    ANCHORED = 1
+    HAS_HIGH = 2
+    HAS_ACK = 4
+    HAS_FLOOR = 8
+    HAS_EDGE = 16
+    SVM_SYN = 64
+    PVM_SYN = 128
+    PVM_SCALE = 256
+    BAD = 512
+    LOST = 1024
     PVM_FIN = 2048
     RESET = 8192
+    CLIENT_FIN = 16384
 
 
 class SlotState(enum.IntEnum):
@@ -129,6 +140,14 @@ class SlotState(enum.IntEnum):
     FILLING = 1
     HELD = 2
     LEAVING = 3
+
+
+class SlotKind(enum.IntEnum):
+    """``enum colo_slot_kind``."""
+
+    STREAM = 1
+    ACK = 2
+    DGRAM = 3
 
 
 class _Struct(ctypes.Structure):

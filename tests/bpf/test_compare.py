@@ -310,3 +310,17 @@ def test_many_held_frames_leave_in_order() -> None:
         for start in range(0, 10000, 1400):
             rig.from_peer(segment(1001 + start, stream[start : start + 1400], ack=5001), 1)
         assert _payload(rig.to_client()) == stream
+
+
+def test_flows_and_held_frames_can_be_looked_at_without_a_daemon() -> None:
+    from colo_ebpf.datapath import inspect
+
+    with established() as rig:
+        rig.from_vm(segment(1001, b"hello", ack=5001))
+        (flow,) = inspect.flows(rig._pins)
+        assert flow["flow"] == "tcp 192.0.2.10:80 > 192.0.2.1:4711"
+        assert (flow["pvm_next"], flow["svm_next"], flow["verified"]) == (1006, 1001, 1001)
+        assert (flow["floor"], flow["held"], flow["flags"]) == (5001, 1, ["anchored"])
+        (frame,) = inspect.held(rig._pins)
+        assert (frame["kind"], frame["end"], frame["epoch"]) == ("stream", 1006, 1)
+        assert frame["age_ms"] >= 0

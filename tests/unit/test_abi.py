@@ -16,17 +16,18 @@ from colo_ebpf.datapath import abi
 from tests.capabilities import ROOT
 
 HEADER = ROOT / "bpf" / "include" / "colo_abi.h"
-ENUMS: dict[str, type[enum.IntEnum] | type[enum.IntFlag]] = {
-    "COLO_PROG_": abi.Prog,
-    "COLO_V_": abi.Verdict,
-    "COLO_R_": abi.Reason,
-    "COLO_LIVE_": abi.LiveWord,
-    "COLO_SLOT_": abi.SlotState,
-    "COLO_EV_": model.PlaneEventKind,
-    "COLO_F_": abi.FlowFlag,
-    "COLO_OFF_": abi.OffFlag,
-    "COLO_": model.Mode,
-}
+ENUMS: list[tuple[str, type[enum.IntEnum] | type[enum.IntFlag]]] = [
+    ("COLO_PROG_", abi.Prog),
+    ("COLO_V_", abi.Verdict),
+    ("COLO_R_", abi.Reason),
+    ("COLO_LIVE_", abi.LiveWord),
+    ("COLO_SLOT_", abi.SlotState),
+    ("COLO_EV_", model.PlaneEventKind),
+    ("COLO_F_", abi.FlowFlag),
+    ("COLO_OFF_", abi.OffFlag),
+    ("COLO_", model.Mode),
+    ("COLO_SLOT_", abi.SlotKind),
+]
 CONSTANTS = {
     "COLO_ABI_VERSION": abi.ABI_VERSION,
     "COLO_TURNING_BIT": abi.TURNING_BIT,
@@ -43,7 +44,7 @@ CONSTANTS = {
 
 def _expected() -> dict[str, int]:
     wanted = dict(CONSTANTS)
-    for prefix, kind in ENUMS.items():
+    for prefix, kind in ENUMS:
         wanted |= {f"{prefix}{one.name}": int(one) for one in kind}
     for name, struct in abi.STRUCTS.items():
         wanted[f"sizeof(struct {name})"] = ctypes.sizeof(struct)
@@ -76,14 +77,24 @@ def test_both_sides_agree(compiled: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "prefix"), [("prog", "PROG_"), ("verdict", "V_"), ("reason", "R_"), ("mode", "")]
+    ("name", "prefix", "kind"),
+    [
+        ("prog", "PROG_", abi.Prog),
+        ("verdict", "V_", abi.Verdict),
+        ("reason", "R_", abi.Reason),
+        ("mode", "", model.Mode),
+        ("flow_flag", "F_", abi.FlowFlag),
+        ("off_flag", "OFF_", abi.OffFlag),
+        ("slot_kind", "SLOT_", abi.SlotKind),
+        ("slot_state", "SLOT_", abi.SlotState),
+        ("event_kind", "EV_", model.PlaneEventKind),
+    ],
 )
-def test_python_knows_every_enumerator(kind: str, prefix: str) -> None:
-    body = re.search(rf"enum colo_{kind} {{(.*?)}};", HEADER.read_text(), re.DOTALL)
+def test_python_knows_every_enumerator(name: str, prefix: str, kind: type[enum.IntEnum]) -> None:
+    body = re.search(rf"enum colo_{name} {{(.*?)}};", HEADER.read_text(), re.DOTALL)
     assert body is not None
     names = set(re.findall(rf"^\tCOLO_{prefix}(\w+)", body[1], re.MULTILINE))
-    known = {one.name for one in ENUMS[f"COLO_{prefix}"]}
-    assert names == known
+    assert names == {one.name for one in kind}
 
 
 def test_every_program_and_map_name_fits_the_kernel() -> None:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The pinned maps of a VM as rows for people. Needs no daemon: they outlive it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from colo_ebpf.datapath import abi
+from colo_ebpf.datapath.decode import flow_text
+from colo_ebpf.datapath.sysbpf import RawMap, obj_get
+
+_TCP = 6
+_SHOWN = (
+    abi.FlowFlag.ANCHORED,
+    abi.FlowFlag.BAD,
+    abi.FlowFlag.LOST,
+    abi.FlowFlag.PVM_FIN,
+    abi.FlowFlag.RESET,
+)
+
+
+def _entries(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    table = RawMap(obj_get(str(path)))
+    try:
+        for key in list(table.keys()):
+            value = table.get(key)
+            if value is not None:
+                yield key, value
+    finally:
+        os.close(table.fd)
+
+
+def _ms_since(at_ns: int, now_ns: int) -> float:
+    return (now_ns - at_ns) / 1e6
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def flows(pins: Path) -> list[dict[str, Any]]:
+    """TCP connections: both sides' next byte, how far they are verified, what is held.
+
+    Raises DatapathError if the VM has no pinned maps.
+    """
+    now_ns = _now_ns()
+    offsets = dict(_entries(pins / "colo_last"))
+    return [
+        _flow(key, abi.Flow.from_buffer_copy(raw), offsets.get(key), now_ns)
+        for key, raw in _entries(pins / "colo_flows")
+    ]
+
+
+def _flow(key: bytes, flow: abi.Flow, lasting: bytes | None, now_ns: int) -> dict[str, Any]:
+    last = abi.Lasting.from_buffer_copy(lasting) if lasting else abi.Lasting()
+    return {
+        "flow": flow_text(abi.FlowKey.from_buffer_copy(key), _TCP),
+        "epoch": flow.epoch,
+        "pvm_next": flow.pvm.next,
+        "svm_next": flow.svm.next,
+        "verified": flow.verified,
+        "anchor": flow.anchor,
+        "pvm_ack": flow.p_ack,
+        "floor": flow.floor,
+        "client_ack": flow.c_ack,
+        "held": flow.held,
+        "boundaries": flow.bounds,
+        "lasting_offset": last.delta,
+        "idle_ms": _ms_since(flow.seen_ns, now_ns),
+        "flags": [str(one.name).lower() for one in _SHOWN if flow.flags & one],
+    }
+
+
+def held(pins: Path) -> list[dict[str, Any]]:
+    """Held frames, oldest first. Raises DatapathError if the VM has no pinned maps."""
+    now_ns = _now_ns()
+    table = RawMap(obj_get(str(pins / "colo_hold")))
+    try:
+        raw = table.all()
+    finally:
+        os.close(table.fd)
+    slots = (abi.Slot * table.info.max_entries).from_buffer_copy(raw)
+    waiting = [slot for slot in slots if slot.state == abi.SlotState.HELD]
+    return [
+        {
+            "flow": flow_text(slot.flow, 0 if slot.kind == abi.SlotKind.DGRAM else _TCP),
+            "kind": abi.SlotKind(slot.kind).name.lower(),
+            "epoch": slot.epoch,
+            "age_ms": _ms_since(slot.at_ns, now_ns),
+            "bytes": slot.len,
+            "end": slot.end,
+            "ack": slot.ack,
+            "digest": f"{slot.digest:016x}",
+        }
+        for slot in sorted(waiting, key=lambda slot: int(slot.at_ns))
+    ]
