@@ -6,7 +6,8 @@ GUEST := build/guest
 FAULT ?= host-kill
 TESTS ?= tests
 MUTANTS ?=
-EXAMPLES ?= 20000
+EXAMPLES ?= 10000
+SEEDS ?= 100000
 
 .PHONY: help setup guest demo test lint mutants soak clean
 
@@ -33,7 +34,8 @@ test: guest ## all tests
 mutants: guest ## plant faults in the C sources, one at a time; each must be found
 	@$(PYTHON) -m tests.mutants $(MUTANTS)
 
-soak: guest ## random schedules against the model for a long time (EXAMPLES=n)
+soak: guest ## random schedules and histories for a long time (EXAMPLES=n SEEDS=n)
+	@COLO_SIM_SEEDS=$(SEEDS) $(PYTHON) -m pytest --timeout 0 tests/sim
 	@COLO_MODEL_EXAMPLES=$(EXAMPLES) $(PYTHON) -m pytest --timeout 0 tests/model
 
 clean: ## remove everything that was built

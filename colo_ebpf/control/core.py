@@ -24,7 +24,7 @@ from colo_ebpf.control.facts import Decision, Snapshot, State, Step, TaskKind, T
 from colo_ebpf.control.offsets import OffsetCopy
 from colo_ebpf.control.peer import Path, PeerState, PeerView
 from colo_ebpf.control.ports import Plane, SwapUnknown, Vm
-from colo_ebpf.control.record import Record
+from colo_ebpf.control.record import Kind, Record
 from colo_ebpf.errors import ArbiterError, ColoError
 from colo_ebpf.model import (
     Endpoints,
@@ -185,7 +185,8 @@ class Core:
             if not cancelled:
                 self._failure = facts.Failure(step, str(error), now_ns)
             if isinstance(step, facts.Swap) and isinstance(error, SwapUnknown):
-                self._pending, self._confirmed = step.new, False
+                self._confirmed = False
+                self._pending = _weightier(self._pending, step.new)
             if isinstance(error, ArbiterError):
                 self._read_error = str(error)
         else:
@@ -253,7 +254,7 @@ class Core:
             record=self.record,
             record_since_ns=self._record_since_ns,
             confirmed=self._confirmed,
-            pending=self._pending,
+            pending=_weightier(self._pending, self._sent()),
             read_error=self._read_error,
             vm=self._vm_facts(),
             peer=facts.PeerFacts(
@@ -277,6 +278,10 @@ class Core:
             fresh_vni=int(token[:6], 16) or 1,
             fresh_instance=f"{self.who.host}/{token}",
         )
+
+    def _sent(self) -> Record | None:
+        """A swap that is under way may have been written already."""
+        return self.running.new if isinstance(self.running, facts.Swap) else None
 
     def _vm_facts(self) -> facts.VmFacts | None:
         vm = self.vm
@@ -323,8 +328,7 @@ class Core:
             rest_ns = min(_REST_FIRST_NS << self._rests, _REST_LONGEST_NS)
             self._rests = min(self._rests + 1, 8)
             self._rest_until_ns = now_ns + rest_ns
-        if self._failure is not None and isinstance(self._failure.step, PAIR_STEPS):
-            self._failure = None
+        self._failure = None  # of an earlier attempt: it says nothing about this one
 
     def _set_plane(self, d: Decision, now_ns: int) -> None:
         if d.pairing != self._pairing or not self._pairing_known:
@@ -416,6 +420,13 @@ class Core:
         """This daemon can be asked for a checkpoint."""
         primary = self.checkpoints.primary.stage not in (Stage.OFF, Stage.BROKEN)
         return primary and self.decision.turns is Turns.PRIMARY
+
+
+def _weightier(one: Record | None, other: Record | None) -> Record | None:
+    """Of two swaps of unknown outcome, the one that may have made the peer a secondary."""
+    if one is None or (other is not None and other.kind is Kind.PAIRED):
+        return other
+    return one
 
 
 def _meaning(record: Record) -> Record:

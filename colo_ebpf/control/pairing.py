@@ -47,6 +47,8 @@ def solo(s: Snapshot, r: Record) -> Decision:
     vm = rules.own_vm(s, r.owner)
     if vm is None:
         return _solo_without_vm(s, r)
+    if s.pending is not None and s.pending.kind is Kind.PAIRED:
+        return _unknown(s, r, s.pending)
     if s.task is None or s.task.kind is not TaskKind.PAIR:
         return _alone(s, r, vm)
     why = _given_up(s, s.task)
@@ -68,6 +70,22 @@ def _solo_without_vm(s: Snapshot, r: Record) -> Decision:
         "the VM is gone while part of its disk was in its memory only: this image is never started "
         "by itself; choose the other host's image",
         mode=Mode.WITHHOLD,
+    )
+
+
+def _unknown(s: Snapshot, r: Record, sent: Record) -> Decision:
+    """The pair may be written down: whatever else happens, nothing leaves before we know.
+
+    A swap of our own settles it: if it wins, the other one never can.
+    """
+    return Decision(
+        State.PAIRING,
+        "whether the pair is written down is not known: output withheld",
+        mode=Mode.PAIRING,
+        task=s.task,
+        pairing=rules.paired_with(s, sent.vni),
+        turns=Turns.PRIMARY,
+        step=rules.rested(s, Swap(r, record.reassert(r))),
     )
 
 

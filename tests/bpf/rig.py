@@ -17,7 +17,7 @@ import socket
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -195,11 +195,24 @@ class Rig:
         """What reached the client side since the last call, up to a mark sent behind it."""
         return [frame for frame in map(Ether, self.to_client_raw()) if frame.src == VM_MAC]
 
-    def to_client_raw(self) -> list[bytes]:
-        """The same as bytes, with what the hosts say of themselves."""
-        return self._until_mark(
-            self.client.fileno(), lambda: self.client.recv(4096), self._mark_to_client
-        )
+    def to_client_raw(self, pause_s: float = 0.02) -> list[bytes]:
+        """The same as bytes, with what the hosts say of themselves.
+
+        Released clones go through the CPU's backlog: twice through, then they are out.
+        """
+        out: list[bytes] = []
+        for _ in range(2):
+            mark = self._mark_to_client()
+            while (frame := self._next_to_client()) != mark:
+                if frame[12:14] != b"\x88\xb6":
+                    out.append(frame)
+            select.select([], [], [], pause_s)
+        return out
+
+    def _next_to_client(self) -> bytes:
+        ready = select.select([self.client], [], [], _WAIT_S)[0]
+        assert ready, "the mark behind the frames did not arrive"
+        return self.client.recv(4096)
 
     def to_peer(self) -> list[tuple[int, Packet]]:
         """(tag, frame) that went over the link and is there now."""
@@ -221,24 +234,6 @@ class Rig:
         with _packet_socket("up0") as s:
             s.send(mark)
         return mark
-
-    def _until_mark(
-        self, fd: int, receive: Callable[[], bytes], send: Callable[[], bytes]
-    ) -> list[bytes]:
-        """Released clones go through the CPU's backlog: twice through, then they are out."""
-        out: list[bytes] = []
-        for _ in range(2):
-            mark = send()
-            while True:
-                ready = select.select([fd], [], [], _WAIT_S)[0]
-                assert ready, "the mark behind the frames did not arrive"
-                frame = receive()
-                if frame == mark:
-                    break
-                if frame[12:14] != b"\x88\xb6":
-                    out.append(frame)
-            select.select([], [], [], 0.02)
-        return out
 
 
 def _without_ipv6() -> None:

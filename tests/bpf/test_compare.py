@@ -112,6 +112,32 @@ def test_turning_releases_nothing() -> None:
         assert rig.count("cmp-pvm", "hold", "turning") == 1
 
 
+def test_turning_releases_no_ack_no_datagram_and_no_arp() -> None:
+    with established() as rig:
+        rig.from_peer(datagram(b"pong"), 1)
+        rig.plane.set_turn(1, Phase.TURNING)
+        rig.from_vm(segment(1001, ack=5001))
+        rig.from_vm(datagram(b"pong"))
+        rig.from_vm(Ether(src=VM_MAC, dst=CLIENT_MAC) / ARP(op=2, psrc="192.0.2.10"))
+        assert rig.to_client() == []
+        assert rig.plane.held().frames == 3
+
+
+def test_turning_moves_nothing_of_a_flow() -> None:
+    """The SVM may have been loaded already: what it says now is not of the epoch it names."""
+    from colo_ebpf.datapath import inspect
+
+    with established() as rig:
+        (before,) = inspect.flows(rig._pins)
+        for epoch in (1, 2):
+            rig.plane.set_turn(epoch, Phase.TURNING)
+            rig.from_peer(segment(1001, b"early", ack=5400), epoch)
+            assert rig.count("cmp-svm", "drop", "turning") == epoch
+        (after,) = inspect.flows(rig._pins)
+        for name in ("epoch", "svm_next", "verified", "anchor", "floor"):
+            assert after[name] == before[name], name
+
+
 def test_note_of_a_past_epoch_verifies_nothing() -> None:
     with established() as rig:
         rig.from_peer(segment(1001, b"past", ack=5001), 1)

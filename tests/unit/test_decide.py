@@ -291,6 +291,18 @@ def test_no_pair_before_the_secondary_has_every_lasting_offset() -> None:
     assert d.mode is Mode.PAIRING
 
 
+def test_while_the_pairs_swap_is_in_doubt_nothing_leaves_whatever_else_fails() -> None:
+    """Found by simulation: the link was cut, and the peer, a secondary by record, went on alone."""
+    sent = record.pair(ACTIVE, B, 9)
+    done = frozenset({Synchronise, EnterColo})
+    doubt = _pairing(done=done, pending=sent, plane_hears=False, mode_since_ns=NOW)
+    for s in (doubt, _silent(doubt), replace(doubt, task=None), replace(doubt, done=frozenset())):
+        d = decide(s)
+        assert (d.mode, d.cancels) == (Mode.PAIRING, False)
+        assert isinstance(d.step, Swap)
+        assert d.step.new.kind is Kind.ACTIVE, "if this one wins, the other never can"
+
+
 def test_an_unarmed_checkpoint_is_not_enough() -> None:
     loaded = Loaded(6, NOW - 10 * MS, NOW, MS, MS, armed=False, cause=Reason.PAIRING)
     s = _pairing(done=frozenset({Synchronise, EnterColo}), turns=TurnFacts(loaded=loaded))

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One host of the simulation: a real core, a toy data plane and VM, and what can happen to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from colo_ebpf.control import facts
+from colo_ebpf.control.core import Core
+from colo_ebpf.control.epoch import Command, Do
+from colo_ebpf.control.epoch_secondary import Note
+from colo_ebpf.control.peer import Path, PeerView, seal
+from colo_ebpf.control.ports import SwapUnknown
+from colo_ebpf.control.record import Record
+from colo_ebpf.errors import ArbiterError, ColoError, VmError
+from colo_ebpf.model import (
+    Endpoints,
+    FlushReport,
+    HeldReport,
+    Mode,
+    Pairing,
+    Phase,
+    PlaneEvent,
+    Turn,
+    VmEvent,
+    VmEventKind,
+    VmRole,
+)
+from tests.sim.vm import Session, ToyVm
+from tests.sim.world import MS, World
+
+KEY = b"simulated key...."
+TIMING = facts.Timing(
+    heartbeat_ns=50 * MS,
+    peer_timeout_ns=250 * MS,
+    link_timeout_ns=150 * MS,
+    qmp_timeout_ns=500 * MS,
+    checkpoint_timeout_ns=1_000 * MS,
+    daemon_grace_ns=2_000 * MS,
+)
+
+
+class ToyPlane:
+    """Mode, turn, pairing. It outlives the daemon."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._mode, self._turn = Mode.WITHHOLD, Turn(0, Phase.OPEN)
+        self.pairing: Pairing | None = None
+        self.heard_ns = 0
+
+    def set_mode(self, mode: Mode) -> None:
+        self._mode = mode
+
+    def mode(self) -> Mode:
+        return self._mode
+
+    def set_turn(self, epoch: int, phase: Phase) -> None:
+        self._turn = Turn(epoch, phase)
+
+    def turn(self) -> Turn:
+        return self._turn
+
+    def set_pairing(self, pairing: Pairing | None) -> None:
+        self.pairing, self.heard_ns = pairing, 0
+
+    def keep_offsets(self, epoch: int) -> None: ...
+
+    def learn_offsets(self, entries: list[bytes]) -> None: ...
+
+    def flush(self) -> FlushReport:
+        return FlushReport(0, 0)
+
+    def held(self) -> HeldReport:
+        return HeldReport(0, 0, None, 1)
+
+    def rearm_held(self) -> None: ...
+
+    def link_heard_ns(self) -> int:
+        return self.heard_ns
+
+    def beacon(self) -> None:
+        """To the other plane, if both are of one pairing."""
+        world, other = self._host.world, self._host.other.plane
+        if self.pairing is None or self._mode is Mode.SOLO or Path.LINK in world.cut:
+            return
+        vni = self.pairing.vni
+
+        def arrive() -> None:
+            if other.pairing is not None and other.pairing.vni == vni:
+                other.heard_ns = world.now_ns
+
+        world.after(world.delay_ns(0.05, 1), arrive)
+
+    def subscribe(self, callback: Callable[[PlaneEvent], None]) -> None: ...
+
+
+class Host:
+    """A machine with its daemon."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name = world, name
+        self.peer_name = "b" if name == "a" else "a"
+        self.up, self.paused, self.yanked = True, False, False
+        self.plane = ToyPlane(self)
+        self.vm: ToyVm | None = None  # the process, whether or not a daemon knows it
+        self.image = 0  # the state its disk would boot into
+        self.note: Note | None = None
+        self.core: Core | None = None
+        self._backlog: list[Callable[[], None]] = []
+        self._run = 0  # of the daemon
+        self._seq = 0
+        world.hosts[name] = self
+
+    @property
+    def other(self) -> Host:
+        return self.world.hosts[self.peer_name]
+
+    # -- life ----------------------------------------------------------------------------
+
+    def start_daemon(self) -> None:
+        """A new run: adopts the VM and the plane it finds."""
+        if self.core is not None or not self.up:
+            return
+        self._run += 1
+        self._seq = 0
+        boot = f"{self.name}{self._run}-{self.world.random.getrandbits(32):x}"
+        peer = PeerView(
+            vm="v", host=self.peer_name, boot=boot, key=KEY, started_ns=self.world.now_ns
+        )
+        who = facts.Who("v", self.name, self.peer_name, "192.0.2.9", starts=self.name == "a")
+        self.core = Core(
+            who,
+            TIMING,
+            self.plane,  # type: ignore[arg-type]
+            self,
+            peer,
+            now_ns=self.world.now_ns,
+            note=self.note,
+            log=lambda sentence: self.world.note(f"{self.name}: {sentence}"),
+        )
+        if self.vm is not None and self.vm.alive:
+            self.core.adopt(self.vm)  # type: ignore[arg-type]
+        self._beat(self._run)
+
+    def _beat(self, run: int) -> None:
+        if run != self._run or self.core is None:
+            return
+        if not self.paused:
+            self.plane.beacon()
+            self.core.cycle(self.world.now_ns)
+            self.publish(1)
+        self.world.after(self.world.delay_ns(45, 60), lambda: self._beat(run))
+
+    def kill_daemon(self) -> None:
+        """kill -9; VM and plane go on."""
+        self.core, self._run = None, self._run + 1
+        self._backlog.clear()
+
+    def crash(self) -> None:
+        """Power off: everything but the disk is gone."""
+        if self.vm is not None:
+            self.vm.die()
+        self.kill_daemon()
+        self.up, self.paused, self.vm, self.note = False, False, None, None
+        self.plane = ToyPlane(self)
+
+    def boot(self) -> None:
+        """Power on."""
+        self.up = True
+        self.start_daemon()
+
+    def pause(self) -> None:
+        """SIGSTOP to everything."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """SIGCONT: what came meanwhile is handled now."""
+        self.paused = False
+        backlog, self._backlog = self._backlog, []
+        for do in backlog:
+            do()
+
+    def deliver(self, do: Callable[[], None]) -> None:
+        """Now, or when the host goes on."""
+        if self.paused:
+            self._backlog.append(do)
+        else:
+            do()
+
+    # -- what reaches the core -----------------------------------------------------------
+
+    def datagram(self, datagram: bytes, path: Path) -> None:
+        """From the other daemon."""
+        if self.core is None and self.up and not self.paused:
+            sender = self.other
+            self.world.after(MS, lambda: sender.deliver(lambda: sender.refused(path)))
+            return
+        self.deliver(lambda: self._receive(datagram, path))
+
+    def _receive(self, datagram: bytes, path: Path) -> None:
+        if self.core is not None:
+            self.core.peer_datagram(datagram, path, self.world.now_ns)
+
+    def refused(self, path: Path) -> None:
+        """The other host has no daemon."""
+        if self.core is not None:
+            self.core.peer_refused(path, self.world.now_ns)
+
+    def vm_event(self, vm: ToyVm, event: VmEvent) -> None:
+        """Of our QEMU."""
+        if self.core is not None:
+            self.core.vm_event(vm, event, self.world.now_ns)  # type: ignore[arg-type]
+
+    # -- core.Effects --------------------------------------------------------------------
+
+    def publish(self, copies: int) -> None:
+        """On both paths."""
+        if self.core is None:
+            return
+        for _ in range(copies):
+            self._seq += 1
+            datagram = seal(self.core.my_state().numbered(self._seq), KEY)
+            for path in Path:
+                self.world.send(self.name, path, datagram)
+
+    def keep_note(self, note: Note) -> None:
+        """Over a restart."""
+        self.note = note
+
+    def token(self) -> str:
+        """16 digits."""
+        return f"{self.world.random.getrandbits(64):016x}"
+
+    def cancel_step(self) -> None:
+        """Steps are short here."""
+
+    def command(self, vm: object, command: Command) -> None:
+        """On QEMU's monitor."""
+        assert isinstance(vm, ToyVm)
+        run = self._run
+
+        def answer() -> None:
+            stopped = vm.stopped
+            if command.what is Do.TRIGGER and vm.session is not None:
+                vm.session.trigger()
+            elif command.what is Do.STOP_VM and not vm.stopped:
+                vm.stopped = stopped = True
+                vm.emit(VmEventKind.STOP)
+            if run == self._run and self.core is not None:
+                error = "" if vm.alive else "monitor lost"
+                self.core.command_done(command, stopped, error, self.world.now_ns)
+
+        self.world.after(self.world.delay_ns(0.1, 3), lambda: self.deliver(answer))
+
+    def start_step(self, step: facts.Step) -> None:
+        """In its time."""
+        run = self._run
+        slow = isinstance(step, facts.StartVm | facts.Synchronise | facts.EnterColo)
+        delay_ns = self.world.delay_ns(30, 200) if slow else self.world.delay_ns(0.3, 20)
+
+        def finish() -> None:
+            if run == self._run and self.core is not None:
+                self._finish(step)
+
+        self.world.after(delay_ns, lambda: self.deliver(finish))
+
+    def _finish(self, step: facts.Step) -> None:
+        assert self.core is not None
+        record: Record | None = None
+        error: ColoError | None = None
+        try:
+            record = self._carry_out(step)
+        except ColoError as e:
+            error = e
+        self.core.step_done(step, record, error, self.world.now_ns)
+
+    def _carry_out(self, step: facts.Step) -> Record | None:
+        match step:
+            case facts.Read():
+                self._reach_arbiter()
+                return self.world.record
+            case facts.Swap(old, new):
+                return self._swap(old, new)
+            case facts.StartVm(role, instance):
+                self._start(role, instance)
+            case facts.EndVm(instance):
+                if self.vm is not None and self.vm.instance == instance:
+                    self.vm.die()
+                    self.vm = None
+            case _:
+                self._with_vm(step)
+        return None
+
+    def _reach_arbiter(self) -> None:
+        if self.name in self.world.arbiter_cut:
+            raise ArbiterError("the arbiter does not answer")
+
+    def _swap(self, old: Record, new: Record) -> Record:
+        if self.name in self.world.arbiter_cut:
+            if self.world.random.random() < 0.3:  # it was written, and nobody was told
+                self.world.swap(old, new)
+            raise SwapUnknown("the arbiter does not answer")
+        return self.world.swap(old, new)
+
+    def _start(self, role: VmRole, instance: str) -> None:
+        if self.vm is not None and self.vm.alive:
+            raise VmError("image in use")
+        self.yanked = False
+        self.vm = ToyVm(self, role, instance, self.image)
+        assert self.core is not None
+        endpoints = Endpoints("192.0.2.9", 1, 2) if role is VmRole.SECONDARY else None
+        self.core.vm_started(self.vm, endpoints)  # type: ignore[arg-type]
+
+    def _with_vm(self, step: facts.Step) -> None:
+        vm = self.vm
+        if vm is None or not vm.alive:
+            raise VmError("there is no VM here")
+        match step:
+            case facts.Synchronise():
+                self._need_peer_vm()
+                self.yanked = False
+            case facts.EnterColo():
+                Session(vm, self._need_peer_vm())
+            case facts.LeavePair() | facts.ContinueAlone() | facts.Yank():
+                self._leave(vm, runs=not isinstance(step, facts.Yank))
+            case facts.TakeOver():
+                assert vm.complete, "an SVM without a state was told to take over"
+                self._leave(vm, runs=True)
+            case facts.Committed():
+                self.image = vm.state
+
+    def _need_peer_vm(self) -> ToyVm:
+        peer = self.other.vm
+        if peer is None or not peer.alive or not self.world.link_up():
+            raise VmError("the peer's QEMU cannot be reached")
+        return peer
+
+    def _leave(self, vm: ToyVm, runs: bool) -> None:
+        self.yanked = True
+        if vm.session is not None:
+            vm.session.end()
+        if runs:
+            vm.stopped = False

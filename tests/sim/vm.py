@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Toy VMs and the COLO session between two of them.
+
+A VM's state is a number: how much of what clients were told without a replica it remembers. A
+load copies it. The order of events is QEMU's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from colo_ebpf.model import Settled, VmEvent, VmEventKind, VmRole
+
+if TYPE_CHECKING:
+    from tests.sim.host import Host
+
+MS = 1_000_000
+_POLL_NS = 7 * MS
+
+
+class ToyVm:
+    """What the core sees of a VM."""
+
+    def __init__(self, host: Host, role: VmRole, instance: str, state: int) -> None:
+        self.host, self.role, self.instance, self.state = host, role, instance, state
+        self.pid = 1
+        self.alive = True
+        self.complete = role is VmRole.PRIMARY  # a secondary is nothing before COLO
+        self.stopped = self.received = self.new = self.exited = False
+        self.loaded = 0
+        self.session: Session | None = None
+
+    def settled(self) -> Settled:
+        """As the trace says."""
+        if not self.stopped:
+            return Settled.NEW if self.new else Settled.CURRENT
+        if not self.exited:
+            return Settled.OPEN
+        return Settled.BROKEN if self.received else Settled.OLD
+
+    def loads(self) -> int:
+        """Checkpoints loaded."""
+        return self.loaded
+
+    def emit(self, kind: VmEventKind) -> None:
+        """An event reaches the daemon, if there is one."""
+        if kind is VmEventKind.COLO_EXIT:
+            self.exited = True
+        event = VmEvent(kind, self.host.world.now_ns)
+        self.host.deliver(lambda: self.host.vm_event(self, event))
+
+    def die(self) -> None:
+        """SIGKILL."""
+        if not self.alive:
+            return
+        self.alive = False
+        if self.session is not None:
+            self.session.end()
+        self.emit(VmEventKind.GONE)
+
+
+class Session:
+    """Two VMs under COLO. A cut link stalls it; a yank or a death ends it."""
+
+    def __init__(self, primary: ToyVm, secondary: ToyVm) -> None:
+        self.primary, self.secondary = primary, secondary
+        self.world = primary.host.world
+        self.alive = True
+        self._busy = False
+        self._again = False
+        primary.session = secondary.session = self
+        for vm in (primary, secondary):
+            vm.exited = False
+        secondary.complete, secondary.state = True, primary.state
+
+    def trigger(self) -> None:
+        """A checkpoint, unless one runs: then once more (QEMU keeps one request)."""
+        if self._busy:
+            self._again = True
+            return
+        self._busy = True
+        self._advance(self._checkpoint())
+
+    def _advance(self, steps: Iterator[Callable[[], None]]) -> None:
+        step = next(steps, None)
+        if step is None:
+            self._busy = False
+            if self._again:
+                self._again = False
+                self.trigger()
+            return
+        self.world.after(self.world.delay_ns(0.5, 6), lambda: self._try(step, steps))
+
+    def _try(self, step: Callable[[], None], steps: Iterator[Callable[[], None]]) -> None:
+        if not self.alive:
+            self._busy = False
+            return
+        if not self.world.link_up():
+            self.world.after(_POLL_NS, lambda: self._try(step, steps))
+            return
+        step()
+        self._advance(steps)
+
+    def _checkpoint(self) -> Iterator[Callable[[], None]]:
+        yield self._secondary_stops
+        yield self._primary_stops
+        yield lambda: self.primary.emit(VmEventKind.MIGRATION_PASS)
+        yield self._received
+        yield self._loads
+        yield self._primary_resumes
+
+    def _secondary_stops(self) -> None:
+        s = self.secondary
+        s.stopped, s.received, s.new = True, False, False
+        s.emit(VmEventKind.STOP)
+
+    def _primary_stops(self) -> None:
+        self.primary.stopped = True
+        self.primary.emit(VmEventKind.STOP)
+
+    def _received(self) -> None:
+        self.secondary.received = True
+
+    def _loads(self) -> None:
+        s = self.secondary
+        if self.world.random.random() < 0.01:  # the load fails: new RAM, old disk
+            self.end()
+            return
+        s.state, s.stopped, s.new = self.primary.state, False, True
+        s.emit(VmEventKind.RESUME)
+        s.loaded += 1
+
+    def _primary_resumes(self) -> None:
+        self.primary.stopped = False
+        self.primary.emit(VmEventKind.RESUME)
+
+    def end(self) -> None:
+        """The sockets are gone; each side learns of it when it can."""
+        if not self.alive:
+            return
+        self.alive = False
+        for vm in (self.secondary, self.primary):
+            vm.session = None
+            self._tell(vm)
+
+    def _tell(self, vm: ToyVm) -> None:
+        def tell() -> None:
+            if vm.alive and not self.world.link_up() and not vm.host.yanked:
+                self.world.after(_POLL_NS, tell)
+            elif vm.alive and not vm.exited:
+                vm.emit(VmEventKind.COLO_EXIT)
+
+        self.world.after(self.world.delay_ns(0.1, 5), tell)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Virtual time, the wires between two hosts, and the arbiter. One seed, one history."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from colo_ebpf.control import record
+from colo_ebpf.control.peer import Path
+from colo_ebpf.control.record import Record
+
+if TYPE_CHECKING:
+    from tests.sim.host import Host
+
+MS = 1_000_000
+
+
+@dataclass
+class World:
+    """Everything outside the hosts."""
+
+    seed: int
+    now_ns: int = 1_000_000 * MS
+    hosts: dict[str, Host] = field(default_factory=dict)
+    cut: set[Path] = field(default_factory=set)
+    arbiter_cut: set[str] = field(default_factory=set)
+    loss: float = 0.0
+    client_seen: int = 0  # the newest state a client was ever told of without a replica
+    log: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self._heap: list[tuple[int, int, Callable[[], None]]] = []
+        self._serial = itertools.count()
+        self.record: Record = record.sealed(record.cold("a"), "first")
+
+    def after(self, ns: int, do: Callable[[], None]) -> None:
+        """Do it later."""
+        heapq.heappush(self._heap, (self.now_ns + ns, next(self._serial), do))
+
+    def run(self, ns: int, check: Callable[[], None]) -> None:
+        """Let time pass; `check` after every event."""
+        end = self.now_ns + ns
+        while self._heap and self._heap[0][0] <= end:
+            self.now_ns, _, do = heapq.heappop(self._heap)
+            do()
+            check()
+        self.now_ns = end
+
+    def delay_ns(self, low_ms: float, high_ms: float) -> int:
+        """A random span."""
+        return int(self.random.uniform(low_ms, high_ms) * MS)
+
+    def note(self, text: str) -> None:
+        """For the report of a failing seed."""
+        self.log.append(f"{(self.now_ns - 1_000_000 * MS) / 1e9:8.3f} {text}")
+
+    def link_up(self) -> bool:
+        """QEMU's connections go over it."""
+        return Path.LINK not in self.cut and all(h.up and not h.paused for h in self.hosts.values())
+
+    def send(self, source: str, path: Path, datagram: bytes) -> None:
+        """A datagram to the other host; lost, late, or refused by a host without a daemon."""
+        target = self.hosts["b" if source == "a" else "a"]
+        if path in self.cut or self.random.random() < self.loss or not target.up:
+            return
+        self.after(self.delay_ns(0.05, 3), lambda: target.datagram(datagram, path))
+
+    # -- the arbiter ---------------------------------------------------------------------
+
+    def swap(self, old: Record, new: Record) -> Record:
+        """Linearizable compare-and-swap; the newest record tells who won."""
+        if (old.generation, old.nonce) == (self.record.generation, self.record.nonce):
+            self.record = record.sealed(new, f"{self.random.getrandbits(64):x}")
+            self.note(f"record {self.record.generation}: {self.record.describe()}")
+        return self.record
