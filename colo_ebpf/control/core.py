@@ -291,12 +291,18 @@ class Core:
             instance=vm.instance,
             role=vm.role,
             alive=vm.alive,
-            settled=vm.settled() if vm.role is VmRole.SECONDARY else Settled.CURRENT,
+            settled=vm.settled() if self._is_replica(vm) else Settled.CURRENT,
             fit=not self.unfit,
             clean=self._clean,
             endpoints=self._endpoints,
             colo_exit_ns=self._colo_exit_ns,
         )
+
+    def _is_replica(self, vm: Vm) -> bool:
+        """Its state may be in the middle of a load; never so once it is the one that serves."""
+        r = self.record
+        serves = r is not None and r.owner == vm.instance and r.kind is not Kind.CLAIMED
+        return vm.role is VmRole.SECONDARY and not serves
 
     def _apply(self, d: Decision, now_ns: int) -> None:
         if d.sentence != self.decision.sentence:
@@ -404,7 +410,7 @@ class Core:
             return VmHealth.STARTING if starts else VmHealth.NONE
         if not vm.alive:
             return VmHealth.GONE
-        if vm.role is VmRole.SECONDARY and vm.settled() is Settled.BROKEN:
+        if self._is_replica(vm) and vm.settled() is Settled.BROKEN:
             return VmHealth.BROKEN
         return VmHealth.INCOMING if self.decision.state is State.JOINING else VmHealth.RUNNING
 

@@ -82,7 +82,8 @@ class ToyPlane:
     def beacon(self) -> None:
         """To the other plane, if both are of one pairing."""
         world, other = self._host.world, self._host.other.plane
-        if self.pairing is None or self._mode is Mode.SOLO or Path.LINK in world.cut:
+        cut = (self._host.name, Path.LINK) in world.cut
+        if self.pairing is None or self._mode is Mode.SOLO or cut:
             return
         vni = self.pairing.vni
 

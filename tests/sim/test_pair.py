@@ -74,7 +74,6 @@ class History:
         self.world = World(seed)
         for host in [Host(self.world, name) for name in "ab"]:
             host.start_daemon()
-        self.crashes = 0
 
     def run(self) -> None:
         """Raises BrokenError."""
@@ -94,12 +93,14 @@ class History:
         world, rng = self.world, self.world.random
         host = world.hosts[rng.choice("ab")]
         kinds = ["cut", "heal-cut", "pause", "resume", "daemon", "start", "arbiter", "checkpoint"]
-        if self.crashes == 0:
+        if world.lost_vms == 0:
             kinds += ["crash", "vm"]
         kind = rng.choice(kinds)
         world.note(f"FAULT {kind} {host.name}")
         if kind == "cut":
-            world.cut.add(rng.choice(list(Path)))
+            path = rng.choice(list(Path))
+            sources = rng.choice(["a", "b", "ab", "ab"])
+            world.cut |= {(source, path) for source in sources}
         elif kind == "heal-cut":
             world.cut.clear()
         elif kind == "pause":
@@ -115,10 +116,10 @@ class History:
         elif kind == "checkpoint" and host.core is not None and host.core.checkpointing:
             self._checkpoint(host)
         elif kind == "crash":
-            self.crashes += 1
+            world.lost_vms += 1
             host.crash()
         elif kind == "vm" and host.vm is not None and host.vm.alive:
-            self.crashes += 1
+            world.lost_vms += 1
             host.vm.die()
 
     def _checkpoint(self, host: Host) -> None:
@@ -141,7 +142,7 @@ class History:
     def _excused(self) -> bool:
         """A VM was lost while part of its disk was in its memory only: an operator chooses."""
         states = {h.core.decision.state for h in self.world.hosts.values() if h.core is not None}
-        return State.STUCK in states and self.crashes > 0 and not _serves(self.world)
+        return State.STUCK in states and self.world.lost_vms > 0 and not _serves(self.world)
 
 
 def _try(seed: int) -> None:

@@ -116,8 +116,9 @@ class Session:
         s.emit(VmEventKind.STOP)
 
     def _primary_stops(self) -> None:
-        self.primary.stopped = True
-        self.primary.emit(VmEventKind.STOP)
+        p = self.primary
+        p.stopped, p.received, p.new = True, False, False
+        p.emit(VmEventKind.STOP)
 
     def _received(self) -> None:
         self.secondary.received = True
@@ -125,6 +126,7 @@ class Session:
     def _loads(self) -> None:
         s = self.secondary
         if self.world.random.random() < 0.01:  # the load fails: new RAM, old disk
+            self.world.lost_vms += 1
             self.end()
             return
         s.state, s.stopped, s.new = self.primary.state, False, True

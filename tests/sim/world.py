@@ -27,9 +27,10 @@ class World:
     seed: int
     now_ns: int = 1_000_000 * MS
     hosts: dict[str, Host] = field(default_factory=dict)
-    cut: set[Path] = field(default_factory=set)
+    cut: set[tuple[str, Path]] = field(default_factory=set)  # (from, path): one way each
     arbiter_cut: set[str] = field(default_factory=set)
     loss: float = 0.0
+    lost_vms: int = 0
     client_seen: int = 0  # the newest state a client was ever told of without a replica
     log: list[str] = field(default_factory=list)
 
@@ -61,13 +62,14 @@ class World:
         self.log.append(f"{(self.now_ns - 1_000_000 * MS) / 1e9:8.3f} {text}")
 
     def link_up(self) -> bool:
-        """QEMU's connections go over it."""
-        return Path.LINK not in self.cut and all(h.up and not h.paused for h in self.hosts.values())
+        """QEMU's connections go over it: both ways are needed."""
+        whole = not any(path is Path.LINK for _, path in self.cut)
+        return whole and all(h.up and not h.paused for h in self.hosts.values())
 
     def send(self, source: str, path: Path, datagram: bytes) -> None:
         """A datagram to the other host; lost, late, or refused by a host without a daemon."""
         target = self.hosts["b" if source == "a" else "a"]
-        if path in self.cut or self.random.random() < self.loss or not target.up:
+        if (source, path) in self.cut or self.random.random() < self.loss or not target.up:
             return
         self.after(self.delay_ns(0.05, 3), lambda: target.datagram(datagram, path))
 
