@@ -29,8 +29,6 @@
 #define CLI	COLO_PROG_MIR_CLI
 #define LINK	COLO_PROG_MIR_LINK
 #define OUT	COLO_PROG_MIR_SVM
-#define LAST_IN	COLO_PROG_LAST_IN
-#define LAST_OUT	COLO_PROG_LAST_OUT
 
 static __always_inline struct colo_conf *colo_conf_get(void)
 {
@@ -94,48 +92,60 @@ static __always_inline int colo_last_idle(struct colo_conf *conf)
 	return !conf || !conf->lasting || conf->mode == COLO_SECONDARY;
 }
 
-/* Tap egress, first: from the client's numbers to the VM's. */
-int colo_last_in(struct __sk_buff *skb)
+/* From the client's numbers to the VM's. */
+static __always_inline int colo_last_put_in(struct __sk_buff *skb, struct colo_pkt *pkt,
+					    struct colo_opts *opts, struct colo_lasting *last)
 {
-	struct colo_conf *conf = colo_conf_get();
-	struct colo_flow_key key = {};
-	struct colo_opts *opts;
-	struct colo_lasting *last;
-	struct colo_pkt pkt = {};
-
-	if (colo_last_idle(conf) || colo_parse(skb, &pkt) || !colo_is_tcp(&pkt))
-		return colo_finish(skb, LAST_IN, COLO_V_PASS, COLO_R_PLAIN);
-	colo_key_from_client(&pkt, &key);
-	last = colo_last_of(&pkt, &key);
-	if (!last || !(pkt.flags & COLO_TCP_ACK))
-		return colo_finish(skb, LAST_IN, COLO_V_PASS, COLO_R_PLAIN);
-	opts = colo_opts_find(skb, &pkt);
-	if (!opts || colo_put_ack(skb, &pkt, opts, last->delta) ||
-	    (opts->ts && colo_put(skb, &pkt, opts->ts + 4, opts->tsecr, opts->tsecr + last->ts_delta)))
-		return colo_finish(skb, LAST_IN, COLO_V_DROP, COLO_R_MALFORMED);
-	return colo_finish(skb, LAST_IN, COLO_V_PASS, COLO_R_REWRITTEN);
+	if (colo_put_ack(skb, pkt, opts, last->delta))
+		return -1;
+	return opts->ts ? colo_put(skb, pkt, opts->ts + 4, opts->tsecr,
+				   opts->tsecr + last->ts_delta) : 0;
 }
 
-/* Tap ingress, last: from the VM's numbers to the client's. */
-int colo_last_out(struct __sk_buff *skb)
+/* From the VM's numbers to the client's. */
+static __always_inline int colo_last_put_out(struct __sk_buff *skb, struct colo_pkt *pkt,
+					     struct colo_opts *opts, struct colo_lasting *last)
+{
+	if (colo_put(skb, pkt, pkt->l4 + 4, pkt->seq, pkt->seq - last->delta))
+		return -1;
+	return opts->ts ? colo_put(skb, pkt, opts->ts, opts->tsval,
+				   opts->tsval - last->ts_delta) : 0;
+}
+
+static __always_inline int colo_last_run(struct __sk_buff *skb, __u32 prog, int in)
 {
 	struct colo_conf *conf = colo_conf_get();
 	struct colo_flow_key key = {};
-	struct colo_opts *opts;
 	struct colo_lasting *last;
+	struct colo_opts *opts;
 	struct colo_pkt pkt = {};
 
 	if (colo_last_idle(conf) || colo_parse(skb, &pkt) || !colo_is_tcp(&pkt))
-		return colo_finish(skb, LAST_OUT, COLO_V_PASS, COLO_R_PLAIN);
-	colo_key_from_vm(&pkt, &key);
+		return colo_finish(skb, prog, COLO_V_PASS, COLO_R_PLAIN);
+	if (in)
+		colo_key_from_client(&pkt, &key);
+	else
+		colo_key_from_vm(&pkt, &key);
 	last = colo_last_of(&pkt, &key);
-	if (!last)
-		return colo_finish(skb, LAST_OUT, COLO_V_PASS, COLO_R_PLAIN);
+	if (!last || (in && !(pkt.flags & COLO_TCP_ACK)))
+		return colo_finish(skb, prog, COLO_V_PASS, COLO_R_PLAIN);
 	opts = colo_opts_find(skb, &pkt);
-	if (!opts || colo_put(skb, &pkt, pkt.l4 + 4, pkt.seq, pkt.seq - last->delta) ||
-	    (opts->ts && colo_put(skb, &pkt, opts->ts, opts->tsval, opts->tsval - last->ts_delta)))
-		return colo_finish(skb, LAST_OUT, COLO_V_DROP, COLO_R_MALFORMED);
-	return colo_finish(skb, LAST_OUT, COLO_V_PASS, COLO_R_REWRITTEN);
+	if (!opts || (in ? colo_last_put_in(skb, &pkt, opts, last) :
+			   colo_last_put_out(skb, &pkt, opts, last)))
+		return colo_finish(skb, prog, COLO_V_DROP, COLO_R_MALFORMED);
+	return colo_finish(skb, prog, COLO_V_PASS, COLO_R_REWRITTEN);
+}
+
+/* Tap egress, first. */
+int colo_last_in(struct __sk_buff *skb)
+{
+	return colo_last_run(skb, COLO_PROG_LAST_IN, 1);
+}
+
+/* Tap ingress, last. */
+int colo_last_out(struct __sk_buff *skb)
+{
+	return colo_last_run(skb, COLO_PROG_LAST_OUT, 0);
 }
 
 /* Tap egress: the client side, or the link, has a frame for the VM. */

@@ -102,6 +102,15 @@ def test_mismatch_leaves_by_the_flush_of_a_later_epoch() -> None:
         assert _payload(rig.to_client()) == b"next"
 
 
+def test_a_flush_releases_nothing_of_the_epoch_that_goes_on() -> None:
+    with established() as rig:
+        rig.from_vm(segment(1001, b"not yet", ack=5001))
+        rig.from_vm(datagram(b"nor this"))
+        assert rig.plane.flush().emitted == 0
+        assert rig.to_client() == []
+        assert rig.plane.held().frames == 2
+
+
 def test_turning_releases_nothing() -> None:
     """The checkpoint is armed: equal output of the old SVM proves nothing any more."""
     with established() as rig:

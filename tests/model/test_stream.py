@@ -148,6 +148,13 @@ class Stream(RuleBasedStateMachine):
         plane.flush()
         self._drain()
 
+    @precondition(lambda self: self.open)
+    @rule()
+    def flushes(self) -> None:
+        """At any time: what is neither verified nor of a past epoch stays."""
+        self.rig.plane.flush()
+        self._drain()
+
     @rule()
     def beats(self) -> None:
         """The peer's plane is heard."""

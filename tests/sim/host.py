@@ -106,6 +106,7 @@ class Host:
         self.plane = ToyPlane(self)
         self.vm: ToyVm | None = None  # the process, whether or not a daemon knows it
         self.image = 0  # the state its disk would boot into
+        self.merged = False  # what the VM writes goes to the image itself
         self.note: Note | None = None
         self.core: Core | None = None
         self._backlog: list[Callable[[], None]] = []
@@ -307,7 +308,7 @@ class Host:
     def _start(self, role: VmRole, instance: str) -> None:
         if self.vm is not None and self.vm.alive:
             raise VmError("image in use")
-        self.yanked = False
+        self.yanked, self.merged = False, role is VmRole.PRIMARY
         self.vm = ToyVm(self, role, instance, self.image)
         assert self.core is not None
         endpoints = Endpoints("192.0.2.9", 1, 2) if role is VmRole.SECONDARY else None
@@ -329,7 +330,7 @@ class Host:
                 assert vm.complete, "an SVM without a state was told to take over"
                 self._leave(vm, runs=True)
             case facts.Committed():
-                self.image = vm.state
+                self.image, self.merged = vm.state, True
 
     def _need_peer_vm(self) -> ToyVm:
         peer = self.other.vm

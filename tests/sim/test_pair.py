@@ -43,7 +43,7 @@ def _check(world: World) -> None:
         if not host.paused and not vm.stopped:
             vm.state += 1
             world.client_seen = vm.state
-            if world.record.image == host.name:
+            if host.merged:
                 host.image = vm.state  # what is promised to clients was flushed before
 
 
