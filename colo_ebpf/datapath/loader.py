@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,12 +48,14 @@ class Module:
 
 
 def source_directory() -> Path:
-    """Where the C sources are: beside the package in a checkout, or COLO_EBPF_BPF."""
+    """Where the C sources are: COLO_EBPF_BPF, beside the package in a checkout, or installed."""
     named = os.environ.get("COLO_EBPF_BPF")
-    path = Path(named) if named else Path(__file__).resolve().parents[2] / "bpf"
-    if not (path / "compare.c").exists():
-        raise LoadError(f"BPF sources: {path} has no compare.c; set COLO_EBPF_BPF")
-    return path
+    checkout = Path(__file__).resolve().parents[2] / "bpf"
+    places = [Path(named)] if named else [checkout, Path(sys.prefix) / "share/colo-ebpf/bpf"]
+    for path in places:
+        if (path / "compare.c").exists():
+            return path
+    raise LoadError(f"BPF sources: no compare.c in {' or '.join(map(str, places))}")
 
 
 def pin_directory(bpffs: Path, vm: str) -> Path:

@@ -15,8 +15,8 @@ from colo_ebpf.control.epoch_secondary import Note
 from colo_ebpf.control.machine import judge_version
 from colo_ebpf.control.notefile import NoteFile
 from colo_ebpf.control.notify import Notifier
-from colo_ebpf.datapath import abi, reap
-from colo_ebpf.errors import VmError
+from colo_ebpf.datapath import abi, loader, reap
+from colo_ebpf.errors import LoadError, VmError
 from colo_ebpf.lab import ledger
 from colo_ebpf.model import Settled, VmRole
 
@@ -65,6 +65,13 @@ def test_versions_that_run_colo(text: str, good: bool) -> None:
 def test_no_version_is_an_error() -> None:
     with pytest.raises(VmError, match="no version"):
         judge_version("hello")
+
+
+def test_sources_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (loader.source_directory() / "mirror.c").exists()
+    monkeypatch.setenv("COLO_EBPF_BPF", "/nonexistent")
+    with pytest.raises(LoadError, match="no compare.c in /nonexistent"):
+        loader.source_directory()
 
 
 def _line(role: VmRole) -> list[str]:
