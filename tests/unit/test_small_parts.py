@@ -70,7 +70,7 @@ def test_no_version_is_an_error() -> None:
 def test_sources_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (loader.source_directory() / "mirror.c").exists()
     monkeypatch.setenv("COLO_EBPF_BPF", "/nonexistent")
-    with pytest.raises(LoadError, match="no compare.c in /nonexistent"):
+    with pytest.raises(LoadError, match=r"no compare\.c in /nonexistent"):
         loader.source_directory()
 
 
