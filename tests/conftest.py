@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -22,18 +23,18 @@ def _leftovers() -> set[str]:
 
 
 def _all_there_is() -> set[str]:
-    found = {f"namespace {p.name}" for p in Path("/var/run/netns").glob("colo*")}
-    found |= {f"link {p.name}" for p in Path("/sys/class/net").glob("colo*")}
+    """What tests make is called colot... or lies in a directory of pytest's."""
+    found = {f"namespace {p.name}" for p in Path("/var/run/netns").glob("colot*")}
+    found |= {f"link {p.name}" for p in Path("/sys/class/net").glob("colot*")}
     for line in Path("/proc/self/mounts").read_text().splitlines():
-        if "colo" in line.split()[1]:
+        if "colot" in line or "colo-test" in line:
             found.add(f"mount {line.split()[1]}")
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = entry.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"qemu-system" in words[0] or b"colo_ebpf" in b" ".join(words[1:4]):
-            found.add(f"process {entry.parent.name} {words[0].decode(errors='replace')}")
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes()
+            ours = b"colot" in words or b"pytest-of" in words
+            if ours and (b"qemu-system" in words or b"colo_ebpf" in words):
+                found.add(f"process {entry.parent.name} {words[:200].decode(errors='replace')}")
     return found
 
 

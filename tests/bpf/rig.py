@@ -314,9 +314,11 @@ def datagram(data: bytes, ident: int = 1) -> Packet:
 
 
 @contextlib.contextmanager
-def established(epoch: int = 1, isn: int = 1000, client: int = 5000) -> Iterator[Rig]:
+def established(
+    epoch: int = 1, isn: int = 1000, client: int = 5000, slots: int = 1024
+) -> Iterator[Rig]:
     """A rig with one connection verified by both VMs: next is isn + 1, floor client + 1."""
-    with Rig() as rig:
+    with Rig(slots=slots) as rig:
         rig.pair(epoch)
         rig.from_client(request(client, flags="S"))
         rig.from_vm(segment(isn, ack=client + 1, flags="SA", options=[("WScale", 2)]))

@@ -337,6 +337,21 @@ def test_full_store_drops_tcp_and_a_checkpoint_heals() -> None:
         assert len(rig.to_client()) == 16
 
 
+def test_a_segment_that_finds_no_room_is_dropped_never_let_out() -> None:
+    """It is hashed all the same: after a checkpoint the guest's resending passes."""
+    stream = bytes(i % 251 for i in range(24 * 100))
+    with established(slots=16) as rig:
+        for start in range(0, len(stream), 100):
+            rig.from_vm(segment(1001 + start, stream[start : start + 100], ack=5001))
+        assert rig.to_client() == []
+        assert rig.count("cmp-pvm", "drop", "store-full") == 8
+        rig.plane.set_turn(2, Phase.OPEN)
+        assert rig.plane.flush().emitted == 16
+        for start in range(1600, len(stream), 100):
+            rig.from_vm(segment(1001 + start, stream[start : start + 100], ack=5001))
+        assert _payload(rig.to_client()) == stream
+
+
 def test_many_held_frames_leave_in_order() -> None:
     with established() as rig:
         stream = bytes(i % 251 for i in range(100 * 100))
