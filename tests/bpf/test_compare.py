@@ -268,6 +268,28 @@ def test_datagrams_are_a_multiset() -> None:
         assert [bytes(f) for f in rig.to_client()] == [bytes(sent)]
 
 
+def test_a_datagram_of_a_past_epoch_verifies_nothing() -> None:
+    with established() as rig:
+        rig.from_peer(datagram(b"pong"), 1)
+        rig.plane.set_turn(2, Phase.OPEN)
+        rig.from_vm(datagram(b"pong"))
+        assert rig.to_client() == []
+
+
+def test_a_datagram_noted_long_ago_verifies_nothing() -> None:
+    with established() as rig:
+        timeout_ns = rig.plane._conf.dgram_timeout_ns
+        rig.from_peer(datagram(b"pong"), 1)
+        try:
+            rig.plane._conf.dgram_timeout_ns = 1
+            rig.plane._write_conf()
+            rig.from_vm(datagram(b"pong"))
+            assert rig.to_client() == []
+        finally:
+            rig.plane._conf.dgram_timeout_ns = timeout_ns
+            rig.plane._write_conf()
+
+
 def test_arp_passes_only_while_the_link_is_heard() -> None:
     arp = Ether(src=VM_MAC, dst=CLIENT_MAC) / ARP(psrc="192.0.2.10", pdst="192.0.2.1")
     with Rig() as rig:
