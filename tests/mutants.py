@@ -101,14 +101,14 @@ MUTANTS = [
         "include/colo_hold.h",
         "	to = bpf_htonl(ack);\n",
         "	to = from;\n",
-        MODEL,
+        COMPARE,
     ),
     Mutant(
         "a lowered ACK leaves the checksum as it was",
         "include/colo_hold.h",
         "	to = bpf_htonl(ack);\n	colo_sum_replace(&frame->data[off + 16], from, to);\n",
         "	to = bpf_htonl(ack);\n",
-        MODEL,
+        COMPARE,
     ),
     Mutant(
         "the floor survives the load that rolled the SVM back",

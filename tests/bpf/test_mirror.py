@@ -119,7 +119,7 @@ def test_what_an_epoch_taught_ends_with_it_and_comes_back_if_its_turn_is_undone(
 ) -> None:
     _open(secondary)
     secondary.to_peer()
-    for epoch, wanted in ((4, 2001), (3, 2001 - SKEW)):
+    for epoch, wanted in ((4, 2001), (5, 2001), (3, 2001 - SKEW)):
         secondary.plane.set_turn(epoch, Phase.OPEN)
         secondary.from_vm(segment(2001, b"x", ack=5001))
         assert [frame[TCP].seq for _, frame in _sent(secondary)] == [wanted % 2**32]
@@ -155,6 +155,7 @@ def test_nothing_of_the_svm_reaches_a_client(secondary: Rig) -> None:
         frame = Ether(src=VM_MAC, dst=CLIENT_MAC) / IP(src=VM, dst=CLIENT) / UDP() / b"secret"
         secondary.from_vm(frame)
         assert secondary.to_client() == []
+        assert len(_sent(secondary)) == (2 if mode is Mode.SECONDARY else 0)
 
 
 # --- options ------------------------------------------------------------------------------
