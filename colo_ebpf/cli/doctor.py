@@ -14,12 +14,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from colo_ebpf.cli.text import table
 from colo_ebpf.config import Config
 from colo_ebpf.control import settings
 from colo_ebpf.control.machine import probe_qemu
@@ -44,8 +43,8 @@ class Finding:
         return asdict(self)
 
 
-def examine(config: Config | None) -> list[Finding]:
-    """Everything a host needs; with a configuration also what that one names."""
+def examine(config: Config | None) -> Iterator[Finding]:
+    """Everything a host needs; with a configuration also what that one names. One by one."""
     bpffs = Path(config.host.bpffs) if config else Path("/sys/fs/bpf")
     qemu = config.vm.qemu if config else _QEMU
     checks: list[tuple[str, Callable[[], str]]] = [
@@ -65,7 +64,7 @@ def examine(config: Config | None) -> list[Finding]:
     ]
     if config is not None:
         checks += _configured(config)
-    return [_look(name, check) for name, check in checks]
+    return (_look(name, check) for name, check in checks)
 
 
 def _configured(config: Config) -> list[tuple[str, Callable[[], str]]]:
@@ -86,10 +85,9 @@ def _configured(config: Config) -> list[tuple[str, Callable[[], str]]]:
     return [("client bridge", bridge), ("link MTU", mtu), ("heartbeat key", key)]
 
 
-def readable(findings: list[Finding]) -> str:
-    """A table; what is lacking stands out."""
-    rows = [("ok" if one.ok else "LACKS", one.name, one.detail) for one in findings]
-    return table(rows)
+def readable(one: Finding) -> str:
+    """One line; what is lacking stands out."""
+    return f"{'ok' if one.ok else 'LACKS':5}  {one.name:14}  {one.detail}"
 
 
 def _look(name: str, check: Callable[[], str]) -> Finding:

@@ -106,8 +106,13 @@ def _doctor(args: argparse.Namespace) -> int:
     from colo_ebpf.cli import doctor
 
     config = configuration.load(args.config) if args.config.exists() else None
-    findings = doctor.examine(config)
-    _show(args, [one.plain() for one in findings], lambda _: doctor.readable(findings))
+    findings = []
+    for one in doctor.examine(config):
+        findings.append(one)
+        if not args.json:
+            print(doctor.readable(one), flush=True)
+    if args.json:
+        print(json.dumps([one.plain() for one in findings], indent=2))
     return 0 if all(one.ok for one in findings) else 1
 
 

@@ -189,11 +189,13 @@ class Demo:
 
     def _note(self, text: str) -> None:
         self.report.timeline.append((time.monotonic() - self._start, "demo", text))
+        self._lab.say(text)
 
     # -- what is checked -----------------------------------------------------------------
 
     async def _verify(self, before: dict[str, Any], wires: dict[str, Wire]) -> None:
         survivor = self._scenario.survivor
+        self._note("comparing what the client saw with what the survivor remembers")
         await self.ledger.recheck()
         await self.dice.recheck()
         after = await self._until_status(survivor, lambda s: s["disk"] in ("whole", "replicated"))

@@ -31,7 +31,7 @@ class Lab:
     """One lab by its name."""
 
     def __init__(self, name: str, say: Say = lambda text: None) -> None:
-        self.name, self._say = name, say
+        self.name, self.say = name, say
         self.places = {host: Place(name, host) for host in HOSTS}
 
     # -- up ------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ class Lab:
         if self.is_up():
             raise LabError(f"lab {self.name} is up already: `colo-ebpf lab down` first")
         if self.exists():
-            self._say("cleaning what an earlier lab left")
+            self.say("cleaning what an earlier lab left")
             self.down()
         try:
             self.build(guest)
@@ -55,7 +55,7 @@ class Lab:
 
     def build(self, guest: Guest) -> None:
         """Everything but the daemons."""
-        self._say("building namespaces, links and images")
+        self.say("building namespaces, links and images")
         mounts.mount_memory(topology.directory(self.name))
         network.build(self.name)
         key = topology.key_file(self.name)
@@ -189,7 +189,7 @@ class Lab:
         status = self.ask(host)
         if status and status["sentence"] != told[host]:
             told[host] = status["sentence"]
-            self._say(f"{host}: {told[host]}")
+            self.say(f"{host}: {told[host]}")
 
     def _tails(self) -> str:
         text = ""

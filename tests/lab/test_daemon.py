@@ -19,8 +19,8 @@ from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab, commands
 from colo_ebpf.lab.workload import LEDGER
-from tests.capabilities import require
-from tests.lab import clean
+from tests.capabilities import GUEST, require
+from tests.lab import clean, until_serving
 
 NAME = "colotest"
 
@@ -151,6 +151,31 @@ def test_a_killed_daemon_adopts_vm_and_maps_and_protection_goes_on(pair: Lab, ho
     asyncio.run(scenario())
     assert f"adopted {host}/" in _log(pair, host)
     assert _status(pair)["record"]["generation"] == generation, "nobody went solo meanwhile"
+
+
+def test_anyone_can_bring_a_guest(tmp_path: Path) -> None:
+    require("root", "bpf", "qemu", "guest")
+    disk = tmp_path / "own.raw"
+    with disk.open("wb") as file:
+        file.truncate(32 << 20)
+    own = Wanted(
+        kernel=str(GUEST / "vmlinuz"),
+        initrd=str(GUEST / "initramfs.gz"),
+        append="console=ttyS0 quiet random.trust_cpu=on",
+        memory_mib=160,
+        disk=str(disk),
+        address="192.168.77.20",
+        accel="tcg",
+    )
+    lab = clean(Lab(f"{NAME}g"))
+    try:
+        lab.up(choose(own))
+        asyncio.run(until_serving(Client(lab.namespace_of("client"), "192.168.77.20")))
+        assert lab.places["a"].disk.stat().st_size == 32 << 20
+        (pid,) = processes.pids_of(lab.places["a"].namespace, "vm")
+        assert "-m 160 " in processes.command_of(pid)
+    finally:
+        lab.down()
 
 
 # --- bad input ------------------------------------------------------------------------------

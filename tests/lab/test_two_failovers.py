@@ -15,17 +15,7 @@ from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.workload import LEDGER, PATIENCE_S
 from tests.capabilities import require
-from tests.lab import clean
-
-
-async def _until_serving(client: Client) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            try:
-                (await client.connect(LEDGER)).close()
-                return
-            except OSError:
-                await asyncio.sleep(0.05)  # the guest boots: nobody tells
+from tests.lab import clean, until_serving
 
 
 def _skew(lab: Lab, host: str) -> int:
@@ -56,7 +46,7 @@ def _epoch(lab: Lab) -> int:
 
 async def _scenario(lab: Lab) -> None:
     client = Client(lab.namespace_of("client"), lab.guest_address)
-    await _until_serving(client)
+    await until_serving(client)
     lines = await _in_this_epoch(lab, client)
     number = 0
 
