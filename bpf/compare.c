@@ -299,7 +299,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	colo_count(PVM, work->plan.verdict, work->plan.reason, skb->len);
 	if (work->plan.drain)
 		colo_drain(skb, conf, flow, work->now.epoch);
-	return work->plan.verdict == COLO_V_PASS ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+	return colo_action(work->plan.verdict);
 }
 
 /* The tag of a link frame against our epoch: 0 if both are the same and open. */

@@ -66,7 +66,7 @@ static __always_inline int colo_client_track(struct colo_pkt *pkt)
 	flow->seen_ns = bpf_ktime_get_boot_ns();
 	if (!(pkt->flags & COLO_TCP_ACK))
 		return 0;
-	if (!flow->c_known || (__s32)(pkt->ack - flow->c_ack) > 0) {
+	if (!flow->c_known || COLO_AFTER(pkt->ack, flow->c_ack)) {
 		flow->c_ack = pkt->ack;
 		flow->c_known = 1;
 	}

@@ -189,7 +189,7 @@ MUTANTS = [
     ),
     Mutant(
         "sequence numbers are compared without their wrap",
-        "include/colo_flow.h",
+        "include/colo_parse.h",
         "#define COLO_AFTER(a, b)	((__s32)((a) - (b)) > 0)",
         "#define COLO_AFTER(a, b)	((a) > (b))",
         MODEL,
@@ -267,14 +267,14 @@ MUTANTS = [
     Mutant(
         "the SVM is shown a clock it has not reached",
         "include/colo_rewrite.h",
-        "if (slot->flags & COLO_OFF_TS_SENT && COLO_TS_AFTER(tsecr, slot->ts_sent))",
+        "if (slot->flags & COLO_OFF_TS_SENT && COLO_AFTER(tsecr, slot->ts_sent))",
         "if (0)",
         MIRROR,
     ),
     Mutant(
         "a survivor's clock runs backwards",
         "include/colo_rewrite.h",
-        "if (slot->flags & COLO_OFF_TS_SEEN && COLO_TS_AFTER(slot->ts_seen, tsval))",
+        "if (slot->flags & COLO_OFF_TS_SEEN && COLO_AFTER(slot->ts_seen, tsval))",
         "if (0)",
         MIRROR,
     ),

@@ -18,11 +18,16 @@ static __always_inline void colo_count(__u32 prog, __u32 verdict, __u32 reason, 
 	}
 }
 
+static __always_inline int colo_action(__u32 verdict)
+{
+	return verdict == COLO_V_PASS ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+}
+
 static __always_inline int colo_finish(struct __sk_buff *skb, __u32 prog, __u32 verdict,
 				       __u32 reason)
 {
 	colo_count(prog, verdict, reason, skb->len);
-	return verdict == COLO_V_PASS ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+	return colo_action(verdict);
 }
 
 #endif /* COLO_FINISH_H */

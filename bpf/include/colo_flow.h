@@ -13,10 +13,6 @@ static __always_inline void colo_plan_set(struct colo_plan *plan, __u32 verdict,
 	plan->reason = reason;
 }
 
-/* Sequence space: a is after b. */
-#define COLO_AFTER(a, b)	((__s32)((a) - (b)) > 0)
-#define COLO_MAX_SEQ(a, b)	(COLO_AFTER(a, b) ? (a) : (b))
-
 static __always_inline void colo_side_begin(struct colo_side *side, __u64 key, __u32 next)
 {
 	side->hash = key;

@@ -7,6 +7,9 @@
 #ifndef COLO_PARSE_H
 #define COLO_PARSE_H
 
+/* Sequence numbers and timestamps wrap: a is after b. */
+#define COLO_AFTER(a, b)	((__s32)((a) - (b)) > 0)
+
 #define COLO_TCP_FIN	1
 #define COLO_TCP_SYN	2
 #define COLO_TCP_RST	4

@@ -22,8 +22,6 @@
 #ifndef COLO_REWRITE_H
 #define COLO_REWRITE_H
 
-#define COLO_TS_AFTER(a, b)	((__s32)((a) - (b)) > 0)
-
 BPF_TABLE_PINNED("hash", struct colo_flow_key, struct colo_off, colo_offs, COLO_FLOWS,
 		 COLO_PIN "/colo_offs");
 
@@ -36,7 +34,7 @@ static __always_inline __u64 colo_off_epoch(struct colo_conf *conf, __u64 epoch)
 	return conf->mode == COLO_SOLO ? conf->lasting_epoch : epoch;
 }
 
-/* What `epoch` has taught of the connection; with `make`, a slot to learn into. */
+/* What `epoch` (not 0) has taught of the connection; with `make`, a slot to learn into. */
 static __always_inline struct colo_off_slot *colo_off_slot(struct colo_flow_key *key,
 							   __u64 epoch, int make)
 {
@@ -44,8 +42,6 @@ static __always_inline struct colo_off_slot *colo_off_slot(struct colo_flow_key 
 	struct colo_off_slot *slot;
 	__u64 was;
 
-	if (!epoch)
-		return 0;
 	off = make ? colo_offs.lookup_or_try_init(key, &blank) : colo_offs.lookup(key);
 	if (!off)
 		return 0;
@@ -84,7 +80,7 @@ static __always_inline void colo_off_learn(struct colo_off_slot *slot, struct co
 		}
 	}
 	if (opts->ts && (!(slot->flags & COLO_OFF_TS_SEEN) ||
-			 COLO_TS_AFTER(opts->tsecr, slot->ts_seen))) {
+			 COLO_AFTER(opts->tsecr, slot->ts_seen))) {
 		slot->ts_seen = opts->tsecr;
 		slot->flags |= COLO_OFF_TS_SEEN;
 	}
@@ -99,7 +95,7 @@ static __always_inline __u32 colo_off_ts(struct colo_off_slot *slot)
 static __always_inline __u32 colo_off_tsecr(struct colo_off_slot *slot, __u32 tsecr)
 {
 	tsecr += colo_off_ts(slot);
-	if (slot->flags & COLO_OFF_TS_SENT && COLO_TS_AFTER(tsecr, slot->ts_sent))
+	if (slot->flags & COLO_OFF_TS_SENT && COLO_AFTER(tsecr, slot->ts_sent))
 		return slot->ts_sent;
 	return tsecr;
 }
@@ -107,12 +103,12 @@ static __always_inline __u32 colo_off_tsecr(struct colo_off_slot *slot, __u32 ts
 /* From the VM: its TSval, in the clock the client knows. */
 static __always_inline __u32 colo_off_tsval(struct colo_off_slot *slot, __u32 tsval)
 {
-	if (!(slot->flags & COLO_OFF_TS_SENT) || COLO_TS_AFTER(tsval, slot->ts_sent)) {
+	if (!(slot->flags & COLO_OFF_TS_SENT) || COLO_AFTER(tsval, slot->ts_sent)) {
 		slot->ts_sent = tsval;
 		slot->flags |= COLO_OFF_TS_SENT;
 	}
 	tsval -= colo_off_ts(slot);
-	if (slot->flags & COLO_OFF_TS_SEEN && COLO_TS_AFTER(slot->ts_seen, tsval))
+	if (slot->flags & COLO_OFF_TS_SEEN && COLO_AFTER(slot->ts_seen, tsval))
 		return slot->ts_seen;
 	return tsval;
 }
@@ -135,12 +131,13 @@ static __always_inline int colo_rewrite_in(struct __sk_buff *skb, struct colo_co
 
 	colo_key_from_client(pkt, &key);
 	colo_last_end(&key, pkt->flags);
-	if (!(pkt->flags & COLO_TCP_ACK))
+	epoch = colo_off_epoch(conf, epoch);
+	if (!epoch || !(pkt->flags & COLO_TCP_ACK))
 		return 0;
 	opts = colo_opts_find(skb, pkt);
 	if (!opts)
 		return -1;
-	slot = colo_off_slot(&key, colo_off_epoch(conf, epoch), learn && opts->ts);
+	slot = colo_off_slot(&key, epoch, learn && opts->ts);
 	if (!slot)
 		return 0;
 	if (learn)
@@ -165,12 +162,13 @@ static __always_inline int colo_rewrite_out(struct __sk_buff *skb, struct colo_c
 
 	colo_key_from_vm(pkt, &key);
 	colo_last_end(&key, pkt->flags);
-	if (syn && !learn)
+	epoch = colo_off_epoch(conf, epoch);
+	if (!epoch || (syn && !learn))
 		return 0;
 	opts = colo_opts_find(skb, pkt);
 	if (!opts)
 		return -1;
-	slot = colo_off_slot(&key, colo_off_epoch(conf, epoch), learn && (syn || opts->ts));
+	slot = colo_off_slot(&key, epoch, learn && (syn || opts->ts));
 	if (!slot)
 		return 0;
 	if (syn)

@@ -20,6 +20,7 @@ from colo_ebpf import config as configuration
 from colo_ebpf.cli import lab as lab_cli
 from colo_ebpf.cli import text
 from colo_ebpf.control import ctl
+from colo_ebpf.control.record import Record
 from colo_ebpf.errors import ColoError, ControlError
 
 DEFAULT_CONFIG = Path("/etc/colo-ebpf/config.toml")
@@ -132,14 +133,14 @@ def _arbiter_init(args: argparse.Namespace) -> int:
     config = configuration.load(args.config)
     name = config.host.name
     confirm(args, f"Write the first record: {name} may start {config.vm.name} from its image?")
-    record = asyncio.run(_arbiter(config).init(name))
-    plain = {"generation": record.generation, "text": record.describe()}
-    _show(args, plain, lambda p: f"generation {p['generation']}: {p['text']}")
-    return 0
+    return _show_record(args, asyncio.run(_arbiter(config).init(name)))
 
 
 def _arbiter_show(args: argparse.Namespace) -> int:
-    record = asyncio.run(_arbiter(configuration.load(args.config)).read())
+    return _show_record(args, asyncio.run(_arbiter(configuration.load(args.config)).read()))
+
+
+def _show_record(args: argparse.Namespace, record: Record) -> int:
     plain = {"generation": record.generation, "text": record.describe()}
     _show(args, plain, lambda p: f"generation {p['generation']}: {p['text']}")
     return 0

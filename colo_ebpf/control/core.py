@@ -128,11 +128,11 @@ class Core:
     def _take_offsets(self) -> None:
         """As the secondary to be: what the primary hands over for this pairing."""
         task, state = self._task, self.peer.state
-        ours = task is not None and task.kind is TaskKind.JOIN and self.vm is not None
-        if ours and state is not None and task is not None and state.vni == task.vni:
-            entries = self.offsets.take(state)
-            if entries:
-                self.plane.learn_offsets(entries)
+        if self.vm is None or state is None or task is None or task.kind is not TaskKind.JOIN:
+            return
+        entries = self.offsets.take(state) if state.vni == task.vni else []
+        if entries:
+            self.plane.learn_offsets(entries)
 
     def peer_refused(self, path: Path, now_ns: int) -> None:
         """The peer's host says that its daemon does not run."""
@@ -391,7 +391,6 @@ class Core:
             turned=max(self.plane.turn().epoch, points.secondary.highest),
             loaded=points.secondary.loaded,
             want=points.secondary.want,
-            offsets_all=len(self.offsets.offered) if pairs else 0,
             offsets_at=at,
             offsets=part,
             offsets_have=self.offsets.have,

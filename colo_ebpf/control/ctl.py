@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colo_ebpf.clock import boot_ns
 from colo_ebpf.control.epoch import Reason
-from colo_ebpf.control.qmp import boot_ns
 from colo_ebpf.errors import ControlError
 from colo_ebpf.model import PlaneEvent
 

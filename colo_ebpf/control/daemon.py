@@ -19,6 +19,7 @@ from collections.abc import Coroutine
 from pathlib import Path as FilePath
 from typing import IO, Any
 
+from colo_ebpf.clock import boot_ns
 from colo_ebpf.config import Config
 from colo_ebpf.control import accel, settings
 from colo_ebpf.control.arbiter_file import FileArbiter
@@ -34,7 +35,6 @@ from colo_ebpf.control.notify import Notifier
 from colo_ebpf.control.peer import Path, PeerView, seal
 from colo_ebpf.control.ports import Vm
 from colo_ebpf.control.privileges import keep_only_needed
-from colo_ebpf.control.qmp import boot_ns
 from colo_ebpf.control.record import GenerationFloor, Record
 from colo_ebpf.control.report import status
 from colo_ebpf.control.steps import Steps

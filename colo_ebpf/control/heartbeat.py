@@ -41,14 +41,14 @@ class Heartbeats:
         heard: Callable[[bytes, Path], None],
         refused: Callable[[Path], None],
     ) -> None:
-        self._wires = wires
+        self._wires = {wire.path: wire for wire in wires}
         self._heard, self._refused = heard, refused
         self._sockets: dict[Path, socket.socket] = {}
         self._complained: set[Path] = set()
 
     def send(self, path: Path, datagram: bytes) -> None:
         """Send once on one path; a path that is down loses it."""
-        wire = next(w for w in self._wires if w.path is path)
+        wire = self._wires[path]
         try:
             endpoint = self._sockets.get(path) or self._open(wire)
             endpoint.send(datagram)
@@ -104,5 +104,5 @@ class Heartbeats:
 
     def close(self) -> None:
         """Close every path."""
-        for wire in self._wires:
-            self._close(wire.path)
+        for path in self._wires:
+            self._close(path)

@@ -62,9 +62,8 @@ class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     turned: int = 0  # highest epoch ever in the turn cell: no later one may be below
     loaded: int = 0  # secondary: epoch of the checkpoint it runs on
     want: str = ""  # secondary: why it wants a checkpoint
-    offsets_all: int = 0  # primary, pairing: lasting offsets it hands over (`offsets`)
-    offsets_at: int = 0  # index of the first of those in this datagram
-    offsets: list[bytes] = []
+    offsets_at: int = 0  # index of the first of `offsets` among all it hands over
+    offsets: list[bytes] = []  # primary, pairing: lasting offsets
     offsets_have: int = 0  # secondary: how many of them it has
     leaving: bool = False  # the daemon was told to end; its VM runs on
 

@@ -10,23 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
 
+from colo_ebpf.clock import boot_ns
 from colo_ebpf.errors import QmpError
 from colo_ebpf.model import VmEvent, VmEventKind
 
 _KINDS = {kind.value: kind for kind in VmEventKind}
 _log = logging.getLogger(__name__)
-
-
-def boot_ns() -> int:
-    """CLOCK_BOOTTIME, the clock of the BPF programs."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class Monitors:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What `colo-ebpf status` shows: one dictionary of plain values, and its text for people."""
+"""What `colo-ebpf status` shows: one dictionary of plain values."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from colo_ebpf.control.epoch import Loaded
 from colo_ebpf.control.facts import MS, State
 from colo_ebpf.control.peer import Path
 from colo_ebpf.control.record import Kind
@@ -90,24 +91,19 @@ def _checkpoints(daemon: Daemon, now_ns: int) -> dict[str, Any]:
         "unproven": primary.unproven_turns,
         "last": None
         if last is None
-        else {
-            "epoch": last.epoch,
-            "cause": last.cause.value,
-            "pause_ms": last.pause_ns / MS,
-            "reaction_ms": last.reaction_ns / MS,
-            "ago_ms": (now_ns - last.resumed_ns) / MS,
-        },
-        "recent": [
-            {
-                "epoch": one.epoch,
-                "cause": one.cause.value,
-                "pause_ms": one.pause_ns / MS,
-                "reaction_ms": one.reaction_ns / MS,
-            }
-            for one in primary.recent
-        ],
+        else {**_loaded(last), "ago_ms": (now_ns - last.resumed_ns) / MS},
+        "recent": [_loaded(one) for one in primary.recent],
         "loaded_epoch": secondary.loaded,
         "wanted": secondary.want,
+    }
+
+
+def _loaded(one: Loaded) -> dict[str, Any]:
+    return {
+        "epoch": one.epoch,
+        "cause": one.cause.value,
+        "pause_ms": one.pause_ns / MS,
+        "reaction_ms": one.reaction_ns / MS,
     }
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from colo_ebpf.control import facts
@@ -12,8 +11,6 @@ from colo_ebpf.control.ports import Arbiter, Machine, Plane, Vm
 from colo_ebpf.control.record import GenerationFloor, Record
 from colo_ebpf.errors import VmError
 from colo_ebpf.model import Endpoints, Progress, VmRole
-
-_log = logging.getLogger(__name__)
 
 
 class Steps:

@@ -11,9 +11,10 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from colo_ebpf.clock import boot_ns
 from colo_ebpf.control import cmdline, trace
 from colo_ebpf.control.cmdline import DISK, LOCAL_IMAGE, PEER_NODE, QUORUM, VmSpec
-from colo_ebpf.control.qmp import Monitors, boot_ns
+from colo_ebpf.control.qmp import Monitors
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import Endpoints, Progress, Settled, VmEvent, VmEventKind, VmRole
 from colo_ebpf.storage import export
@@ -70,11 +71,6 @@ class Qemu:
     def alive(self) -> bool:
         """The process exists."""
         return self._alive
-
-    @property
-    def accel(self) -> str:
-        """The accelerator it runs with."""
-        return self._spec.accel
 
     def subscribe(self, callback: Callable[[VmEvent], None]) -> None:
         """Call back for each event, in order."""

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from colo_ebpf.clock import boot_ns
 from colo_ebpf.datapath import abi
 from colo_ebpf.datapath.decode import flow_text
 from colo_ebpf.datapath.sysbpf import RawMap, obj_get
@@ -38,16 +38,12 @@ def _ms_since(at_ns: int, now_ns: int) -> float:
     return (now_ns - at_ns) / 1e6
 
 
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
 def flows(pins: Path) -> list[dict[str, Any]]:
     """TCP connections: both sides' next byte, how far they are verified, what is held.
 
     Raises DatapathError if the VM has no pinned maps.
     """
-    now_ns = _now_ns()
+    now_ns = boot_ns()
     offsets = dict(_entries(pins / "colo_last"))
     return [
         _flow(key, abi.Flow.from_buffer_copy(raw), offsets.get(key), now_ns)
@@ -77,7 +73,7 @@ def _flow(key: bytes, flow: abi.Flow, lasting: bytes | None, now_ns: int) -> dic
 
 def held(pins: Path) -> list[dict[str, Any]]:
     """Held frames, oldest first. Raises DatapathError if the VM has no pinned maps."""
-    now_ns = _now_ns()
+    now_ns = boot_ns()
     table = RawMap(obj_get(str(pins / "colo_hold")))
     try:
         raw = table.all()

@@ -9,8 +9,8 @@ order.
 from __future__ import annotations
 
 import struct
-import time
 
+from colo_ebpf.clock import boot_ns
 from colo_ebpf.datapath import abi
 from colo_ebpf.datapath.sysbpf import RawMap
 from colo_ebpf.errors import DatapathError
@@ -65,9 +65,8 @@ class LastingOffsets:
         return int(last.delta), int(last.ts_delta)
 
     def _put(self, key: bytes, deltas: Deltas) -> None:
-        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         seq, ts = (delta & 0xFFFFFFFF for delta in deltas)
-        self._lasting.set(key, bytes(abi.Lasting(seen_ns=now_ns, delta=seq, ts_delta=ts)))
+        self._lasting.set(key, bytes(abi.Lasting(seen_ns=boot_ns(), delta=seq, ts_delta=ts)))
 
 
 def _taught(raw: bytes, epoch: int) -> Deltas:

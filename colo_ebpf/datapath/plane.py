@@ -74,11 +74,10 @@ class DataPlane:
         cpus = os.sysconf("SC_NPROCESSORS_CONF")
         self._stats = RawMap(obj_get(str(pins / "colo_stats")), ctypes.sizeof(abi.Count) * cpus)
         self._reap_flows = reap.Reaper(RawMap(obj_get(str(pins / "colo_flows"))))
-        self._reap_offsets = reap.Reaper(RawMap(obj_get(str(pins / "colo_offs"))))
-        self._lasting = LastingOffsets(
-            RawMap(obj_get(str(pins / "colo_offs"))), RawMap(obj_get(str(pins / "colo_last")))
-        )
-        self._reap_lasting = reap.Reaper(RawMap(obj_get(str(pins / "colo_last"))))
+        offsets = RawMap(obj_get(str(pins / "colo_offs")))
+        lasting = RawMap(obj_get(str(pins / "colo_last")))
+        self._lasting = LastingOffsets(offsets, lasting)
+        self._reap_offsets, self._reap_lasting = reap.Reaper(offsets), reap.Reaper(lasting)
         self._conf = self._first_conf()
         self._callbacks: list[Callable[[PlaneEvent], None]] = []
 

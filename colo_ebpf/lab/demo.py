@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from colo_ebpf.control.qmp import boot_ns
+from colo_ebpf.clock import boot_ns
 from colo_ebpf.errors import LabError
 from colo_ebpf.lab import processes, topology
 from colo_ebpf.lab.client import Client
@@ -21,7 +21,14 @@ from colo_ebpf.lab.demo_report import Report
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.scenario import SCENARIOS, Scenario
 from colo_ebpf.lab.topology import Guest
-from colo_ebpf.lab.workload import LEDGER, PATIENCE_S, Datagrams, Dice, Download, Ledger
+from colo_ebpf.lab.workload import (
+    PATIENCE_S,
+    Datagrams,
+    Dice,
+    Download,
+    Ledger,
+    until_serving,
+)
 
 _DOWNLOAD_BYTES, _PACE_BYTES_S = 24 << 20, 2 << 20
 _ENTRIES_BEFORE, _ENTRIES_AFTER = 60, 60
@@ -89,7 +96,7 @@ class Demo:
     async def run(self) -> Report:
         """All of it, in order."""
         wires = {host: Wire(self._client, f"{host}0") for host in topology.HOSTS}
-        await self._until_serving()
+        await until_serving(self._client)
         self._note("the guest serves; the client starts to work")
         work = self._work()
         try:
@@ -109,14 +116,6 @@ class Demo:
         return self.report
 
     # -- what happens --------------------------------------------------------------------
-
-    async def _until_serving(self) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                with contextlib.suppress(OSError):
-                    (await self._client.connect(LEDGER)).close()
-                    return
-                await asyncio.sleep(_POLL_S)  # the guest boots: nobody tells the client
 
     def _work(self) -> list[asyncio.Task[None]]:
         jobs = [self.ledger.run(self._stop), self.download.run(), self.dice.run(self._stop)]

@@ -15,12 +15,17 @@ WHAT = ("vm", "daemon", "host")
 PATHS = ("link", "management", "all")
 
 
-def kill(lab: Lab, host: str, what: str) -> list[int]:
-    """SIGKILL; for `host` everything that runs there at once, wires first. Returns the pids."""
-    place = lab.places[host]
-    pids = processes.pids_of(place.namespace, what)
+def _running(lab: Lab, host: str, what: str) -> list[int]:
+    """Their pids; LabError if there are none."""
+    pids = processes.pids_of(lab.places[host].namespace, what)
     if not pids:
         raise LabError(f"host {host}: no {what} runs there")
+    return pids
+
+
+def kill(lab: Lab, host: str, what: str) -> list[int]:
+    """SIGKILL; for `host` everything that runs there at once, wires first. Returns the pids."""
+    place, pids = lab.places[host], _running(lab, host, what)
     if what == "host":
         network.cut(place, UPLINK, LINK, MANAGEMENT)
     processes.send(pids, signal.SIGKILL)
@@ -38,10 +43,7 @@ def _forget() -> None:
 
 def hang(lab: Lab, host: str, what: str) -> list[int]:
     """SIGSTOP, the daemon and QEMU together for `host`. Returns the pids."""
-    place = lab.places[host]
-    pids = processes.pids_of(place.namespace, what)
-    if not pids:
-        raise LabError(f"host {host}: no {what} runs there")
+    pids = _running(lab, host, what)
     processes.send(pids, signal.SIGSTOP)
     return pids
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import shutil
@@ -10,13 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from colo_ebpf import config as configuration
 from colo_ebpf.control import ctl
 from colo_ebpf.control.arbiter_file import FileArbiter
 from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.loader import pin_directory
 from colo_ebpf.errors import ControlError, LabError
 from colo_ebpf.lab import mounts, network, processes, topology
 from colo_ebpf.lab.topology import HOSTS, Guest, Place, client_namespace
@@ -78,8 +79,6 @@ class Lab:
             file.truncate(guest.disk_bytes)
 
     def _init_arbiter(self) -> None:
-        import asyncio
-
         arbiter = FileArbiter(topology.arbiter_directory(self.name), 2000)
         asyncio.run(arbiter.init("a"))
 
@@ -237,16 +236,11 @@ class Lab:
         mounts.remove(topology.directory(self.name), topology.ROOT.parent)
 
 
-def find_names() -> list[str]:
-    """Labs there are."""
-    return sorted(p.name for p in topology.ROOT.glob("*")) if topology.ROOT.exists() else []
-
-
 def commands(lab: Lab) -> list[str]:
     """How to look at it with tc and bpftool."""
     place = lab.places["a"]
     enter = f"nsenter --net=/run/netns/{place.namespace}"
-    pins = Path(place.bpffs) / "colo_ebpf" / "v1" / place.lab
+    pins = pin_directory(place.bpffs, place.lab)
     return [
         f"{enter} tc filter show dev {topology.TAP} ingress",
         f"{enter} tc filter show dev {topology.TAP} egress",

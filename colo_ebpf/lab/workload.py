@@ -25,6 +25,16 @@ _PATTERN = 251
 _PACE_S = 0.05
 
 
+async def until_serving(client: Client) -> None:
+    """The guest accepts connections: it boots, and nobody tells the client."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            with contextlib.suppress(OSError):
+                (await client.connect(LEDGER)).close()
+                return
+            await asyncio.sleep(_PACE_S)
+
+
 @dataclass
 class Gaps:
     """When answers came; the longest time without one is what a user notices."""

@@ -18,9 +18,9 @@ from colo_ebpf.lab import faults, processes, topology
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab, commands
-from colo_ebpf.lab.workload import LEDGER
+from colo_ebpf.lab.workload import LEDGER, until_serving
 from tests.capabilities import GUEST, require
-from tests.lab import clean, until_serving
+from tests.lab import clean
 
 NAME = "colotest"
 

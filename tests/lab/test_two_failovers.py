@@ -13,9 +13,9 @@ from colo_ebpf.lab import faults
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
-from colo_ebpf.lab.workload import LEDGER, PATIENCE_S
+from colo_ebpf.lab.workload import LEDGER, PATIENCE_S, until_serving
 from tests.capabilities import require
-from tests.lab import clean, until_serving
+from tests.lab import clean
 
 
 def _skew(lab: Lab, host: str) -> int:
