@@ -21,7 +21,9 @@
 #include <uapi/linux/if_ether.h>
 #include <uapi/linux/in.h>
 #include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
 #include <uapi/linux/tcp.h>
+#include <uapi/linux/udp.h>
 #include <uapi/linux/pkt_cls.h>
 #include <bcc/proto.h>
 
@@ -32,17 +34,20 @@
 #include "colo_parse.h"
 #include "colo_link.h"
 #include "colo_work.h"
-#include "colo_hash.h"
 #include "colo_hold.h"
+#include "colo_hash.h"
 #include "colo_flow.h"
 #include "colo_dgram.h"
 #include "colo_drain.h"
 #include "colo_pvm.h"
 #include "colo_svm.h"
 
+#define COLO_STAGE_DRAIN	0
 #define COLO_FLUSH_MAX	256	/* slots a flush run looks at: the tap's backlog holds 1000 */
 #define PVM		COLO_PROG_CMP_PVM
 #define SVM		COLO_PROG_CMP_SVM
+
+BPF_PROG_ARRAY(colo_stages, 1);
 
 static __always_inline struct colo_conf *colo_conf_get(void)
 {
@@ -84,16 +89,10 @@ static __always_inline void colo_now_get(struct colo_conf *conf, struct colo_now
 	now->may_release = now->mode == COLO_PRIMARY && now->phase == COLO_OPEN && !silent;
 }
 
-static __always_inline int colo_is_ip(struct colo_pkt *pkt)
-{
-	return pkt->ethertype == ETH_P_IP || pkt->ethertype == ETH_P_IPV6;
-}
-
-/* Compared as a stream: IPv4 TCP, but for resets and fragments. */
+/* Compared as a stream: TCP, but for resets and fragments. */
 static __always_inline int colo_is_stream(struct colo_pkt *pkt)
 {
-	return pkt->ethertype == ETH_P_IP && pkt->proto == IPPROTO_TCP && !pkt->fragment &&
-	       !(pkt->flags & COLO_TCP_RST);
+	return colo_is_tcp(pkt) && !(pkt->flags & COLO_TCP_RST);
 }
 
 /* Lower ACK and window of the frame in hand (I2). */
@@ -138,19 +137,30 @@ static __always_inline __u32 colo_dgram_hold(struct __sk_buff *skb, struct colo_
 {
 	__u32 ref = colo_hold_alloc(conf), ix = ref - 1;
 	struct colo_slot *slot = colo_hold.lookup(&ix);
+	struct colo_frame *frame = colo_frames.lookup(&ix);
+	struct colo_pkt *pkt = &work->pkt;
+	struct colo_copy copy = { .head = pkt->l4, .from = pkt->l4 };
 
-	if (!ref || !slot)
+	if (!ref || !slot || !frame)
 		return 0;
-	if (colo_hold_copy(skb, ref)) {
+	copy.len = skb->len - pkt->l4;
+	if (colo_hold_copy(skb, frame, &copy)) {
 		slot->state = COLO_SLOT_FREE;
 		return 0;
 	}
+	if (colo_is_tcp(pkt))
+		colo_hold_sum(frame, pkt, copy.tag, pkt->end - pkt->l4, IPPROTO_TCP);
+	else if (colo_is_ip(pkt) && pkt->proto == IPPROTO_UDP && !pkt->fragment)
+		colo_hold_sum(frame, pkt, copy.tag, pkt->end - pkt->l4, IPPROTO_UDP);
 	slot->flow = work->flow;
 	slot->kind = COLO_SLOT_DGRAM;
 	slot->digest = work->digest;
 	slot->tcp_off = 0;
 	slot->end = 0;
-	colo_hold_publish(conf, slot, work->now.epoch);
+	slot->next = 0;
+	slot->len = copy.head + copy.tag + copy.len;
+	colo_hold_count(conf, &slot->flow, work->now.epoch,
+			colo_hold_publish(slot, work->now.epoch));
 	return ref;
 }
 
@@ -225,9 +235,9 @@ static __always_inline int colo_svm_dgram(struct __sk_buff *skb, struct colo_con
 	return TC_ACT_SHOT;
 }
 
-/* ARP and other non-IP: nobody's stream. The PVM's passes while the peer is heard. */
-static __always_inline int colo_pvm_other(struct __sk_buff *skb, struct colo_conf *conf,
-					  struct colo_work *work)
+/* ARP and the like: nobody's stream. The PVM's passes while the peer is heard. */
+static __always_inline int colo_pvm_neighbour(struct __sk_buff *skb, struct colo_conf *conf,
+					      struct colo_work *work)
 {
 	struct colo_now *now = &work->now;
 
@@ -248,6 +258,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 {
 	struct colo_conf *conf = colo_conf_get();
 	struct colo_work *work = colo_work_get();
+	struct colo_buf *buf = colo_buf_get();
 	struct colo_flow *flow = 0;
 	struct colo_pkt *pkt;
 
@@ -255,24 +266,29 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 		skb->mark = 0;
 		return colo_finish(skb, PVM, COLO_V_PASS, COLO_R_RELEASED);
 	}
-	if (!conf || !work || !conf->hold_slots)
+	if (!conf || !work || !buf || !conf->hold_slots)
 		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
+	work->walk.key = conf->key[1];
 	colo_now_get(conf, &work->now);
 	if (conf->mode != COLO_PAIRING && conf->mode != COLO_PRIMARY && conf->mode != COLO_SOLO)
 		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_WITHHELD);
-	if (skb->gso_size && conf->mode != COLO_SOLO)
-		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_TOO_BIG);
 	pkt = &work->pkt;
 	if (colo_parse(skb, pkt))
 		return colo_finish(skb, PVM, conf->mode == COLO_SOLO ? COLO_V_PASS : COLO_V_DROP,
 				   COLO_R_MALFORMED);
+	pkt->nic = colo_nic_of(skb, conf);
+	if (pkt->nic == COLO_NICS)
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
 	colo_key_from_vm(pkt, &work->flow);
 	if (!colo_is_stream(pkt)) {
 		if (work->now.mode == COLO_SOLO)
 			return colo_finish(skb, PVM, COLO_V_PASS, COLO_R_SOLO);
-		if (!colo_is_ip(pkt))
-			return colo_pvm_other(skb, conf, work);
-		colo_dgram_prepare(skb, conf, work);
+		if (colo_is_neighbour(pkt))
+			return colo_pvm_neighbour(skb, conf, work);
+		if (skb->gso_size)	/* UDP segmentation offload is not offered to guests */
+			return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_TOO_BIG);
+		colo_dgram_digest(skb, conf, work, buf);
+		return colo_pvm_dgram(skb, conf, work);
 	} else {
 		flow = colo_flow_get(&work->flow);
 		if (!flow)
@@ -282,12 +298,10 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 			work->scale = colo_tcp_wscale(skb, pkt);
 		if (colo_lock(&flow->lock, COLO_LOCK_SPINS))
 			return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_BUSY);
-		colo_pvm_prepare(skb, conf, work, flow);
+		colo_pvm_prepare(skb, conf, work, buf, flow);
 	}
 	if (work->step == COLO_STEP_HASH)
-		colo_walk(work);
-	if (!flow)
-		return colo_pvm_dgram(skb, conf, work);
+		colo_walk_hash(work, buf);
 	colo_pvm_conclude(skb, conf, work, flow);
 	work->scale = flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
 	colo_unlock(&flow->lock);
@@ -298,7 +312,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_MALFORMED);
 	colo_count(PVM, work->plan.verdict, work->plan.reason, skb->len);
 	if (work->plan.drain)
-		colo_drain(skb, conf, flow, work->now.epoch);
+		colo_stages.call(skb, COLO_STAGE_DRAIN);
 	return colo_action(work->plan.verdict);
 }
 
@@ -328,14 +342,15 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	struct colo_conf *conf = colo_conf_get();
 	struct colo_work *work = colo_work_get();
 	__u64 *heard = colo_live_word(COLO_LIVE_HEARD_NS);
+	struct colo_buf *buf = colo_buf_get();
 	struct colo_flow *flow = 0;
 	struct colo_pkt *pkt;
-	__u32 reason, len = skb->len;
+	__u32 reason, nic;
 	__u16 tag = 0;
 
-	if (!conf || !work || !heard || !conf->vni)
+	if (!conf || !work || !buf || !heard || !conf->vni)
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_PAIR);
-	if (colo_link_in(skb, conf, &tag))
+	if (colo_link_in(skb, conf, &tag, &nic))
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NOT_OURS);
 	*heard = bpf_ktime_get_boot_ns();
 	pkt = &work->pkt;
@@ -343,17 +358,20 @@ int colo_cmp_svm(struct __sk_buff *skb)
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_MALFORMED);
 	if (pkt->ethertype == COLO_BEACON_ETHERTYPE)
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_BEACON);
+	work->walk.key = conf->key[1];
 	colo_now_get(conf, &work->now);
 	if (conf->mode != COLO_PAIRING && conf->mode != COLO_PRIMARY)
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_WITHHELD);
 	reason = colo_tag_check(&work->now, tag);
 	if (reason)
 		return colo_finish(skb, SVM, COLO_V_DROP, reason);
-	if (!colo_is_ip(pkt))
+	if (colo_is_neighbour(pkt))
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NEIGHBOUR);
+	pkt->nic = nic;
 	colo_key_from_vm(pkt, &work->flow);
 	if (!colo_is_stream(pkt)) {
-		colo_dgram_prepare(skb, conf, work);
+		colo_dgram_digest(skb, conf, work, buf);
+		return colo_svm_dgram(skb, conf, work);
 	} else {
 		/* A guest opens connections too, and the SVM may be the first to. */
 		flow = pkt->flags & COLO_TCP_SYN ? colo_flow_get(&work->flow) :
@@ -364,21 +382,39 @@ int colo_cmp_svm(struct __sk_buff *skb)
 			work->scale = colo_tcp_wscale(skb, pkt);
 		if (colo_lock(&flow->lock, COLO_LOCK_SPINS))
 			return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_BUSY);
-		colo_svm_prepare(skb, conf, work, flow);
+		colo_svm_prepare(skb, conf, work, buf, flow);
 	}
 	if (work->step == COLO_STEP_HASH)
-		colo_walk(work);
-	if (!flow)
-		return colo_svm_dgram(skb, conf, work);
+		colo_walk_hash(work, buf);
 	colo_svm_conclude(work, flow);
 	colo_unlock(&flow->lock);
 
 	if (work->plan.event)
 		colo_plan_event(work);
-	if (work->plan.drain && work->now.may_release &&
-	    colo_drain(skb, conf, flow, work->now.epoch))
-		colo_plan_set(&work->plan, COLO_V_CARRY, COLO_R_CARRIED);
-	colo_count(SVM, work->plan.verdict, work->plan.reason, len);
+	colo_count(SVM, work->plan.verdict, work->plan.reason, skb->len);
+	if (work->plan.drain && work->now.may_release)
+		colo_stages.call(skb, COLO_STAGE_DRAIN);
+	return TC_ACT_SHOT;
+}
+
+/*
+ * Goes on where colo_cmp_pvm or colo_cmp_svm ended: a frame that made held ones of its flow
+ * complete carries them out. A program of its own because the verifier looks at a million
+ * instructions per program. If it cannot be called, the frames wait for a flush.
+ */
+int colo_drain(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_flow *flow;
+	struct colo_work *work;
+	__u32 zero = 0;
+
+	work = colo_work.lookup(&zero);
+	if (!conf || !work)
+		return TC_ACT_SHOT;
+	flow = colo_flows.lookup(&work->flow);
+	if (flow)
+		colo_drain_flow(skb, conf, flow, work->now.epoch);
 	return TC_ACT_SHOT;
 }
 

@@ -13,7 +13,9 @@
 #include <uapi/linux/if_ether.h>
 #include <uapi/linux/in.h>
 #include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
 #include <uapi/linux/tcp.h>
+#include <uapi/linux/udp.h>
 #include <uapi/linux/pkt_cls.h>
 #include <bcc/proto.h>
 
@@ -43,11 +45,6 @@ static __always_inline __u64 colo_epoch_get(void)
 	struct colo_turn *turn = colo_turn.lookup(&zero);
 
 	return turn ? *(volatile __u64 *)&turn->word >> 1 : 0;
-}
-
-static __always_inline int colo_is_tcp(struct colo_pkt *pkt)
-{
-	return pkt->ethertype == ETH_P_IP && pkt->proto == IPPROTO_TCP && !pkt->fragment;
 }
 
 /*
@@ -122,6 +119,7 @@ static __always_inline int colo_last_run(struct __sk_buff *skb, __u32 prog, int 
 
 	if (colo_last_idle(conf) || colo_parse(skb, &pkt) || !colo_is_tcp(&pkt))
 		return colo_finish(skb, prog, COLO_V_PASS, COLO_R_PLAIN);
+	pkt.nic = colo_nic_of(skb, conf);
 	if (in)
 		colo_key_from_client(&pkt, &key);
 	else
@@ -162,6 +160,7 @@ int colo_mir_cli(struct __sk_buff *skb)
 	if (colo_parse(skb, &pkt))
 		return colo_finish(skb, CLI, conf->mode == COLO_SOLO ? COLO_V_PASS : COLO_V_DROP,
 				   COLO_R_MALFORMED);
+	pkt.nic = colo_nic_of(skb, conf);
 	if (colo_is_tcp(&pkt) && colo_client_track(&pkt) && conf->mode != COLO_SOLO)
 		return colo_finish(skb, CLI, COLO_V_DROP, COLO_R_TABLE_FULL);
 	if (conf->mode == COLO_SOLO) {
@@ -171,7 +170,8 @@ int colo_mir_cli(struct __sk_buff *skb)
 	}
 	if (!conf->vni)
 		return colo_finish(skb, CLI, COLO_V_PASS, COLO_R_NO_PAIR);
-	if (colo_link_tag(skb, conf, epoch) || bpf_clone_redirect(skb, conf->link_ifindex, 0))
+	if (pkt.nic == COLO_NICS || colo_link_tag(skb, conf, epoch, pkt.nic) ||
+	    bpf_clone_redirect(skb, conf->link_ifindex, 0))
 		return colo_finish(skb, CLI, COLO_V_PASS, COLO_R_CLONE_FAILED);
 	return colo_finish(skb, CLI, COLO_V_PASS, COLO_R_INPUT);
 }
@@ -182,13 +182,13 @@ int colo_mir_link(struct __sk_buff *skb)
 	struct colo_conf *conf = colo_conf_get();
 	struct colo_pkt pkt = {};
 	__u64 epoch = colo_epoch_get(), *heard;
-	__u32 word = COLO_LIVE_HEARD_NS;
+	__u32 word = COLO_LIVE_HEARD_NS, nic;
 	__u16 tag = 0;
 
 	heard = colo_live.lookup(&word);
 	if (!conf || !heard || !conf->vni)
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_NO_PAIR);
-	if (colo_link_in(skb, conf, &tag))
+	if (colo_link_in(skb, conf, &tag, &nic))
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_NOT_OURS);
 	*heard = bpf_ktime_get_boot_ns();
 	if (colo_parse(skb, &pkt))
@@ -197,13 +197,14 @@ int colo_mir_link(struct __sk_buff *skb)
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_BEACON);
 	if (conf->mode != COLO_SECONDARY)
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_WITHHELD);
+	pkt.nic = nic;
 	/* A past epoch's datagram is in the state already; TCP knows a duplicate when it sees one. */
 	if (!colo_is_tcp(&pkt) && epoch && (__s16)(tag - (__u16)epoch) < 0)
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_STALE_EPOCH);
 	if (colo_is_tcp(&pkt) && colo_rewrite_in(skb, conf, &pkt, epoch))
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_MALFORMED);
 	colo_count(LINK, COLO_V_DELIVER, COLO_R_INPUT, skb->len);
-	return bpf_redirect(conf->tap_ifindex, 0);
+	return bpf_redirect(conf->tap_ifindex[nic & (COLO_NICS - 1)], 0);
 }
 
 /* Tap ingress on the secondary: what the SVM produced. */
@@ -218,11 +219,14 @@ int colo_mir_svm(struct __sk_buff *skb)
 	if (colo_parse(skb, &pkt))
 		return colo_finish(skb, OUT, conf->mode == COLO_SOLO ? COLO_V_PASS : COLO_V_DROP,
 				   COLO_R_MALFORMED);
+	pkt.nic = colo_nic_of(skb, conf);
+	if (pkt.nic == COLO_NICS)
+		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_NO_CONF);
 	if (colo_is_tcp(&pkt) && colo_rewrite_out(skb, conf, &pkt, epoch))
 		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_MALFORMED);
 	if (conf->mode == COLO_SOLO)
 		return colo_finish(skb, OUT, COLO_V_PASS, COLO_R_SOLO);
-	if (!conf->vni || colo_link_tag(skb, conf, epoch))
+	if (!conf->vni || colo_link_tag(skb, conf, epoch, pkt.nic))
 		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_NO_PAIR);
 	colo_count(OUT, COLO_V_LINK, COLO_R_PLAIN, skb->len);
 	return bpf_redirect(conf->link_ifindex, 0);
@@ -235,7 +239,7 @@ int colo_beacon(struct __sk_buff *skb)
 
 	if (!conf || !conf->vni || conf->mode == COLO_SOLO)
 		return colo_finish(skb, COLO_PROG_BEACON, COLO_V_DROP, COLO_R_NO_PAIR);
-	if (colo_link_tag(skb, conf, colo_epoch_get()) ||
+	if (colo_link_tag(skb, conf, colo_epoch_get(), 0) ||
 	    bpf_clone_redirect(skb, conf->link_ifindex, 0))
 		return colo_finish(skb, COLO_PROG_BEACON, COLO_V_DROP, COLO_R_CLONE_FAILED);
 	colo_count(COLO_PROG_BEACON, COLO_V_LINK, COLO_R_BEACON, skb->len);

@@ -40,7 +40,7 @@ class Turn:
 class Pairing:
     """What the link ingress accepts: the pairing's VNI, from this tunnel source only."""
 
-    vni: int  # 1..2^24-1, new at each pairing
+    vni: int  # 1..2^21-1, new at each pairing; with the number of the NIC behind it, the VXLAN id
     peer_address: str  # underlay address of the peer
 
 

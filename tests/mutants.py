@@ -18,6 +18,7 @@ from tests.capabilities import ROOT
 
 COMPARE, MIRROR = "tests/bpf/test_compare.py", "tests/bpf/test_mirror.py"
 MODEL = "tests/model/test_stream.py"
+PROTOCOLS = "tests/bpf/test_protocols.py"
 _TIMEOUT_S = 300
 
 
@@ -64,7 +65,7 @@ MUTANTS = [
     Mutant(
         "any pairing's frames are taken",
         "include/colo_link.h",
-        "if (key.tunnel_id != conf->vni || key.remote_ipv4",
+        "if ((key.tunnel_id & ~(COLO_NICS - 1)) != conf->vni || key.remote_ipv4",
         "if (key.remote_ipv4",
         MIRROR,
     ),
@@ -120,29 +121,29 @@ MUTANTS = [
     Mutant(
         "one byte more is verified than was compared",
         "include/colo_hash.h",
-        "work->met = work->at[stop].end;",
-        "work->met = work->at[stop].end + 1;",
+        "walk->met = walk->base + stop->at;",
+        "walk->met = walk->base + stop->at + 1;",
         COMPARE,
     ),
     Mutant(
         "digests that differ agree",
         "include/colo_hash.h",
-        "if (digest != work->at[stop].digest) {",
+        "if (stop->other != stop->digest) {",
         "if (0) {",
         COMPARE,
     ),
     Mutant(
         "the hash leaves out the unfinished word",
         "include/colo_hash.h",
-        "part = work->buf[word] & ((1ULL << (rest * 8)) - 1);",
-        "part = 0;",
+        "walk->tail[i] = word[i] & ~mask;",
+        "walk->tail[i] = 0;",
         COMPARE,
     ),
     Mutant(
         "the hash forgets the unfinished word of the segment before",
         "include/colo_flow.h",
-        "	work->buf[0] = side->part;\n",
-        "	work->buf[0] = 0;\n",
+        "__builtin_memcpy(&buf->word[COLO_START / 8], side->part, sizeof(side->part));",
+        "__builtin_memset(&buf->word[COLO_START / 8], 0, sizeof(side->part));",
         COMPARE,
     ),
     Mutant(
@@ -183,8 +184,8 @@ MUTANTS = [
     Mutant(
         "a full list of boundaries loses its oldest",
         "include/colo_flow.h",
-        "ix = COLO_BOUNDS - 1;",
-        "ix = 0;",
+        "ix = (flow->first_bound + flow->bounds - 1) & (COLO_BOUNDS - 1);",
+        "ix = flow->first_bound++ & (COLO_BOUNDS - 1);",
         COMPARE,
     ),
     Mutant(
@@ -246,7 +247,7 @@ MUTANTS = [
     Mutant(
         "a translated number leaves the checksum as it was",
         "include/colo_option.h",
-        "if (bpf_l4_csum_replace(skb, pkt->l4 + 16, 0, diff, 0))",
+        "if (bpf_l4_csum_replace(skb, pkt->sum, 0, diff, 0))",
         "if (0)",
         MIRROR,
     ),
@@ -291,6 +292,48 @@ MUTANTS = [
         "	if (flags & COLO_TCP_SYN)\n		colo_last.delete(key);\n",
         "",
         MIRROR,
+    ),
+    Mutant(
+        "a GSO frame's cuts share one digest",
+        "include/colo_hash.h",
+        "work->cut_digest[(stop->cut - 1) & (COLO_CUTS - 1)] = stop->digest;",
+        "work->cut_digest[0] = stop->digest;",
+        PROTOCOLS,
+    ),
+    Mutant(
+        "a cut keeps the sequence number of its GSO frame",
+        "include/colo_hold.h",
+        "	seq = bpf_htonl(seq);\n	__builtin_memcpy(&frame->data[l4 + 4], &seq, 4);\n",
+        "",
+        PROTOCOLS,
+    ),
+    Mutant(
+        "a held frame keeps the sum of its pseudo-header",
+        "include/colo_pvm.h",
+        "	colo_hold_sum(frame, pkt, copy.tag, tcp_len, IPPROTO_TCP);\n",
+        "",
+        PROTOCOLS,
+    ),
+    Mutant(
+        "fragments are equal wherever they belong",
+        "include/colo_dgram.h",
+        "pkt->fragment << 8 | pkt->proto",
+        "pkt->proto",
+        PROTOCOLS,
+    ),
+    Mutant(
+        "tags are no part of a flow",
+        "include/colo_parse.h",
+        "	key->vlan = pkt->vlan;\n	key->inner_vlan = pkt->inner_vlan;\n",
+        "",
+        PROTOCOLS,
+    ),
+    Mutant(
+        "a protocol nobody knows is waved through",
+        "include/colo_parse.h",
+        "return pkt->ethertype == ETH_P_ARP || pkt->ethertype == COLO_ETH_RARP ||",
+        "return 1 || pkt->ethertype == COLO_ETH_RARP ||",
+        PROTOCOLS,
     ),
 ]
 

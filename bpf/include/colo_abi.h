@@ -10,13 +10,15 @@
 #ifndef COLO_ABI_H
 #define COLO_ABI_H
 
-#define COLO_ABI_VERSION	1
+#define COLO_ABI_VERSION	2
 
 #define COLO_EPOCH_NONE		0	/* matches nothing, on the link as in the cell */
 #define COLO_TURNING_BIT	1ULL	/* turn word = epoch << 1 | TURNING */
 #define COLO_MARK_RELEASED	0xC0100001u	/* clones that enter the host as if from the tap */
 #define COLO_BEACON_ETHERTYPE	0x88B5	/* IEEE 802 local experimental 1 */
-#define COLO_BOUNDS		32	/* pending SVM boundaries a flow remembers */
+#define COLO_BOUNDS		32	/* pending SVM boundaries a flow remembers; a power of two */
+#define COLO_LANES		4	/* 64-bit words of a hash block, each with a hash of its own */
+#define COLO_NICS		8	/* of one VM; the low bits of the VNI say which */
 #define COLO_DGRAM_WAYS		8	/* notes in one bucket of the datagram table */
 #define COLO_NO_SCALE		255	/* window shift of a flow whose SYN was not seen */
 #define COLO_MISMATCHES		256	/* entries of the mismatch log, a ring */
@@ -57,7 +59,8 @@ enum colo_prog {
 	COLO_PROG_BEACON = 6,	/* mirror.c, run by the control plane */
 	COLO_PROG_LAST_IN = 7,	/* mirror.c, tap egress, before MIR_CLI */
 	COLO_PROG_LAST_OUT = 8,	/* mirror.c, tap ingress, after the others */
-	COLO_PROGS = 9,
+	COLO_PROG_DRAIN = 9,	/* compare.c, called by CMP_PVM and CMP_SVM; counts held frames */
+	COLO_PROGS = 10,
 };
 
 enum colo_verdict {
@@ -132,15 +135,16 @@ struct colo_conf {		/* colo_conf[0], written by user space */
 	__u64 dgram_timeout_ns;	/* an SVM-only note is forgotten after this */
 	__u64 lasting_epoch;	/* offsets learnt in this epoch outlived a takeover; 0: none */
 	__u32 mode;		/* enum colo_mode */
-	__u32 tap_ifindex;
+	__u32 tap_ifindex[COLO_NICS];
 	__u32 link_ifindex;
-	__u32 vni;		/* of the pairing; 0: none */
+	__u32 vni;		/* of the pairing, a multiple of COLO_NICS; 0: none */
 	__u32 local_ip;		/* network order */
 	__u32 peer_ip;		/* network order */
 	__u32 hold_slots;	/* a power of two */
 	__u32 hold_high;	/* slots in use that make a STORE_FULL event */
 	__u32 dgram_buckets;	/* a power of two */
 	__u32 lasting;		/* entries of colo_last; 0: nobody needs to look */
+	__u32 pad;
 };
 
 struct colo_turn {		/* colo_turn[0]: one 64-bit word, written whole */
@@ -148,12 +152,14 @@ struct colo_turn {		/* colo_turn[0]: one 64-bit word, written whole */
 };
 
 struct colo_flow_key {
-	__u32 vm;		/* addresses and ports in network order */
-	__u32 client;
+	__u32 vm[4];		/* addresses and ports in network order; IPv4 as ::ffff:a.b.c.d */
+	__u32 client[4];
 	__u16 vm_port;
 	__u16 client_port;
 	__u16 vlan;		/* host order, 0: untagged */
+	__u16 inner_vlan;	/* of a frame with two tags */
 	__u16 nic;
+	__u16 pad;
 };
 
 enum colo_flow_flag {
@@ -169,12 +175,11 @@ enum colo_flow_flag {
 	COLO_F_LOST = 1024,	/* a frame was hashed and not stored */
 	COLO_F_PVM_FIN = 2048,
 	COLO_F_RESET = 8192,	/* the PVM reset the connection */
-	COLO_F_CLIENT_FIN = 16384,
 };
 
 struct colo_side {		/* one VM's outbound stream since the anchor */
-	__u64 hash;		/* over the whole 8-byte words */
-	__u64 part;		/* bytes after them, the rest zero */
+	__u64 lane[COLO_LANES];	/* over the whole blocks */
+	__u64 part[COLO_LANES];	/* bytes after them, the rest zero */
 	__u32 next;		/* sequence number after the last hashed byte */
 	__u32 pad;
 };
@@ -206,6 +211,8 @@ struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u32 tail;
 	__u32 held;
 	__u32 ack_slot;		/* the pending pure ACK, slot + 1; 0: none */
+	__u32 unmet;		/* first held frame beyond svm.next, slot + 1; 0: none */
+	__u32 first_bound;	/* bound[] is a ring: its oldest entry */
 	__u32 bounds;		/* used entries of bound[] */
 	__u32 gen;		/* connections on this tuple; held frames carry it */
 	__u8 p_scale;
@@ -233,7 +240,7 @@ struct colo_slot {		/* colo_hold: what is known of a held frame */
 	__u64 state;		/* enum colo_slot_state; 64 bits for compare-and-swap */
 	__u64 epoch;		/* its VM produced it in */
 	__u64 at_ns;
-	__u64 digest;		/* of the PVM's stream at `end`, or of the datagram */
+	__u64 digest;		/* of the PVM's stream at `end`, or of the datagram; 0: unknown */
 	struct colo_flow_key flow;
 	__u32 kind;		/* enum colo_slot_kind */
 	__u32 end;		/* sequence number after the frame */
@@ -244,6 +251,7 @@ struct colo_slot {		/* colo_hold: what is known of a held frame */
 	__u32 ack;		/* the PVM's own ACK number: what left may be lower */
 	__u32 edge;		/* right edge of the window the PVM meant */
 	__u32 scale;		/* window shift, COLO_NO_SCALE: unknown */
+	__u32 pad;
 };
 
 struct colo_note {		/* one way of a datagram bucket */
@@ -301,6 +309,7 @@ struct colo_mismatch {		/* colo_mism[n mod COLO_MISMATCHES] */
 	__u16 reason;		/* enum colo_reason */
 	__u8 kind;		/* enum colo_event_kind */
 	__u8 proto;
+	__u32 pad;
 };
 
 struct colo_count {		/* colo_stats[prog][verdict][reason], one per CPU */

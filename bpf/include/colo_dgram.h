@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Everything that is not a TCP stream: UDP, ICMP, other IP, fragments, TCP resets.
- * Compared as a multiset, without order, equal copies counted.
+ * Everything that is not a TCP stream: UDP, ICMP, other IP and other protocols, fragments, TCP
+ * resets. Compared as a multiset, without order, equal copies counted.
  *
  * The table is a fixed array of buckets, so nothing has to be reaped and no traffic makes it
  * grow. What a full bucket forgets is a note of the SVM: the PVM's copy then waits
@@ -15,54 +15,56 @@ BPF_TABLE_PINNED("array", __u32, struct colo_bucket, colo_dgrams, COLO_DGRAM_BUC
 
 static __always_inline __u64 colo_key_hash(__u64 hash, struct colo_flow_key *key)
 {
-	hash = colo_mix(hash, (__u64)key->vm << 32 | key->client);
-	return colo_mix(hash, (__u64)key->vm_port << 48 | (__u64)key->client_port << 32 |
-			      (__u64)key->vlan << 16 | key->nic);
+	__u64 *word = (__u64 *)key;	/* addresses; then ports and tags */
+
+	hash = colo_mix(hash, word[0]);
+	hash = colo_mix(hash, word[1]);
+	hash = colo_mix(hash, word[2]);
+	hash = colo_mix(hash, word[3]);
+	hash = colo_mix(hash, (__u64)key->vm_port << 48 | (__u64)key->client_port << 32 |
+			      (__u64)key->vlan << 16 | key->inner_vlan);
+	return colo_mix(hash, key->nic);
 }
 
 /* A TCP reset is compared by connection and sequence number; its ACK is each VM's own. */
 static __always_inline int colo_is_reset(struct colo_pkt *pkt)
 {
-	return pkt->proto == IPPROTO_TCP && !pkt->fragment;
+	return colo_is_tcp(pkt);
 }
 
-/* Prepare the digest of a datagram, or make it where there is nothing to walk. */
-static __always_inline void colo_dgram_prepare(struct __sk_buff *skb, struct colo_conf *conf,
-					       struct colo_work *work)
+/* The digest of a datagram: what follows the network header, with the flow it belongs to. */
+static __always_inline void colo_dgram_digest(struct __sk_buff *skb, struct colo_conf *conf,
+					      struct colo_work *work, struct colo_buf *buf)
 {
+	struct colo_walk *walk = &work->walk;
 	struct colo_pkt *pkt = &work->pkt;
-	__u32 off = pkt->ethertype == ETH_P_IP ? pkt->l4 : pkt->l3;
 	__u64 hash = colo_key_hash(conf->key[0], &work->flow);
-	__u64 len = pkt->end - off;
+	__u64 len = pkt->end - pkt->l4;
 
-	work->step = COLO_STEP_DONE;
 	work->digest = 0;
+	hash = colo_mix(hash, (__u64)pkt->ethertype << 32 | pkt->fragment << 8 | pkt->proto);
 	if (colo_is_reset(pkt)) {
-		hash = colo_mix(hash, 0x525354ULL << 32 | pkt->seq);
-		work->digest = colo_digest(hash, 0, conf->key[1]);
+		hash = colo_mix(hash, pkt->seq);
+		work->digest = colo_digest(hash, conf->key[1]);
 		return;
 	}
-	hash = colo_mix(hash, (__u64)pkt->ethertype << 32 | pkt->fragment << 8 | pkt->proto);
 	hash = colo_mix(hash, len);
 	if (!len) {
-		work->digest = colo_digest(hash, 0, conf->key[1]);
+		work->digest = colo_digest(hash, conf->key[1]);
 		return;
 	}
 	COLO_OPAQUE(len);
-	if (len < 1 || len > COLO_FRAME_MAX - 8)
+	if (len < 1 || len > COLO_PLAIN_MAX)
 		return;
-	if (bpf_skb_load_bytes(skb, off, work->buf, len))
+	if (bpf_skb_load_bytes(skb, pkt->l4, &buf->word[COLO_START / 8], len))
 		return;
-	if (pkt->proto == IPPROTO_UDP && !pkt->fragment)
-		work->buf[0] &= 0x0000ffffffffffffULL;	/* checksum: may not be made yet */
-	work->key = conf->key[1];
-	work->hash = hash;
-	work->flags = 0;
-	work->word = 0;
-	work->stops = 0;
-	work->stop = COLO_STOPS;
-	work->at[COLO_STOPS].at = len;
-	work->step = COLO_STEP_HASH;
+	if (pkt->proto == IPPROTO_UDP && !pkt->fragment)	/* checksum: may not be made yet */
+		buf->word[COLO_START / 8] &= 0x0000ffffffffffffULL;
+	colo_lanes_begin(walk->lane, hash);
+	walk->fin = 0;
+	walk->pos = COLO_START;
+	walk->limit = COLO_START + len;
+	work->digest = colo_walk_plain(walk, buf);
 }
 
 static __always_inline struct colo_bucket *colo_dgram_bucket(struct colo_conf *conf, __u64 digest)

@@ -6,7 +6,7 @@
 #ifndef COLO_DRAIN_H
 #define COLO_DRAIN_H
 
-#define COLO_DRAIN_MAX	64	/* frames one carrier may take: a 64 KB segment meets 45 */
+#define COLO_DRAIN_MAX	COLO_CUTS	/* frames one carrier may take: a 64 KB segment meets 45 */
 
 /* Take the flow's next frame that may leave, under its lock. Returns slot + 1 or 0. */
 static __always_inline __u32 colo_drain_next(struct colo_flow *flow, __u64 epoch, __u32 *floor,
@@ -76,10 +76,9 @@ static __always_inline void colo_slot_orphan(struct colo_slot *slot)
 /*
  * Send what may leave of a flow, on the back of skb, which is used up. One CPU at a time per
  * flow (flow->emitter), so that the order holds; helpers are called without the lock.
- * Returns the number of frames sent.
  */
-static __always_inline __u32 colo_drain(struct __sk_buff *skb, struct colo_conf *conf,
-					struct colo_flow *flow, __u64 epoch)
+static __always_inline void colo_drain_flow(struct __sk_buff *skb, struct colo_conf *conf,
+					    struct colo_flow *flow, __u64 epoch)
 {
 	__u32 ref, ix, floor = 0, edge = 0, sent = 0;
 	struct colo_frame *frame;
@@ -87,7 +86,7 @@ static __always_inline __u32 colo_drain(struct __sk_buff *skb, struct colo_conf 
 	int i;
 
 	if (__sync_val_compare_and_swap(&flow->emitter, 0, 1))
-		return 0;
+		return;
 	for (i = 0; i < COLO_DRAIN_MAX; i++) {
 		ref = colo_drain_next(flow, epoch, &floor, &edge);
 		if (!ref)
@@ -104,11 +103,12 @@ static __always_inline __u32 colo_drain(struct __sk_buff *skb, struct colo_conf 
 		colo_slot_lower(slot, frame, COLO_AFTER(slot->ack, floor) ? floor : slot->ack,
 				edge);
 		if (colo_emit(skb, conf, ix, slot)) {
-			colo_count(COLO_PROG_CMP_SVM, COLO_V_HOLD, COLO_R_EMIT_FAILED, slot->len);
+			colo_count(COLO_PROG_DRAIN, COLO_V_HOLD, COLO_R_EMIT_FAILED, slot->len);
 			colo_slot_orphan(slot);
 			break;
 		}
 		sent++;
+		colo_count(COLO_PROG_DRAIN, COLO_V_CARRY, COLO_R_CARRIED, slot->len);
 		if (slot->kind == COLO_SLOT_ACK && COLO_AFTER(slot->ack, floor))
 			colo_drain_keep(flow, slot, ref);
 		else
@@ -117,7 +117,6 @@ static __always_inline __u32 colo_drain(struct __sk_buff *skb, struct colo_conf 
 	__sync_val_compare_and_swap(&flow->emitter, 1, 0);
 	if (sent)
 		colo_live_add(COLO_LIVE_CARRIED, sent);
-	return sent;
 }
 
 enum colo_flush_result {

@@ -15,8 +15,8 @@ static __always_inline void colo_plan_set(struct colo_plan *plan, __u32 verdict,
 
 static __always_inline void colo_side_begin(struct colo_side *side, __u64 key, __u32 next)
 {
-	side->hash = key;
-	side->part = 0;
+	colo_lanes_begin(side->lane, key);
+	__builtin_memset(side->part, 0, sizeof(side->part));
 	side->next = next;
 }
 
@@ -29,7 +29,7 @@ static __always_inline void colo_side_begin(struct colo_side *side, __u64 key, _
 static __always_inline void colo_flow_turn(struct colo_flow *flow, __u64 epoch, __u64 key)
 {
 	__u32 flags = flow->flags & (COLO_F_HAS_HIGH | COLO_F_HAS_ACK | COLO_F_PVM_SYN |
-				     COLO_F_PVM_SCALE | COLO_F_PVM_FIN | COLO_F_CLIENT_FIN | COLO_F_RESET);
+				     COLO_F_PVM_SCALE | COLO_F_PVM_FIN | COLO_F_RESET);
 
 	if (flags & COLO_F_HAS_HIGH)
 		flags |= COLO_F_ANCHORED;
@@ -43,6 +43,7 @@ static __always_inline void colo_flow_turn(struct colo_flow *flow, __u64 epoch, 
 	flow->s_scale = flow->p_scale;
 	flow->s_resends = 0;
 	flow->bounds = 0;
+	flow->unmet = 0;
 	colo_side_begin(&flow->pvm, key, flow->p_high);
 	colo_side_begin(&flow->svm, key, flow->p_high);
 }
@@ -65,6 +66,7 @@ static __always_inline void colo_flow_begin(struct colo_flow *flow, struct colo_
 	flow->held = 0;
 	flow->ack_slot = 0;
 	flow->bounds = 0;
+	flow->unmet = 0;
 	if (now->phase == COLO_TURNING || now->mode == COLO_SOLO)
 		return;	/* anchored by the next proven turn */
 	flow->flags |= COLO_F_ANCHORED;
@@ -127,118 +129,40 @@ static __always_inline __u32 colo_flow_edge(struct colo_flow *flow, __u32 edge)
 /* Remember where a segment of the SVM ended, ahead of the PVM. */
 static __always_inline void colo_flow_bound(struct colo_flow *flow, __u64 digest, __u32 end)
 {
-	__u32 ix = flow->bounds;
+	__u32 ix;
 
 	/* Full: only the last is replaced; the oldest stay until the PVM has passed them. */
-	if (ix >= COLO_BOUNDS)
-		ix = COLO_BOUNDS - 1;
+	if (flow->bounds < COLO_BOUNDS)
+		flow->bounds++;
+	ix = (flow->first_bound + flow->bounds - 1) & (COLO_BOUNDS - 1);
 	flow->bound[ix].digest = digest;
 	flow->bound[ix].end = end;
-	flow->bounds = ix + 1;
-}
-
-/* Stops of a PVM walk: the SVM's boundaries in (next, end]. */
-static __always_inline void colo_stops_of_svm(struct colo_work *work, struct colo_flow *flow,
-					      __u32 end, __u32 base)
-{
-	int i;
-
-	work->stops = 0;
-#pragma nounroll
-	for (i = 0; i < COLO_BOUNDS; i++) {
-		struct colo_bound *bound = &flow->bound[i];
-		__u64 used;
-
-		COLO_FORGET();
-		used = work->stops;
-		if (i >= flow->bounds || used >= COLO_STOPS)
-			break;
-		if (!COLO_AFTER(bound->end, flow->pvm.next))
-			continue;
-		if (COLO_AFTER(bound->end, end))
-			break;
-		work->at[used].digest = bound->digest;
-		work->at[used].end = bound->end;
-		work->at[used].at = bound->end - base;
-		work->stops = used + 1;
-	}
-}
-
-/* Drop the boundaries the PVM has passed. */
-static __always_inline void colo_bounds_trim(struct colo_work *work, struct colo_flow *flow)
-{
-	int i;
-
-	work->stops = 0;
-#pragma nounroll
-	for (i = 0; i < COLO_BOUNDS; i++) {
-		__u64 kept;
-
-		COLO_FORGET();
-		kept = work->stops;
-		if (i >= flow->bounds || kept >= COLO_BOUNDS)
-			break;
-		if (!COLO_AFTER(flow->bound[i].end, flow->pvm.next))
-			continue;
-		flow->bound[kept].digest = flow->bound[i].digest;
-		flow->bound[kept].end = flow->bound[i].end;
-		work->stops = kept + 1;
-	}
-	flow->bounds = work->stops;
-}
-
-/* Stops of an SVM walk: the ends of held PVM frames in (next, end]. */
-static __always_inline void colo_stops_of_pvm(struct colo_work *work, struct colo_flow *flow,
-					      __u32 end, __u32 base)
-{
-	__u32 ref = flow->head, last = flow->svm.next;
-	int i;
-
-	work->stops = 0;
-	for (i = 0; i < COLO_STOPS; i++) {
-		struct colo_slot *slot;
-		__u32 ix = ref - 1;
-		__u64 used;
-
-		COLO_FORGET();
-		used = work->stops;
-		if (!ref || used >= COLO_STOPS)
-			break;
-		slot = colo_hold.lookup(&ix);
-		if (!slot)
-			break;
-		ref = slot->next;
-		if (slot->epoch != flow->epoch || !slot->digest || !COLO_AFTER(slot->end, last))
-			continue;
-		if (COLO_AFTER(slot->end, end))
-			break;
-		last = slot->end;
-		work->at[used].digest = slot->digest;
-		work->at[used].end = last;
-		work->at[used].at = last - base;
-		work->stops = used + 1;
-	}
 }
 
 /* Append slot ref - 1 to the flow's held frames. */
-static __always_inline void colo_flow_append(struct colo_flow *flow, __u32 ref)
+static __always_inline void colo_flow_append(struct colo_flow *flow, struct colo_slot *slot,
+					     __u32 ref)
 {
 	__u32 ix = flow->tail - 1;
-	struct colo_slot *slot;
+	struct colo_slot *tail;
 
 	if (flow->tail) {
-		slot = colo_hold.lookup(&ix);
-		if (slot)
-			slot->next = ref;
+		tail = colo_hold.lookup(&ix);
+		if (tail)
+			tail->next = ref;
 	} else {
 		flow->head = ref;
 	}
 	flow->tail = ref;
 	flow->held++;
+	if (!flow->unmet && slot->digest && COLO_AFTER(slot->end, flow->svm.next))
+		flow->unmet = ref;
 }
 
 static __always_inline void colo_flow_pop(struct colo_flow *flow, struct colo_slot *slot)
 {
+	if (flow->unmet == flow->head)
+		flow->unmet = slot->next;
 	flow->head = slot->next;
 	if (!flow->head)
 		flow->tail = 0;
@@ -246,63 +170,137 @@ static __always_inline void colo_flow_pop(struct colo_flow *flow, struct colo_sl
 }
 
 /*
- * Load what the segment adds to the stream of `side` for the walk; the stops are set.
- * -1: the bytes do not fit. The caller has made sure that seq <= side->next < end.
+ * Load what the segment adds to the stream of `side` into the buffer, behind the unfinished
+ * block. -1: the bytes do not fit. The caller has made sure that seq <= side->next < end.
  */
-static __always_inline int colo_segment_load(struct __sk_buff *skb, struct colo_work *work,
-					     struct colo_flow *flow, struct colo_side *side,
-					     __u64 key)
+static __always_inline int colo_walk_load(struct __sk_buff *skb, struct colo_work *work,
+					  struct colo_buf *buf, struct colo_flow *flow,
+					  struct colo_side *side)
 {
+	struct colo_walk *walk = &work->walk;
 	struct colo_pkt *pkt = &work->pkt;
 	__u32 skip = side->next - pkt->seq;
 	__u32 fin = pkt->flags & COLO_TCP_FIN ? 1 : 0;
-	__u64 phase = (side->next - flow->anchor) & 7;
-	__u64 len = pkt->len > skip ? pkt->len - skip : 0;
+	__u64 phase = (side->next - flow->anchor) & (COLO_BLOCK - 1);
+	__u64 len = pkt->len > skip ? pkt->len - skip : 0, end;
 
-	work->buf[0] = side->part;
+	__builtin_memcpy(walk->lane, side->lane, sizeof(walk->lane));
+	__builtin_memcpy(&buf->word[COLO_START / 8], side->part, sizeof(side->part));
+	walk->pos = COLO_START;
+	walk->base = side->next - phase - COLO_START;
+	walk->limit = COLO_START + phase + len + fin;
+	walk->stops = 0;
+	walk->met = walk->from = side->next;
+	walk->fin = fin ? COLO_FIN_MARK : 0;
 	COLO_OPAQUE(phase);
-	phase &= 7;
+	phase = COLO_START + (phase & (COLO_BLOCK - 1));
 	if (len) {
 		COLO_OPAQUE(len);
-		if (len < 1 || len > COLO_FRAME_MAX - 16)
+		if (len < 1 || len > 65536)
 			return -1;
-		if (bpf_skb_load_bytes(skb, pkt->payload + skip, (__u8 *)work->buf + phase, len))
+		if (bpf_skb_load_bytes(skb, pkt->payload + skip, (__u8 *)buf->word + phase, len))
 			return -1;
 	}
-	work->key = key;
-	work->hash = side->hash;
-	work->flags = fin ? COLO_W_FIN : 0;
-	work->word = 0;
-	work->stop = work->stops ? 0 : COLO_STOPS;
-	work->at[COLO_STOPS].at = phase + len + fin;
-	if (fin)	/* counts as a byte of its own */
-		*((__u8 *)work->buf + ((phase + len) & (COLO_FRAME_MAX - 1))) = 0;
+	if (fin) {	/* counts as a byte of its own */
+		end = phase + len;
+		COLO_OPAQUE(end);
+		if (end > 65536 + 2 * COLO_BLOCK)
+			return -1;
+		*((__u8 *)buf->word + end) = 0;
+	}
 	return 0;
 }
 
-static __always_inline void colo_side_store(struct colo_work *work, struct colo_side *side)
+/* The stops of a PVM walk: the SVM's boundaries and the ends of cuts, in order; then the end. */
+static __always_inline void colo_stops_pvm(struct colo_work *work, struct colo_flow *flow)
 {
-	side->hash = work->hash;
-	side->part = work->part;
-	side->next = work->end;
+	struct colo_walk *walk = &work->walk;
+	struct colo_bound *bound;
+	__u32 at, cut_at;
+	int i;
+
+	walk->bound = 0;
+#pragma nounroll
+	for (i = 0; i < COLO_STOPS; i++) {
+		COLO_FORGET();
+		cut_at = walk->limit;
+		if (walk->cut + 1 < work->cuts)
+			cut_at = work->pkt.seq + (walk->cut + 1) * work->cut_bytes - walk->base;
+		bound = &flow->bound[(flow->first_bound + walk->bound) & (COLO_BOUNDS - 1)];
+		at = bound->end - walk->base;
+		if (walk->bound >= flow->bounds || at > cut_at) {
+			colo_stop_add(work, cut_at, 0, walk->cut + 1);
+			walk->cut++;
+		} else if (at == cut_at) {
+			colo_stop_add(work, cut_at, bound->digest, walk->cut + 1);
+			walk->bound++;
+			walk->cut++;
+		} else {
+			colo_stop_add(work, at, bound->digest, 0);
+			walk->bound++;
+		}
+		COLO_FORGET();
+		if (walk->cut >= work->cuts)
+			return;
+	}
+	/* Absurdly many: the rest counts as not seen, and the PVM's next segment leaves a gap. */
+	walk->limit = work->stop[COLO_STOPS - 1].at;
+}
+
+/* The stops of an SVM walk: the ends of held frames, then its own. */
+static __always_inline void colo_stops_svm(struct colo_work *work, struct colo_flow *flow)
+{
+	struct colo_walk *walk = &work->walk;
+	__u32 ix, last = flow->svm.next;
+	struct colo_slot *slot;
+	int i;
+
+	walk->held = flow->unmet;
+#pragma nounroll
+	for (i = 0; i < COLO_STOPS - 1; i++) {
+		COLO_FORGET();
+		ix = walk->held - 1;
+		slot = colo_hold.lookup(&ix);
+		if (!slot || COLO_AFTER(slot->end, work->end))
+			break;
+		walk->held = slot->next;
+		if (slot->epoch != flow->epoch || !slot->digest || !COLO_AFTER(slot->end, last))
+			continue;
+		last = slot->end;
+		colo_stop_add(work, last - walk->base, slot->digest, 0);
+	}
+	COLO_FORGET();
+	if (last == work->end)
+		return;
+	colo_stop_add(work, walk->limit, 0, 0);
+}
+
+static __always_inline void colo_side_store(struct colo_walk *walk, struct colo_side *side)
+{
+	__builtin_memcpy(side->lane, walk->lane, sizeof(side->lane));
+	__builtin_memcpy(side->part, walk->tail, sizeof(side->part));
+	side->next = walk->base + walk->limit;
 }
 
 /* What the walk found: `verified` moves to the last stop that agreed, or the flow is bad. */
 static __always_inline void colo_walk_result(struct colo_work *work, struct colo_flow *flow,
-					     int ours_is_pvm)
+					     int pvm)
 {
+	struct colo_walk *walk = &work->walk;
 	struct colo_plan *plan = &work->plan;
-	__u32 bad = work->bad;
+	struct colo_stop *stop;
 
-	if (work->flags & COLO_W_MET && COLO_AFTER(work->met, flow->verified))
-		flow->verified = work->met;
-	if (!(work->flags & COLO_W_BAD) || bad > COLO_STOPS)
+	colo_walk_judge(work);
+	if (walk->met != walk->from && COLO_AFTER(walk->met, flow->verified))
+		flow->verified = walk->met;
+	if (!walk->bad)
 		return;
+	stop = &work->stop[(walk->bad - 1) & (COLO_STOPS - 1)];
 	flow->flags |= COLO_F_BAD;
 	plan->event = COLO_EV_MISMATCH;
-	plan->offset = work->at[bad].end;
-	plan->pvm_digest = ours_is_pvm ? work->bad_digest : work->at[bad].digest;
-	plan->svm_digest = ours_is_pvm ? work->at[bad].digest : work->bad_digest;
+	plan->offset = walk->base + stop->at;
+	plan->pvm_digest = pvm ? stop->digest : stop->other;
+	plan->svm_digest = pvm ? stop->other : stop->digest;
 }
 
 #endif /* COLO_FLOW_H */

@@ -1,76 +1,195 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Prefix hash of a byte stream. Two VMs may cut the same stream into different
- * segments, so each side keeps a state (hash over whole 8-byte words, unfinished
- * word, next sequence number) and digests are only compared at equal stream positions.
+ * Prefix hash of a byte stream. Two VMs may cut the same stream into different segments, so
+ * each side keeps a state (hash over whole blocks, unfinished block, next sequence number) and
+ * digests are only compared at equal stream positions.
  *
- * A segment is hashed in one walk. The walk stops wherever the other side has a digest
- * pending (struct colo_stop) and compares there.
+ * A segment is hashed in one walk, in three steps. List the stops: the places where the other
+ * side has a digest pending (for the PVM the ends of the SVM's segments, flow->bound; for the SVM
+ * the ends of held frames), for the PVM also the ends of cuts (a GSO frame is held as the frames
+ * it stands for, and each may leave by itself), and the segment's end. Hash, and note a digest at
+ * each stop. Judge: compare.
  *
- * The indices of the walk are read from map memory at each turn, so that the verifier prunes.
+ * What goes from turn to turn of a loop is read from map memory: the verifier then sees the same
+ * state each time.
  */
 #ifndef COLO_HASH_H
 #define COLO_HASH_H
 
+#define COLO_START	COLO_BLOCK	/* where a stream's bytes begin in the buffer */
+#define COLO_EIGHT	(8 * COLO_BLOCK)
+#define COLO_HASH_TURNS	(65536 / COLO_EIGHT + COLO_STOPS + 2)
+#define COLO_PLAIN_MAX	(60 * COLO_EIGHT)	/* bytes of what is no stream */
+#define COLO_NOWHERE	0xffffffffu
+#define COLO_PHI	0x9E3779B97F4A7C15ULL
+
 static __always_inline __u64 colo_mix(__u64 hash, __u64 word)
 {
-	hash = (hash ^ word) * 0x9E3779B97F4A7C15ULL;
+	hash = (hash ^ word) * COLO_PHI;
 	return hash ^ (hash >> 29);
 }
 
-static __always_inline __u64 colo_digest(__u64 hash, __u64 part, __u64 key)
+/* Odd, so never 0: that means "none" in the maps. */
+static __always_inline __u64 colo_digest(__u64 hash, __u64 key)
 {
-	hash = colo_mix(hash, part ^ key);
-	hash = colo_mix(hash, key);
-	return hash ? hash : 1;	/* 0 means "none" in the maps */
+	return colo_mix(hash, key) | 1;
 }
 
-/* Hash work->buf from work->word up to the last stop, comparing at each stop before it. */
-static __always_inline void colo_walk(struct colo_work *work)
+static __always_inline void colo_lanes_begin(__u64 *lane, __u64 key)
 {
-	__u64 hash = work->hash;
+	lane[0] = key;
+	lane[1] = key + COLO_PHI;
+	lane[2] = key + 2 * COLO_PHI;
+	lane[3] = key + 3 * COLO_PHI;
+}
+
+/* Hash whole blocks at walk->pos. The lanes do not wait for each other. */
+static __always_inline void colo_walk_blocks(struct colo_walk *walk, __u64 *word, int blocks)
+{
+	__u64 a = walk->lane[0], b = walk->lane[1], c = walk->lane[2], d = walk->lane[3];
 	int i;
 
-	for (i = 0; i < COLO_WORDS + COLO_STOPS + 1; i++) {
-		__u64 word = work->word;
-		__u64 stop = work->stop;
-		__u64 part = 0, digest;
-		__u32 at, rest;
+#pragma unroll
+	for (i = 0; i < blocks; i++) {
+		a = colo_mix(a, word[4 * i]);
+		b = colo_mix(b, word[4 * i + 1]);
+		c = colo_mix(c, word[4 * i + 2]);
+		d = colo_mix(d, word[4 * i + 3]);
+	}
+	walk->lane[0] = a;
+	walk->lane[1] = b;
+	walk->lane[2] = c;
+	walk->lane[3] = d;
+	walk->pos += blocks * COLO_BLOCK;
+}
 
-		COLO_OPAQUE(word);
-		COLO_OPAQUE(stop);
-		if (word >= COLO_WORDS || stop > COLO_STOPS)
-			break;
-		at = work->at[stop].at;
-		if (word * 8 + 8 <= at) {
-			hash = colo_mix(hash, work->buf[word]);
-			work->word = word + 1;
+static __always_inline __u64 *colo_walk_at(struct colo_walk *walk, struct colo_buf *buf)
+{
+	return &buf->word[walk->pos / 8 & (COLO_BUF_WORDS - 1)];
+}
+
+/* The bytes between the last whole block and the stop; `word` is that block. */
+static __always_inline void colo_walk_tail(struct colo_walk *walk, __u64 *word, __u32 stop)
+{
+	__u64 rest = stop - walk->pos, bytes, mask;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < COLO_LANES; i++) {
+		bytes = colo_min(rest, 8);
+		rest -= bytes;
+		mask = (~0ULL << bytes * 4) << bytes * 4;	/* by 64, a shift does nothing */
+		walk->tail[i] = word[i] & ~mask;
+	}
+}
+
+/* The digest of all before `stop`. */
+static __always_inline __u64 colo_walk_digest(struct colo_walk *walk, __u32 stop)
+{
+	__u64 at_end = (__s64)((__u64)walk->limit - stop - 1) >> 63;
+	__u64 hash = walk->lane[0];
+
+	COLO_OPAQUE(at_end);
+	hash = colo_mix(hash, walk->lane[1]);
+	hash = colo_mix(hash, walk->lane[2]);
+	hash = colo_mix(hash, walk->lane[3]);
+	hash = colo_mix(hash, walk->tail[0]);
+	hash = colo_mix(hash, walk->tail[1]);
+	hash = colo_mix(hash, walk->tail[2]);
+	hash = colo_mix(hash, walk->tail[3]);
+	return colo_digest(hash, walk->key ^ (walk->fin & at_end));
+}
+
+/* Hash to `stop`, less than eight blocks away. */
+static __always_inline void colo_walk_rest(struct colo_walk *walk, struct colo_buf *buf, __u32 stop)
+{
+	if (walk->pos + 4 * COLO_BLOCK <= stop)
+		colo_walk_blocks(walk, colo_walk_at(walk, buf), 4);
+	COLO_FORGET();
+	if (walk->pos + 2 * COLO_BLOCK <= stop)
+		colo_walk_blocks(walk, colo_walk_at(walk, buf), 2);
+	COLO_FORGET();
+	if (walk->pos + COLO_BLOCK <= stop)
+		colo_walk_blocks(walk, colo_walk_at(walk, buf), 1);
+	COLO_FORGET();
+	colo_walk_tail(walk, colo_walk_at(walk, buf), stop);
+}
+
+/* Hash the buffer from walk->pos to walk->limit, with a digest at each stop. */
+static __always_inline void colo_walk_hash(struct colo_work *work, struct colo_buf *buf)
+{
+	struct colo_walk *walk = &work->walk;
+	struct colo_stop *stop;
+	int i;
+
+	walk->stop = 0;
+#pragma nounroll
+	for (i = 0; i < COLO_HASH_TURNS; i++) {
+		COLO_FORGET();
+		stop = &work->stop[walk->stop & (COLO_STOPS - 1)];
+		if (walk->pos + COLO_EIGHT <= stop->at) {
+			colo_walk_blocks(walk, colo_walk_at(walk, buf), 8);
 			continue;
 		}
-		rest = at & 7;
-		if (rest)
-			part = work->buf[word] & ((1ULL << (rest * 8)) - 1);
-		digest = colo_digest(hash, part, work->key);
-		if ((work->flags & COLO_W_FIN) && at == work->at[COLO_STOPS].at)
-			digest ^= COLO_FIN_MARK;
-		if (stop == COLO_STOPS) {
-			work->part = part;
-			work->digest = digest;
+		colo_walk_rest(walk, buf, stop->at);
+		stop->digest = colo_walk_digest(walk, stop->at);
+		if (++walk->stop >= walk->stops)
 			break;
-		}
-		if (digest != work->at[stop].digest) {
-			/* The hash stays right for nobody: the flow waits for a checkpoint. */
-			work->flags |= COLO_W_BAD;
-			work->bad = stop;
-			work->bad_digest = digest;
-			break;
-		}
-		work->flags |= COLO_W_MET;
-		work->met = work->at[stop].end;
-		stop++;
-		work->stop = stop < work->stops ? stop : COLO_STOPS;
 	}
-	work->hash = hash;
+}
+
+/* The digest of the buffer up to walk->limit, for what is no stream. */
+static __always_inline __u64 colo_walk_plain(struct colo_walk *walk, struct colo_buf *buf)
+{
+	int i;
+
+#pragma nounroll
+	for (i = 0; i < COLO_PLAIN_MAX / COLO_EIGHT; i++) {
+		COLO_FORGET();
+		if (walk->pos + COLO_EIGHT > walk->limit)
+			break;
+		colo_walk_blocks(walk, colo_walk_at(walk, buf), 8);
+	}
+	colo_walk_rest(walk, buf, walk->limit);
+	return colo_walk_digest(walk, walk->limit);
+}
+
+static __always_inline void colo_stop_add(struct colo_work *work, __u32 at, __u64 other, __u32 cut)
+{
+	struct colo_stop *stop = &work->stop[work->walk.stops & (COLO_STOPS - 1)];
+
+	stop->at = at;
+	stop->other = other;
+	stop->cut = cut;
+	work->walk.stops++;
+}
+
+/* Compare at each stop; up to the last where both agree, both VMs have produced the same. */
+static __always_inline void colo_walk_judge(struct colo_work *work)
+{
+	struct colo_walk *walk = &work->walk;
+	struct colo_stop *stop;
+	int i;
+
+	walk->bad = 0;
+	walk->stop = 0;
+#pragma nounroll
+	for (i = 0; i < COLO_STOPS; i++) {
+		COLO_FORGET();
+		if (walk->stop >= walk->stops)
+			break;
+		stop = &work->stop[walk->stop & (COLO_STOPS - 1)];
+		walk->stop++;
+		if (stop->cut)
+			work->cut_digest[(stop->cut - 1) & (COLO_CUTS - 1)] = stop->digest;
+		if (!stop->other)
+			continue;
+		if (stop->other != stop->digest) {
+			walk->bad = walk->stop;
+			break;
+		}
+		walk->met = walk->base + stop->at;
+	}
 }
 
 #endif /* COLO_HASH_H */

@@ -17,9 +17,13 @@ BPF_TABLE_PINNED("array", __u32, struct colo_mismatch, colo_mism, COLO_MISMATCHE
 		 COLO_PIN "/colo_mism");
 BPF_RINGBUF_OUTPUT(colo_ring, 16);
 
-#define COLO_ALLOC_TRIES	8	/* slots of the ring looked at for a free one */
-#define COLO_LOCK_SPINS		400	/* about 1.3 us; the other side holds it for less */
-#define COLO_LOCK_AGAIN		16	/* inside a loop, where the next turn tries again */
+#define COLO_ALLOC_TRIES	3	/* slots of the ring looked at for a free one */
+#define COLO_LOCK_SPINS		300	/* some 50 us: a GSO frame of 64 KB is hashed and cut in less */
+#define COLO_LOCK_AGAIN		4	/* inside a loop, where the next turn tries again */
+#define COLO_HEAD_MAX		256	/* headers of a held frame, a power of two */
+#define COLO_SUM_BYTES		508	/* a multiple of 4 below 512: what older kernels take at once */
+#define COLO_SUMS		((COLO_FRAME_MAX - COLO_HEAD_MAX) / COLO_SUM_BYTES)
+#define COLO_DATA_MAX		(COLO_SUMS * COLO_SUM_BYTES - 64)	/* behind a held frame's headers */
 
 static __always_inline __u64 *colo_live_word(__u32 word)
 {
@@ -38,9 +42,15 @@ static __always_inline int colo_lock(__u64 *lock, int spins)
 {
 	int i;
 
-	for (i = 0; i < spins; i++)
+	for (i = 0; i < spins; i++) {
 		if (!__sync_val_compare_and_swap(lock, 0, 1))
 			return 0;
+		/* What takes time, but no branch: the verifier counts those. */
+		bpf_ktime_get_ns();
+		bpf_ktime_get_ns();
+		bpf_ktime_get_ns();
+		bpf_ktime_get_ns();
+	}
 	return -1;
 }
 
@@ -115,61 +125,188 @@ static __always_inline void colo_slot_free(struct colo_slot *slot)
 		colo_live_add(COLO_LIVE_HELD, -1);
 }
 
-/*
- * Copy the frame into slot ref - 1. A VLAN tag sits in skb->vlan_tci at clsact, not in the
- * bytes: it is written back, so that the frame can leave as it came.
- */
-static __always_inline int colo_hold_copy(struct __sk_buff *skb, __u32 ref)
+/* Sum of slot memory at `off`, which lies in the head. */
+static __always_inline __u32 colo_frame_sum(struct colo_frame *frame, __u64 off, __u64 len,
+					  __u32 sum)
 {
-	__u32 ix = ref - 1, tag = 0;
-	struct colo_slot *slot = colo_hold.lookup(&ix);
-	struct colo_frame *frame = colo_frames.lookup(&ix);
-	__u64 len = skb->len;
+	__u64 part;
+	int i;
 
-	if (!slot || !frame || len < ETH_HLEN)
+	COLO_OPAQUE(off);
+	off &= COLO_HEAD_MAX - 1;
+#pragma unroll
+	for (i = 0; i < COLO_SUMS; i++) {
+		part = (colo_min(len, COLO_SUM_BYTES) + 3) & ~3ULL;
+		len -= colo_min(len, COLO_SUM_BYTES);
+		COLO_OPAQUE(part);
+		part &= 511;
+		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[off + i * COLO_SUM_BYTES], part, sum);
+	}
+	return sum;
+}
+
+static __always_inline __u16 colo_sum_fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* The header of a frame copied to a slot: `tag` bytes longer where a VLAN tag was written back. */
+struct colo_copy {
+	__u32 ref;		/* slot + 1 */
+	__u32 head;		/* bytes before the data */
+	__u32 from;		/* offset of the data in the skb */
+	__u32 len;		/* of the data */
+	__u32 tag;
+};
+
+/*
+ * Copy header and data into the slot. A VLAN tag sits in skb->vlan_tci at clsact, not in the
+ * bytes: it is written back, so that the frame can leave as it came. Four zero bytes follow, for the
+ * checksum.
+ */
+static __always_inline int colo_hold_copy(struct __sk_buff *skb, struct colo_frame *frame,
+					  struct colo_copy *copy)
+{
+	__u64 head = copy->head, len = copy->len;
+
+	copy->tag = skb->vlan_present ? 4 : 0;
+	if (head < ETH_HLEN || head > COLO_HEAD_MAX - 8)
 		return -1;
-	COLO_OPAQUE(len);
-	if (len > COLO_FRAME_MAX - 8)
+	if (bpf_skb_load_bytes(skb, 0, frame->data, ETH_HLEN - 2))
 		return -1;
 	if (skb->vlan_present) {
 		__u16 tci = bpf_htons(skb->vlan_tci);
 		__u16 proto = skb->vlan_proto;
 
-		tag = 4;
-		if (bpf_skb_load_bytes(skb, 0, frame->data, 12))
-			return -1;
 		__builtin_memcpy(&frame->data[12], &proto, 2);
 		__builtin_memcpy(&frame->data[14], &tci, 2);
-		len -= 12;
-		COLO_OPAQUE(len);
-		if (len < 2 || len > COLO_FRAME_MAX - 20 ||
-		    bpf_skb_load_bytes(skb, 12, &frame->data[16], len))
-			return -1;
-		len += 12;
-	} else if (bpf_skb_load_bytes(skb, 0, frame->data, len)) {
-		return -1;
 	}
-	slot->len = len + tag;
-	slot->next = 0;
+	head -= ETH_HLEN - 2;
+	COLO_OPAQUE(head);
+	if (head < 2 || head > COLO_HEAD_MAX)
+		return -1;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN - 2, &frame->data[12 + (copy->tag & 4)], head))
+		return -1;
+	head = copy->head + copy->tag;
+	COLO_OPAQUE(head);
+	COLO_OPAQUE(len);
+	if (head > COLO_HEAD_MAX || len > COLO_DATA_MAX)
+		return -1;
+	if (len && bpf_skb_load_bytes(skb, copy->from, &frame->data[head], len))
+		return -1;
+	head += len;
+	COLO_OPAQUE(head);
+	if (head > COLO_FRAME_MAX - 4)
+		return -1;
+	__builtin_memset(&frame->data[head], 0, 4);
 	return 0;
 }
 
-static __always_inline void colo_hold_publish(struct colo_conf *conf, struct colo_slot *slot,
-					      __u64 epoch)
+/*
+ * A frame from an offloading tap carries only the sum of its pseudo-header, and nothing in the skb
+ * that BPF can see tells: so the checksum of TCP and UDP is made here, always. A UDP checksum of
+ * zero over IPv4 says that there is none.
+ */
+static __always_inline void colo_hold_sum(struct colo_frame *frame, struct colo_pkt *pkt,
+					  __u32 tag, __u32 len, __u32 proto)
 {
-	__u64 *held = colo_live_word(COLO_LIVE_HELD);
-	__u64 *armed = colo_live_word(COLO_LIVE_HELD_ARMED);
+	__u64 l3 = pkt->l3 + tag, l4 = pkt->l4 + tag;
+	__u64 at = l4 + (proto == IPPROTO_TCP ? 16 : 6);
+	__u32 sum = bpf_htonl(len + proto);
+	__u16 folded = 0;
 
+	COLO_OPAQUE(at);
+	COLO_OPAQUE(l3);
+	if (at > COLO_HEAD_MAX || l3 > COLO_HEAD_MAX)
+		return;
+	__builtin_memcpy(&folded, &frame->data[at], 2);
+	if (!folded && proto == IPPROTO_UDP)
+		return;
+	folded = 0;
+	__builtin_memcpy(&frame->data[at], &folded, 2);
+	if (pkt->ethertype == ETH_P_IP)
+		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 12], 8, sum);
+	else
+		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 8], 32, sum);
+	folded = colo_sum_fold(colo_frame_sum(frame, l4, len, sum));
+	if (!folded && proto == IPPROTO_UDP)
+		folded = 0xffff;
+	__builtin_memcpy(&frame->data[at], &folded, 2);
+}
+
+/* Length and identification of a cut's IP header; `n` cuts came before it in the GSO frame. */
+static __always_inline void colo_cut_ip(struct colo_frame *frame, struct colo_pkt *pkt, __u64 l3,
+					__u32 len, __u32 n)
+{
+	__u64 hlen = pkt->l4 - pkt->l3;
+	__u16 word;
+
+	COLO_OPAQUE(l3);
+	if (l3 > COLO_HEAD_MAX)
+		return;
+	if (pkt->ethertype == ETH_P_IPV6) {
+		word = bpf_htons(hlen + len - 40);
+		__builtin_memcpy(&frame->data[l3 + 4], &word, 2);
+		return;
+	}
+	word = bpf_htons(hlen + len);
+	__builtin_memcpy(&frame->data[l3 + 2], &word, 2);
+	__builtin_memcpy(&word, &frame->data[l3 + 4], 2);
+	word = bpf_htons(bpf_ntohs(word) + n);
+	__builtin_memcpy(&frame->data[l3 + 4], &word, 2);
+	word = 0;
+	__builtin_memcpy(&frame->data[l3 + 10], &word, 2);
+	COLO_OPAQUE(hlen);
+	if (hlen > 60)
+		return;
+	word = colo_sum_fold(bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3], hlen & ~3ULL, 0));
+	__builtin_memcpy(&frame->data[l3 + 10], &word, 2);
+}
+
+/* Sequence number and flags of a cut: FIN and PSH go with the last, CWR with the first. */
+static __always_inline void colo_cut_tcp(struct colo_frame *frame, __u64 l4, __u32 seq, int first,
+					 int last)
+{
+	COLO_OPAQUE(l4);
+	if (l4 > COLO_HEAD_MAX)
+		return;
+	seq = bpf_htonl(seq);
+	__builtin_memcpy(&frame->data[l4 + 4], &seq, 4);
+	if (!last)
+		frame->data[l4 + 13] &= ~(COLO_TCP_FIN | COLO_TCP_PSH);
+	if (!first)
+		frame->data[l4 + 13] &= ~COLO_TCP_CWR;
+}
+
+/* Returns how many more slots are in use. */
+static __always_inline __u32 colo_hold_publish(struct colo_slot *slot, __u64 epoch)
+{
 	slot->epoch = epoch;
 	slot->at_ns = bpf_ktime_get_boot_ns();
 	if (__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD) ==
 	    COLO_SLOT_LEAVING)
-		return;	/* an ACK that replaced an older one: counted already */
+		return 0;	/* an ACK that replaced an older one: counted already */
 	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_FILLING, COLO_SLOT_HELD);
-	if (held && __sync_fetch_and_add(held, 1) + 1 == conf->hold_high)
-		colo_tell(COLO_EV_STORE_FULL, COLO_R_STORE_FULL, &slot->flow, 0, epoch);
-	if (armed && *armed && __sync_val_compare_and_swap(armed, 1, 0) == 1)
-		colo_tell(COLO_EV_HELD, COLO_R_UNVERIFIED, &slot->flow, 0, epoch);
+	return 1;
+}
+
+/* `made` more slots are in use: tell the control plane, if it asked or it gets tight. */
+static __always_inline void colo_hold_count(struct colo_conf *conf, struct colo_flow_key *key,
+					    __u64 epoch, __u64 made)
+{
+	__u64 *held = colo_live_word(COLO_LIVE_HELD);
+	__u64 *armed = colo_live_word(COLO_LIVE_HELD_ARMED);
+	__u64 was;
+
+	if (!held || !armed)
+		return;
+	was = __sync_fetch_and_add(held, made);
+	if (was < conf->hold_high && was + made >= conf->hold_high)
+		colo_tell(COLO_EV_STORE_FULL, COLO_R_STORE_FULL, key, 0, epoch);
+	if (*armed && __sync_val_compare_and_swap(armed, 1, 0) == 1)
+		colo_tell(COLO_EV_HELD, COLO_R_UNVERIFIED, key, 0, epoch);
 }
 
 /* Ones' complement update of the 16-bit checksum at `sum` for one 32-bit word. */
@@ -256,7 +393,8 @@ static __always_inline int colo_emit(struct __sk_buff *skb, struct colo_conf *co
 				BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH))
 		return -1;
 	skb->mark = COLO_MARK_RELEASED;
-	return bpf_clone_redirect(skb, conf->tap_ifindex, BPF_F_INGRESS);
+	return bpf_clone_redirect(skb, conf->tap_ifindex[slot->flow.nic & (COLO_NICS - 1)],
+				  BPF_F_INGRESS);
 }
 
 #endif /* COLO_HOLD_H */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The link: VXLAN in external mode. VNI = pairing, GBP group = low 16 bits of the epoch the
- * inner frame was produced in.
+ * The link: VXLAN in external mode. VNI = pairing + number of the NIC, GBP group = low 16 bits
+ * of the epoch the inner frame was produced in.
  */
 #ifndef COLO_LINK_H
 #define COLO_LINK_H
@@ -10,15 +10,17 @@ struct colo_gbp {		/* struct vxlan_metadata of the kernel */
 	__u32 gbp;
 };
 
-/* 0 and the tag if the frame belongs to our pairing, -1 otherwise. */
-static __always_inline int colo_link_in(struct __sk_buff *skb, struct colo_conf *conf, __u16 *tag)
+/* 0, the tag and the NIC if the frame belongs to our pairing, -1 otherwise. */
+static __always_inline int colo_link_in(struct __sk_buff *skb, struct colo_conf *conf, __u16 *tag,
+					__u32 *nic)
 {
 	struct bpf_tunnel_key key = {};
 	struct colo_gbp md = {};
 
 	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
 		return -1;
-	if (key.tunnel_id != conf->vni || key.remote_ipv4 != bpf_ntohl(conf->peer_ip))
+	*nic = key.tunnel_id & (COLO_NICS - 1);
+	if ((key.tunnel_id & ~(COLO_NICS - 1)) != conf->vni || key.remote_ipv4 != bpf_ntohl(conf->peer_ip))
 		return -1;
 	/* A group of 0 is not put on the wire: without the option the tag is 0. */
 	if (bpf_skb_get_tunnel_opt(skb, &md, sizeof(md)) < 0)
@@ -27,13 +29,26 @@ static __always_inline int colo_link_in(struct __sk_buff *skb, struct colo_conf 
 	return 0;
 }
 
+/* Which NIC of the VM the hook is on; COLO_NICS: none of ours. */
+static __always_inline __u32 colo_nic_of(struct __sk_buff *skb, struct colo_conf *conf)
+{
+	__u32 nic;
+
+#pragma unroll
+	for (nic = 0; nic < COLO_NICS; nic++)
+		if (skb->ifindex == conf->tap_ifindex[nic])
+			return nic;
+	return COLO_NICS;
+}
+
 /* Address the frame to the peer's plane, tagged with its epoch. */
-static __always_inline int colo_link_tag(struct __sk_buff *skb, struct colo_conf *conf, __u16 tag)
+static __always_inline int colo_link_tag(struct __sk_buff *skb, struct colo_conf *conf, __u16 tag,
+					 __u32 nic)
 {
 	struct bpf_tunnel_key key = {};
 	struct colo_gbp md = {};
 
-	key.tunnel_id = conf->vni;
+	key.tunnel_id = conf->vni + nic;
 	key.remote_ipv4 = bpf_ntohl(conf->peer_ip);
 	key.tunnel_ttl = 64;
 	md.gbp = tag;

@@ -19,7 +19,7 @@
 #define COLO_DGRAM_BUCKETS 2048
 #endif
 #ifndef COLO_FRAME_MAX
-#define COLO_FRAME_MAX 2048	/* bytes of a slot; covers an MTU of 1500 with two tags */
+#define COLO_FRAME_MAX 2304	/* bytes of a slot: 256 of headers, then 508 times what is needed */
 #endif
 
 struct colo_frame {

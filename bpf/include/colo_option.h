@@ -90,7 +90,7 @@ static __always_inline int colo_put(struct __sk_buff *skb, struct colo_pkt *pkt,
 	diff = bpf_csum_diff(&from, 4, &to, 4, 0);
 	if ((at - pkt->l4) & 1)
 		diff = diff >> 8 | diff << 24;
-	if (bpf_l4_csum_replace(skb, pkt->l4 + 16, 0, diff, 0))
+	if (bpf_l4_csum_replace(skb, pkt->sum, 0, diff, 0))
 		return -1;
 	return bpf_skb_store_bytes(skb, at, &to, 4, 0);
 }

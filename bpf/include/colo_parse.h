@@ -3,6 +3,8 @@
  * What the programs need to know of a frame. Headers are copied out with bpf_skb_load_bytes():
  * it works on paged skbs as well, and its bounds are the kernel's own check.
  * Lengths come from the IP header: the frame may carry Ethernet padding.
+ *
+ * Of two VLAN tags the outer one is in skb->vlan_tci at clsact, the inner one in the bytes.
  */
 #ifndef COLO_PARSE_H
 #define COLO_PARSE_H
@@ -13,8 +15,22 @@
 #define COLO_TCP_FIN	1
 #define COLO_TCP_SYN	2
 #define COLO_TCP_RST	4
+#define COLO_TCP_PSH	8
 #define COLO_TCP_ACK	16
+#define COLO_TCP_CWR	128
 #define COLO_OPTIONS	20	/* TCP options looked at: as many as fit into 40 bytes, nearly */
+#define COLO_IP6_EXTS	6	/* extension headers looked behind */
+
+#define COLO_ETH_LENGTHS	0x0600	/* below: a length, IEEE 802.2 LLC follows */
+#define COLO_ETH_RARP		0x8035	/* what QEMU announces a moved VM with */
+#define COLO_ETH_LLDP		0x88CC
+#define COLO_ND_FIRST		130	/* ICMPv6: MLD and neighbour discovery */
+#define COLO_ND_LAST		137
+#define COLO_MLD2_REPORT	143
+
+#ifndef IPPROTO_ICMPV6
+#define IPPROTO_ICMPV6		58
+#endif
 
 struct colo_pkt {
 	__u32 l3;		/* offsets from the Ethernet header */
@@ -22,19 +38,23 @@ struct colo_pkt {
 	__u32 payload;
 	__u32 len;		/* of the TCP payload */
 	__u32 end;		/* of the IP datagram, or of the frame */
-	__u32 src;		/* network order */
-	__u32 dst;
+	__u32 src[4];		/* network order; IPv4 as ::ffff:a.b.c.d */
+	__u32 dst[4];
 	__u32 seq;		/* host order */
 	__u32 ack;
+	__u32 sum;		/* offset of the checksum that covers what is rewritten */
 	__u16 sport;		/* network order */
 	__u16 dport;
-	__u16 ethertype;	/* host order */
+	__u16 ethertype;	/* host order, behind the tags */
 	__u16 window;
 	__u16 vlan;
+	__u16 inner_vlan;
+	__u16 nic;
+	__u16 fragment;		/* offset and flags; 0: a whole datagram */
 	__u8 proto;
 	__u8 flags;		/* COLO_TCP_* */
-	__u8 fragment;
-	__u8 pad[3];
+	__u8 icmp_type;
+	__u8 pad;
 };
 
 static __always_inline int colo_parse_tcp(struct __sk_buff *skb, struct colo_pkt *pkt)
@@ -50,16 +70,46 @@ static __always_inline int colo_parse_tcp(struct __sk_buff *skb, struct colo_pkt
 	pkt->window = bpf_ntohs(tcp.window);
 	pkt->flags = tcp.fin | tcp.syn << 1 | tcp.rst << 2 | tcp.ack << 4;
 	pkt->payload = pkt->l4 + tcp.doff * 4;
+	pkt->sum = pkt->l4 + offsetof(struct tcphdr, check);
 	if (tcp.doff < 5 || pkt->payload > pkt->end)
 		return -1;
 	pkt->len = pkt->end - pkt->payload;
 	return 0;
 }
 
+static __always_inline int colo_parse_udp(struct __sk_buff *skb, struct colo_pkt *pkt)
+{
+	struct udphdr udp;
+
+	if (pkt->l4 + sizeof(udp) > pkt->end || bpf_skb_load_bytes(skb, pkt->l4, &udp, sizeof(udp)))
+		return -1;
+	if (pkt->l4 + bpf_ntohs(udp.len) > pkt->end && !skb->gso_size)
+		return -1;
+	pkt->sport = udp.source;
+	pkt->dport = udp.dest;
+	return 0;
+}
+
+static __always_inline int colo_parse_l4(struct __sk_buff *skb, struct colo_pkt *pkt)
+{
+	pkt->payload = pkt->l4;
+	if (pkt->fragment)
+		return 0;
+	if (pkt->proto == IPPROTO_TCP)
+		return colo_parse_tcp(skb, pkt);
+	if (pkt->proto == IPPROTO_UDP)
+		return colo_parse_udp(skb, pkt);
+	if (pkt->proto != IPPROTO_ICMP && pkt->proto != IPPROTO_ICMPV6)
+		return 0;
+	if (pkt->l4 + 8 > pkt->end)
+		return -1;
+	pkt->sum = pkt->l4 + 2;
+	return bpf_skb_load_bytes(skb, pkt->l4, &pkt->icmp_type, 1);
+}
+
 static __always_inline int colo_parse_ipv4(struct __sk_buff *skb, struct colo_pkt *pkt)
 {
 	struct iphdr ip;
-	__u16 ports[2];
 
 	if (bpf_skb_load_bytes(skb, pkt->l3, &ip, sizeof(ip)))
 		return -1;
@@ -69,38 +119,107 @@ static __always_inline int colo_parse_ipv4(struct __sk_buff *skb, struct colo_pk
 	pkt->end = pkt->l3 + bpf_ntohs(ip.tot_len);
 	if (pkt->end > skb->len || pkt->end < pkt->l4)
 		return -1;
-	pkt->src = ip.saddr;
-	pkt->dst = ip.daddr;
+	pkt->src[2] = pkt->dst[2] = bpf_htonl(0xffff);
+	pkt->src[3] = ip.saddr;
+	pkt->dst[3] = ip.daddr;
 	pkt->proto = ip.protocol;
-	if (bpf_ntohs(ip.frag_off) & 0x3fff) {	/* more fragments, or an offset */
-		pkt->fragment = 1;
-		return 0;
-	}
-	if (pkt->proto == IPPROTO_TCP)
-		return colo_parse_tcp(skb, pkt);
-	if (pkt->proto == IPPROTO_UDP) {
-		if (bpf_skb_load_bytes(skb, pkt->l4, ports, sizeof(ports)))
+	pkt->fragment = bpf_ntohs(ip.frag_off) & 0x3fff;	/* more fragments, or an offset */
+	return colo_parse_l4(skb, pkt);
+}
+
+/*
+ * Behind hop-by-hop and destination options and the fragment header. What stands behind any other
+ * (a routing header changes the checksum's address, an AH hides the rest) is not looked at: the
+ * datagram is compared from there on as a whole.
+ */
+static __always_inline int colo_parse_ipv6(struct __sk_buff *skb, struct colo_pkt *pkt)
+{
+	struct ipv6hdr ip;
+	__u8 ext[4];
+	int i;
+
+	if (bpf_skb_load_bytes(skb, pkt->l3, &ip, sizeof(ip)))
+		return -1;
+	if (ip.version != 6)
+		return -1;
+	pkt->l4 = pkt->l3 + sizeof(ip);
+	pkt->end = pkt->l4 + bpf_ntohs(ip.payload_len);
+	if (pkt->end > skb->len)
+		return -1;
+	__builtin_memcpy(pkt->src, &ip.saddr, 16);
+	__builtin_memcpy(pkt->dst, &ip.daddr, 16);
+	pkt->proto = ip.nexthdr;
+	for (i = 0; i < COLO_IP6_EXTS; i++) {
+		if (pkt->proto != IPPROTO_HOPOPTS && pkt->proto != IPPROTO_DSTOPTS &&
+		    pkt->proto != IPPROTO_FRAGMENT)
+			break;
+		if (bpf_skb_load_bytes(skb, pkt->l4, ext, sizeof(ext)))
 			return -1;
-		pkt->sport = ports[0];
-		pkt->dport = ports[1];
+		if (pkt->proto == IPPROTO_FRAGMENT) {
+			pkt->fragment = (ext[2] << 8 | ext[3]) & 0xfff9;
+			ext[1] = 0;
+		}
+		pkt->proto = ext[0];
+		pkt->l4 += (ext[1] + 1) * 8;
+		if (pkt->l4 > pkt->end)
+			return -1;
+		if (pkt->fragment)
+			break;
 	}
-	return 0;
+	return colo_parse_l4(skb, pkt);
 }
 
 /* 0, or -1 for a frame whose lengths do not fit together. */
 static __always_inline int colo_parse(struct __sk_buff *skb, struct colo_pkt *pkt)
 {
-	__u16 ethertype;
+	__u16 tag[2];
 
 	__builtin_memset(pkt, 0, sizeof(*pkt));
-	if (bpf_skb_load_bytes(skb, 12, &ethertype, sizeof(ethertype)))
+	if (bpf_skb_load_bytes(skb, 12, &tag[1], 2))
 		return -1;
-	pkt->ethertype = bpf_ntohs(ethertype);
 	pkt->l3 = ETH_HLEN;
 	pkt->end = skb->len;
 	if (skb->vlan_present)
 		pkt->vlan = skb->vlan_tci & 0xfff;
-	return pkt->ethertype == ETH_P_IP ? colo_parse_ipv4(skb, pkt) : 0;
+	if (tag[1] == bpf_htons(ETH_P_8021Q) || tag[1] == bpf_htons(ETH_P_8021AD)) {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, tag, 4))
+			return -1;
+		pkt->inner_vlan = bpf_ntohs(tag[0]) & 0xfff;
+		pkt->l3 = ETH_HLEN + 4;
+	}
+	pkt->ethertype = bpf_ntohs(tag[1]);
+	pkt->l4 = pkt->payload = pkt->l3;
+	if (pkt->ethertype == ETH_P_IP)
+		return colo_parse_ipv4(skb, pkt);
+	if (pkt->ethertype == ETH_P_IPV6)
+		return colo_parse_ipv6(skb, pkt);
+	return 0;
+}
+
+static __always_inline int colo_is_ip(struct colo_pkt *pkt)
+{
+	return pkt->ethertype == ETH_P_IP || pkt->ethertype == ETH_P_IPV6;
+}
+
+static __always_inline int colo_is_tcp(struct colo_pkt *pkt)
+{
+	return colo_is_ip(pkt) && pkt->proto == IPPROTO_TCP && !pkt->fragment;
+}
+
+/*
+ * The whole list of what is not compared: what a VM says to its neighbours of itself. Each VM
+ * does so in its own time; the PVM's passes while the peer is heard, the SVM's is dropped.
+ */
+static __always_inline int colo_is_neighbour(struct colo_pkt *pkt)
+{
+	if (pkt->ethertype == ETH_P_IP)
+		return pkt->proto == IPPROTO_IGMP;
+	if (pkt->ethertype == ETH_P_IPV6)
+		return pkt->proto == IPPROTO_ICMPV6 && !pkt->fragment &&
+		       ((pkt->icmp_type >= COLO_ND_FIRST && pkt->icmp_type <= COLO_ND_LAST) ||
+			pkt->icmp_type == COLO_MLD2_REPORT);
+	return pkt->ethertype == ETH_P_ARP || pkt->ethertype == COLO_ETH_RARP ||
+	       pkt->ethertype == COLO_ETH_LLDP || pkt->ethertype < COLO_ETH_LENGTHS;
 }
 
 /* Window shift a SYN offers (RFC 7323); 0 without the option. */
@@ -128,24 +247,30 @@ static __always_inline __u32 colo_tcp_wscale(struct __sk_buff *skb, struct colo_
 	return 0;
 }
 
+static __always_inline void colo_key_tags(struct colo_pkt *pkt, struct colo_flow_key *key)
+{
+	key->vlan = pkt->vlan;
+	key->inner_vlan = pkt->inner_vlan;
+	key->nic = pkt->nic;
+	key->pad = 0;
+}
+
 static __always_inline void colo_key_from_vm(struct colo_pkt *pkt, struct colo_flow_key *key)
 {
-	key->vm = pkt->src;
-	key->client = pkt->dst;
+	__builtin_memcpy(key->vm, pkt->src, 16);
+	__builtin_memcpy(key->client, pkt->dst, 16);
 	key->vm_port = pkt->sport;
 	key->client_port = pkt->dport;
-	key->vlan = pkt->vlan;
-	key->nic = 0;
+	colo_key_tags(pkt, key);
 }
 
 static __always_inline void colo_key_from_client(struct colo_pkt *pkt, struct colo_flow_key *key)
 {
-	key->vm = pkt->dst;
-	key->client = pkt->src;
+	__builtin_memcpy(key->vm, pkt->dst, 16);
+	__builtin_memcpy(key->client, pkt->src, 16);
 	key->vm_port = pkt->dport;
 	key->client_port = pkt->sport;
-	key->vlan = pkt->vlan;
-	key->nic = 0;
+	colo_key_tags(pkt, key);
 }
 
 #endif /* COLO_PARSE_H */

@@ -48,7 +48,6 @@ static __always_inline void colo_pvm_hold_as(struct colo_work *work, __u32 kind,
 	colo_plan_set(&work->plan, COLO_V_HOLD, reason);
 	work->kind = kind;
 	work->step = COLO_STEP_HOLD;
-	work->digest = 0;
 }
 
 /* A segment without payload, SYN or FIN: only its ACK matters (I2). */
@@ -63,25 +62,53 @@ static __always_inline void colo_pvm_ack(struct colo_work *work, struct colo_flo
 	work->end = flow->floor;	/* the highest ACK the client was given */
 }
 
-/* New bytes: load them for the walk, which stops at the SVM's boundaries. */
-static __always_inline void colo_pvm_load(struct __sk_buff *skb, struct colo_conf *conf,
-					  struct colo_work *work, struct colo_flow *flow)
+/* How many slots the frame would fill: a GSO frame is held as the frames it stands for. */
+static __always_inline void colo_pvm_cuts(struct __sk_buff *skb, struct colo_work *work)
 {
-	__u32 phase = (flow->pvm.next - flow->anchor) & 7;
+	__u32 len = work->pkt.len, size = skb->gso_size;
 
-	colo_stops_of_svm(work, flow, work->end, flow->pvm.next - phase);
-	work->step = COLO_STEP_HASH;
-	if (!colo_segment_load(skb, work, flow, &flow->pvm, conf->key[1]))
+	work->cut = 0;
+	work->cuts = 1;
+	work->cut_bytes = len;
+	work->cut_digest[0] = 0;
+	if (!size || len <= size)
 		return;
+	__builtin_memset(work->cut_digest, 0, sizeof(work->cut_digest));
+	work->cut_bytes = size;
+	work->cuts = (len + size - 1) / size;
+}
+
+/* The first cut that has new bytes. */
+static __always_inline __u32 colo_pvm_first_cut(struct colo_work *work, struct colo_flow *flow)
+{
+	__u32 cut = 0;
+
+	if (work->cuts > 1)
+		cut = (flow->pvm.next - work->pkt.seq) / work->cut_bytes;
+	return cut + 1 < work->cuts ? cut : work->cuts - 1;
+}
+
+/* New bytes: load them for the walk, which stops at the SVM's boundaries and at the cuts. */
+static __always_inline void colo_pvm_load(struct __sk_buff *skb, struct colo_work *work,
+					  struct colo_buf *buf, struct colo_flow *flow)
+{
+	work->before = flow->pvm.next;
+	work->step = COLO_STEP_HASH;
+	work->walk.cut = colo_pvm_first_cut(work, flow);
+	if (!(flow->flags & COLO_F_LOST))	/* the cuts before it are held */
+		work->cut = work->walk.cut;
+	if (!colo_walk_load(skb, work, buf, flow, &flow->pvm)) {
+		colo_stops_pvm(work, flow);
+		return;
+	}
 	flow->flags |= COLO_F_BAD;
 	work->plan.event = COLO_EV_GAP;
 	colo_pvm_hold_as(work, COLO_SLOT_STREAM, COLO_R_TOO_BIG);
 }
 
 /* Output that counts: payload, SYN or FIN, in an open epoch. */
-static __always_inline void colo_pvm_bytes(struct __sk_buff *skb, struct colo_conf *conf,
-					   struct colo_work *work, struct colo_flow *flow,
-					   int fresh)
+static __always_inline void colo_pvm_bytes(struct __sk_buff *skb, struct colo_work *work,
+					   struct colo_buf *buf, struct colo_flow *flow, int fresh)
 {
 	struct colo_plan *plan = &work->plan;
 	struct colo_pkt *pkt = &work->pkt;
@@ -122,11 +149,12 @@ static __always_inline void colo_pvm_bytes(struct __sk_buff *skb, struct colo_co
 		plan->event = COLO_EV_GAP;
 		return;
 	}
-	colo_pvm_load(skb, conf, work, flow);
+	colo_pvm_load(skb, work, buf, flow);
 }
 
 static __always_inline void colo_pvm_prepare(struct __sk_buff *skb, struct colo_conf *conf,
-					     struct colo_work *work, struct colo_flow *flow)
+					     struct colo_work *work, struct colo_buf *buf,
+					     struct colo_flow *flow)
 {
 	struct colo_now *now = &work->now;
 	struct colo_pkt *pkt = &work->pkt;
@@ -135,6 +163,8 @@ static __always_inline void colo_pvm_prepare(struct __sk_buff *skb, struct colo_
 	int open = now->phase == COLO_OPEN && now->mode != COLO_SOLO, fresh = 0;
 
 	work->end = pkt->seq + pkt->len + syn + fin;
+	work->before = pkt->seq;
+	colo_pvm_cuts(skb, work);
 	flow->seen_ns = bpf_ktime_get_boot_ns();
 	if (open && flow->epoch != now->epoch)
 		colo_flow_turn(flow, now->epoch, conf->key[0]);
@@ -154,53 +184,126 @@ static __always_inline void colo_pvm_prepare(struct __sk_buff *skb, struct colo_
 	else if (!open)
 		colo_pvm_hold_as(work, COLO_SLOT_STREAM, COLO_R_TURNING);
 	else
-		colo_pvm_bytes(skb, conf, work, flow, fresh);
+		colo_pvm_bytes(skb, work, buf, flow, fresh);
 }
 
-/* A slot for the frame; the flow's one pending ACK is overwritten (newest wins). */
-static __always_inline __u32 colo_pvm_slot(struct colo_conf *conf, struct colo_work *work,
-					   struct colo_flow *flow)
+/* What has to be known of the slot's frame when it leaves. */
+static __always_inline void colo_pvm_label(struct colo_work *work, struct colo_flow *flow,
+					   struct colo_slot *slot, struct colo_copy *copy)
+{
+	struct colo_pkt *pkt = &work->pkt;
+
+	slot->flow = work->flow;
+	slot->kind = work->kind;
+	slot->gen = flow->gen;
+	slot->next = 0;
+	slot->len = copy->head + copy->tag + copy->len;
+	slot->tcp_off = pkt->flags & COLO_TCP_ACK ? pkt->l4 + copy->tag : 0;
+	slot->ack = pkt->ack;
+	slot->scale = flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
+	slot->edge = colo_pvm_edge(flow, pkt);
+}
+
+/* Copy cut number work->cut to the slot and make it a frame of its own. */
+static __always_inline int colo_pvm_copy(struct __sk_buff *skb, struct colo_work *work,
+					 struct colo_flow *flow, struct colo_slot *slot, __u32 ref)
+{
+	struct colo_pkt *pkt = &work->pkt;
+	__u32 ix = ref - 1, cut = work->cut, skip = cut * work->cut_bytes;
+	__u32 last = cut + 1 >= work->cuts, tcp_len;
+	struct colo_frame *frame = colo_frames.lookup(&ix);
+	struct colo_copy copy = { .head = pkt->payload };
+
+	if (!frame)
+		return -1;
+	copy.from = pkt->payload + skip;
+	copy.len = last ? pkt->len - skip : work->cut_bytes;
+	tcp_len = pkt->payload - pkt->l4 + copy.len;
+	if (work->cuts == 1)	/* with what may follow the datagram */
+		copy.len = skb->len - pkt->payload;
+	if (colo_hold_copy(skb, frame, &copy))
+		return -1;
+	if (work->cuts > 1) {
+		colo_cut_ip(frame, pkt, pkt->l3 + copy.tag, tcp_len, cut);
+		colo_cut_tcp(frame, pkt->l4 + copy.tag, pkt->seq + skip, !cut, last);
+	}
+	colo_hold_sum(frame, pkt, copy.tag, tcp_len, IPPROTO_TCP);
+	colo_pvm_label(work, flow, slot, &copy);
+	slot->end = last ? work->end : pkt->seq + skip + copy.len;
+	return 0;
+}
+
+static __always_inline int colo_pvm_hold_cut(struct __sk_buff *skb, struct colo_conf *conf,
+					     struct colo_work *work, struct colo_flow *flow)
+{
+	__u32 ref = work->reuse, ix;
+	struct colo_slot *slot;
+
+	if (!ref)
+		ref = colo_hold_alloc(conf);
+	ix = ref - 1;
+	slot = colo_hold.lookup(&ix);
+	if (!slot)
+		return -1;
+	work->reuse = ref;
+	if (colo_pvm_copy(skb, work, flow, slot, ref)) {
+		slot->state = COLO_SLOT_FREE;
+		return -1;
+	}
+	slot->digest = work->cut_digest[work->cut & (COLO_CUTS - 1)];
+	work->made += colo_hold_publish(slot, work->now.epoch);
+	return 0;
+}
+
+/* The flow's one pending ACK is overwritten: the newest wins. */
+static __always_inline void colo_pvm_hold_ack(struct __sk_buff *skb, struct colo_conf *conf,
+					      struct colo_work *work, struct colo_flow *flow)
 {
 	__u32 ref = flow->ack_slot, ix = ref - 1;
 	struct colo_slot *slot;
 
-	if (work->kind != COLO_SLOT_ACK || !ref)
-		return colo_hold_alloc(conf);
 	slot = colo_hold.lookup(&ix);
-	if (!slot || colo_slot_claim(slot))
-		return colo_hold_alloc(conf);
-	return ref;
+	if (slot && !colo_slot_claim(slot))
+		work->reuse = ref;
 }
 
 static __always_inline void colo_pvm_hold(struct __sk_buff *skb, struct colo_conf *conf,
 					  struct colo_work *work, struct colo_flow *flow)
 {
-	__u32 ref = colo_pvm_slot(conf, work, flow), ix = ref - 1;
-	struct colo_slot *slot = colo_hold.lookup(&ix);
-	struct colo_pkt *pkt = &work->pkt;
+	__u32 ack = work->kind == COLO_SLOT_ACK, ix;
+	struct colo_slot *slot;
+	int i;
 
-	if (!ref || !slot || colo_hold_copy(skb, ref)) {
-		flow->flags |= COLO_F_LOST;
-		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_STORE_FULL);
-		work->plan.event = COLO_EV_STORE_FULL;
-		if (ref && slot)
-			slot->state = COLO_SLOT_FREE;
+	work->made = 0;
+	work->reuse = 0;
+	if (ack)
+		colo_pvm_hold_ack(skb, conf, work, flow);
+#pragma nounroll
+	for (i = 0; i < COLO_CUTS; i++) {
+		COLO_FORGET();
+		if (work->cut >= work->cuts || colo_pvm_hold_cut(skb, conf, work, flow))
+			break;
+		work->cut++;
+		if (work->kind == COLO_SLOT_ACK) {
+			flow->ack_slot = work->reuse;
+			break;
+		}
+		ix = work->reuse - 1;
+		slot = colo_hold.lookup(&ix);
+		if (slot)
+			colo_flow_append(flow, slot, work->reuse);
+		work->reuse = 0;
+	}
+	colo_hold_count(conf, &work->flow, work->now.epoch, work->made);
+	if (work->cut >= work->cuts)
+		return;
+	flow->flags |= COLO_F_LOST;
+	if (work->cuts > COLO_CUTS || work->cut_bytes > COLO_DATA_MAX) {
+		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_TOO_BIG);
 		return;
 	}
-	slot->flow = work->flow;
-	slot->kind = work->kind;
-	slot->end = work->end;
-	slot->digest = work->digest;
-	slot->gen = flow->gen;
-	slot->tcp_off = pkt->flags & COLO_TCP_ACK ? pkt->l4 + slot->len - skb->len : 0;
-	slot->ack = pkt->ack;
-	slot->scale = flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
-	slot->edge = colo_pvm_edge(flow, pkt);
-	if (work->kind == COLO_SLOT_STREAM)
-		colo_flow_append(flow, ref);
-	else
-		flow->ack_slot = ref;
-	colo_hold_publish(conf, slot, work->now.epoch);
+	colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_STORE_FULL);
+	work->plan.event = COLO_EV_STORE_FULL;
 }
 
 static __always_inline void colo_pvm_conclude(struct __sk_buff *skb, struct colo_conf *conf,
@@ -209,13 +312,14 @@ static __always_inline void colo_pvm_conclude(struct __sk_buff *skb, struct colo
 	struct colo_plan *plan = &work->plan;
 
 	if (work->step == COLO_STEP_HASH) {
-		colo_side_store(work, &flow->pvm);
+		colo_side_store(&work->walk, &flow->pvm);
 		colo_walk_result(work, flow, 1);
-		colo_bounds_trim(work, flow);
-		work->step = COLO_STEP_HOLD;
+		flow->first_bound += work->walk.bound;	/* the PVM has passed them */
+		flow->bounds -= work->walk.bound;
 		work->kind = COLO_SLOT_STREAM;
 		if (COLO_AFTER(work->end, flow->verified)) {
 			colo_plan_set(plan, COLO_V_HOLD, COLO_R_UNVERIFIED);
+			plan->drain = work->now.may_release && work->walk.met != work->walk.from;
 		} else if (work->now.may_release && flow->flags & COLO_F_HAS_FLOOR &&
 			   !flow->head && !flow->emitter) {
 			work->step = COLO_STEP_DONE;
@@ -225,7 +329,7 @@ static __always_inline void colo_pvm_conclude(struct __sk_buff *skb, struct colo
 			plan->drain = work->now.may_release;
 		}
 	}
-	if (work->step == COLO_STEP_HOLD)
+	if (work->step != COLO_STEP_DONE)
 		colo_pvm_hold(skb, conf, work, flow);
 }
 

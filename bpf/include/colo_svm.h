@@ -28,10 +28,9 @@ static __always_inline void colo_svm_syn(struct colo_work *work, struct colo_flo
 	work->plan.drain = 1;
 }
 
-static __always_inline void colo_svm_bytes(struct __sk_buff *skb, struct colo_conf *conf,
-					   struct colo_work *work, struct colo_flow *flow)
+static __always_inline void colo_svm_bytes(struct __sk_buff *skb, struct colo_work *work,
+					   struct colo_buf *buf, struct colo_flow *flow)
 {
-	__u32 phase = (flow->svm.next - flow->anchor) & 7;
 	struct colo_plan *plan = &work->plan;
 
 	if (!(flow->flags & COLO_F_ANCHORED)) {
@@ -51,16 +50,18 @@ static __always_inline void colo_svm_bytes(struct __sk_buff *skb, struct colo_co
 		return;
 	}
 	work->before = flow->verified;
-	colo_stops_of_pvm(work, flow, work->end, flow->svm.next - phase);
 	work->step = COLO_STEP_HASH;
-	if (colo_segment_load(skb, work, flow, &flow->svm, conf->key[1])) {
+	if (!colo_walk_load(skb, work, buf, flow, &flow->svm)) {
+		colo_stops_svm(work, flow);
+	} else {
 		work->step = COLO_STEP_DONE;
 		colo_plan_set(plan, COLO_V_DROP, COLO_R_TOO_BIG);
 	}
 }
 
 static __always_inline void colo_svm_prepare(struct __sk_buff *skb, struct colo_conf *conf,
-					     struct colo_work *work, struct colo_flow *flow)
+					     struct colo_work *work, struct colo_buf *buf,
+					     struct colo_flow *flow)
 {
 	struct colo_pkt *pkt = &work->pkt;
 
@@ -77,7 +78,7 @@ static __always_inline void colo_svm_prepare(struct __sk_buff *skb, struct colo_
 		colo_plan_set(&work->plan, COLO_V_NOTE,
 			      work->plan.drain ? COLO_R_ACK_RAISED : COLO_R_ACK);
 	else
-		colo_svm_bytes(skb, conf, work, flow);
+		colo_svm_bytes(skb, work, buf, flow);
 }
 
 static __always_inline void colo_svm_conclude(struct colo_work *work, struct colo_flow *flow)
@@ -86,12 +87,14 @@ static __always_inline void colo_svm_conclude(struct colo_work *work, struct col
 
 	if (work->step != COLO_STEP_HASH)
 		return;
-	colo_side_store(work, &flow->svm);
+	colo_side_store(&work->walk, &flow->svm);
 	colo_walk_result(work, flow, 0);
+	flow->unmet = work->walk.held;
 	if (flow->flags & COLO_F_BAD) {
 		colo_plan_set(plan, COLO_V_DROP, COLO_R_MISMATCH);
 	} else if (COLO_AFTER(work->end, flow->pvm.next)) {
-		colo_flow_bound(flow, work->digest, work->end);
+		colo_flow_bound(flow, work->stop[(work->walk.stops - 1) & (COLO_STOPS - 1)].digest,
+				work->end);
 		colo_plan_set(plan, COLO_V_NOTE, COLO_R_AHEAD);
 	} else {
 		colo_plan_set(plan, COLO_V_NOTE, COLO_R_VERIFIED);

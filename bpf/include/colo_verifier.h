@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Two words to LLVM, so that the verifier sees what was written. */
+/* Words to LLVM, so that the verifier sees what was written. */
 #ifndef COLO_VERIFIER_H
 #define COLO_VERIFIER_H
 
@@ -11,5 +11,14 @@
 
 /* LLVM would keep a value it has just stored in its register: this makes it read the map again. */
 #define COLO_FORGET()	asm volatile("" : : : "memory")
+
+/* a < b ? a : b, without a branch; both below 2^32. */
+static __always_inline __u64 colo_min(__u64 a, __u64 b)
+{
+	__u64 less = (__s64)(a - b) >> 63;
+
+	COLO_OPAQUE(less);
+	return b + ((a - b) & less);
+}
 
 #endif /* COLO_VERIFIER_H */

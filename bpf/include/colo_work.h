@@ -11,15 +11,14 @@
 #ifndef COLO_WORK_H
 #define COLO_WORK_H
 
-#define COLO_STOPS	48	/* digests one walk can meet */
-#define COLO_WORDS	(COLO_FRAME_MAX / 8 + 1)
+#ifndef COLO_CPUS
+#define COLO_CPUS	64
+#endif
+#define COLO_CUTS	64	/* slots one GSO frame may fill; a power of two */
+#define COLO_STOPS	128	/* digests one walk makes, a power of two: cuts, boundaries, the end */
+#define COLO_BLOCK	(COLO_LANES * 8)	/* bytes the hash takes at once */
+#define COLO_BUF_WORDS	16384	/* a power of two, above what 64 KB need */
 #define COLO_FIN_MARK	0x46494e2d636f6c6fULL	/* a stream that ended differs from one that did not */
-
-struct colo_stop {
-	__u64 digest;		/* of the other side */
-	__u32 end;		/* sequence number */
-	__u32 at;		/* the same as a byte position in buf */
-};
 
 /*
  * What to do with the frame in hand, decided under the flow's lock. In map memory too: on the
@@ -38,12 +37,6 @@ struct colo_plan {
 	__u64 svm_digest;
 };
 
-enum colo_walk_flag {
-	COLO_W_FIN = 1,		/* the segment ends the stream */
-	COLO_W_BAD = 2,		/* digests differed at `bad` */
-	COLO_W_MET = 4,		/* at least one stop agreed; `met` is the last */
-};
-
 /* The turn as the programs see it, read once per packet. */
 struct colo_now {
 	__u64 epoch;
@@ -59,31 +52,67 @@ enum colo_step {		/* what the prepare stage leaves to do */
 	COLO_STEP_HASH = 2,	/* hash it, then decide */
 };
 
-struct colo_work {		/* one per CPU; programs run with BH off and do not nest */
+struct colo_stop {		/* a place where a walk makes a digest; see colo_hash.h */
+	__u64 digest;
+	__u64 other;		/* the other side's digest there; 0: none */
+	__u32 at;		/* as a position in the buffer */
+	__u32 cut;		/* it is the end of that cut, counted from 1; 0: of none */
+};
+
+/* The walk over the bytes of a segment. Positions are bytes in the buffer. */
+struct colo_walk {
 	__u64 key;
-	__u64 hash;
-	__u64 part;
-	__u64 digest;		/* at the end of the segment */
-	__u64 bad_digest;	/* ours, where the walk disagreed */
-	__u32 word;		/* next word of buf */
-	__u32 stop;		/* next entry of stops[] */
-	__u32 stops;		/* used entries; one more holds the segment's end */
-	__u32 flags;		/* enum colo_walk_flag */
-	__u32 met;
+	__u64 fin;		/* COLO_FIN_MARK if the segment ends the stream */
+	__u64 lane[COLO_LANES];
+	__u64 tail[COLO_LANES];	/* bytes between the last whole block and the stop, the rest zero */
+	__u32 pos;		/* hashed up to here, a multiple of COLO_BLOCK */
+	__u32 limit;		/* end of the segment */
+	__u32 base;		/* sequence number of the buffer's first byte */
+	__u32 stops;		/* used entries of stop[]; the last one's place is `limit` */
+	__u32 stop;		/* where the walk stands */
+	__u32 bound;		/* PVM: boundaries passed */
+	__u32 held;		/* SVM: first held frame not passed, slot + 1 */
+	__u32 cut;		/* PVM: next cut */
+	__u32 from;		/* sequence number where the walk begins */
+	__u32 met;		/* the last stop where both sides agreed; `from`: there was none */
+	__u32 bad;		/* stop where they differed, counted from 1; 0: none */
+	__u32 pad;
+};
+
+struct colo_work {		/* one per CPU; programs run with BH off and do not nest */
+	struct colo_walk walk;
+	__u64 digest;		/* of a datagram */
 	__u32 step;		/* enum colo_step */
 	__u32 end;		/* sequence number after the segment */
 	__u32 scale;		/* window shift, from a SYN or of the flow */
 	__u32 kind;		/* enum colo_slot_kind, of a frame to be held */
-	__u32 before;		/* `verified` before this segment */
-	__u32 bad;		/* entry of stops[] where the walk disagreed */
+	__u32 before;		/* `verified`, or the PVM's next, before this segment */
+	__u32 cut_bytes;	/* payload of one slot: all, or what GSO would send in one frame */
+	__u32 cuts;		/* slots the frame needs */
+	__u32 cut;		/* the next to be held */
+	__u32 reuse;		/* the slot it takes, slot + 1; 0: a free one */
+	__u32 made;		/* slots taken */
 	struct colo_plan plan;
 	struct colo_pkt pkt;
 	struct colo_now now;
 	struct colo_flow_key flow;
-	struct colo_stop at[COLO_STOPS + 1];
-	__u64 buf[COLO_WORDS + 1];
+	struct colo_stop stop[COLO_STOPS];
+	__u64 cut_digest[COLO_CUTS];	/* of the stream at each cut's end; 0: unknown */
+};
+
+struct colo_buf {		/* payload, behind the bytes of an unfinished block */
+	__u64 word[COLO_BUF_WORDS + 8 * COLO_LANES];
 };
 
 BPF_PERCPU_ARRAY(colo_work, struct colo_work, 1);
+/* One per CPU as well, but larger than a per-CPU map's values may be. */
+BPF_ARRAY(colo_bufs, struct colo_buf, COLO_CPUS);
+
+static __always_inline struct colo_buf *colo_buf_get(void)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+
+	return colo_bufs.lookup(&cpu);
+}
 
 #endif /* COLO_WORK_H */

@@ -24,7 +24,7 @@ from colo_ebpf.control.facts import Decision, Snapshot, State, Step, TaskKind, T
 from colo_ebpf.control.offsets import OffsetCopy
 from colo_ebpf.control.peer import Path, PeerState, PeerView
 from colo_ebpf.control.ports import Plane, SwapUnknown, Vm
-from colo_ebpf.control.record import Kind, Record
+from colo_ebpf.control.record import VNI_MAX, Kind, Record
 from colo_ebpf.errors import ArbiterError, ColoError
 from colo_ebpf.model import (
     Endpoints,
@@ -275,7 +275,7 @@ class Core:
             offsets=len(self.offsets.offered),
             rest_until_ns=self._rest_until_ns,
             last_read_ns=self._last_read_ns,
-            fresh_vni=int(token[:6], 16) or 1,
+            fresh_vni=int(token[:6], 16) % VNI_MAX + 1,
             fresh_instance=f"{self.who.host}/{token}",
         )
 

@@ -21,7 +21,7 @@ import msgspec
 
 from colo_ebpf.errors import ArbiterError, ControlError
 
-VNI_MAX = (1 << 24) - 1
+VNI_MAX = (1 << 21) - 1  # the VXLAN id has 24 bits, three of them say which NIC
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _INSTANCE = re.compile(_HOST.pattern + r"/[0-9a-f]{16}")
 
@@ -60,7 +60,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def __post_init__(self) -> None:
         """Refuse what no legal move can have made (ValueError, as msgspec wants it)."""
         _check(self.generation >= 1, "generation must be at least 1")
-        _check(0 <= self.vni <= VNI_MAX, "vni must be within 0..2^24-1")
+        _check(0 <= self.vni <= VNI_MAX, "vni must be within 0..2^21-1")
         name = _HOST if self.kind is Kind.COLD else _INSTANCE
         _check(name.fullmatch(self.owner) is not None, f"owner {self.owner!r} is not a valid name")
         other_ok = not self.other or _INSTANCE.fullmatch(self.other) is not None

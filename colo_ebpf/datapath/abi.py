@@ -11,10 +11,12 @@ from ctypes import c_uint32 as u32
 from ctypes import c_uint64 as u64
 from typing import ClassVar
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 TURNING_BIT = 1
 BEACON_ETHERTYPE = 0x88B5
 BOUNDS = 32
+LANES = 4
+NICS = 8
 DGRAM_WAYS = 8
 MISMATCHES = 256
 REASONS = 64
@@ -32,6 +34,7 @@ class Prog(enum.IntEnum):
     BEACON = 6
     LAST_IN = 7
     LAST_OUT = 8
+    DRAIN = 9
 
 
 class Verdict(enum.IntEnum):
@@ -130,7 +133,6 @@ class FlowFlag(enum.IntFlag):
     LOST = 1024
     PVM_FIN = 2048
     RESET = 8192
-    CLIENT_FIN = 16384
 
 
 class SlotState(enum.IntEnum):
@@ -163,7 +165,7 @@ class Conf(_Struct):
         ("dgram_timeout_ns", u64),
         ("lasting_epoch", u64),
         ("mode", u32),
-        ("tap_ifindex", u32),
+        ("tap_ifindex", u32 * NICS),
         ("link_ifindex", u32),
         ("vni", u32),
         ("local_ip", u32),
@@ -172,26 +174,34 @@ class Conf(_Struct):
         ("hold_high", u32),
         ("dgram_buckets", u32),
         ("lasting", u32),
+        ("pad", u32),
     ]
 
 
 class FlowKey(_Struct):
-    """``struct colo_flow_key``; addresses and ports in network order."""
+    """``struct colo_flow_key``; addresses and ports in network order, IPv4 as ::ffff:a.b.c.d."""
 
     _fields_: ClassVar = [
-        ("vm", u32),
-        ("client", u32),
+        ("vm", u32 * 4),
+        ("client", u32 * 4),
         ("vm_port", u16),
         ("client_port", u16),
         ("vlan", u16),
+        ("inner_vlan", u16),
         ("nic", u16),
+        ("pad", u16),
     ]
 
 
 class Side(_Struct):
     """``struct colo_side``."""
 
-    _fields_: ClassVar = [("hash", u64), ("part", u64), ("next", u32), ("pad", u32)]
+    _fields_: ClassVar = [
+        ("lane", u64 * LANES),
+        ("part", u64 * LANES),
+        ("next", u32),
+        ("pad", u32),
+    ]
 
 
 class Bound(_Struct):
@@ -224,6 +234,8 @@ class Flow(_Struct):
         ("tail", u32),
         ("held", u32),
         ("ack_slot", u32),
+        ("unmet", u32),
+        ("first_bound", u32),
         ("bounds", u32),
         ("gen", u32),
         ("p_scale", u8),
@@ -253,6 +265,7 @@ class Slot(_Struct):
         ("ack", u32),
         ("edge", u32),
         ("scale", u32),
+        ("pad", u32),
     ]
 
 
@@ -297,6 +310,7 @@ class Mismatch(_Struct):
         ("reason", u16),
         ("kind", u8),
         ("proto", u8),
+        ("pad", u32),
     ]
 
 

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import ctypes
+import ipaddress
 import socket
 import struct
+from collections.abc import Iterable
 
 from colo_ebpf.datapath import abi
 from colo_ebpf.model import Counter, PlaneEvent, PlaneEventKind
 
-_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
 
 def _name(kind: type[abi.Reason] | type[abi.Verdict] | type[abi.Prog], number: int) -> str:
@@ -20,14 +22,27 @@ def _name(kind: type[abi.Reason] | type[abi.Verdict] | type[abi.Prog], number: i
         return str(number)
 
 
+def _address(words: Iterable[int]) -> str:
+    """IPv4 as such, IPv6 in brackets; what is neither has the empty address."""
+    address = ipaddress.IPv6Address(struct.pack("=4I", *words))
+    if not int(address):
+        return "-"
+    return str(address.ipv4_mapped) if address.ipv4_mapped else f"[{address}]"
+
+
 def flow_text(key: abi.FlowKey, protocol: int) -> str:
-    """`tcp 192.0.2.1:80 > 192.0.2.9:4711`: from the VM to the client."""
+    """`tcp 192.0.2.1:80 > 192.0.2.9:4711`: from the VM to the client.
 
-    def end(address: int, port: int) -> str:
-        return f"{socket.inet_ntoa(struct.pack('=I', address))}:{socket.ntohs(port)}"
-
-    name = _PROTOCOLS.get(protocol, f"ip{protocol}")
-    return f"{name} {end(key.vm, key.vm_port)} > {end(key.client, key.client_port)}"
+    Behind it, where there are any, the VLAN tags (`vlan 7.12`: outer and inner) and the number of
+    the NIC (`nic 1`) if it is not the first.
+    """
+    name = _PROTOCOLS.get(protocol, f"ip{protocol}" if protocol else "frame")
+    tags = f" vlan {key.vlan}" if key.vlan or key.inner_vlan else ""
+    tags += f".{key.inner_vlan}" if key.inner_vlan else ""
+    nic = f" nic {key.nic}" if key.nic else ""
+    vm = f"{_address(key.vm)}:{socket.ntohs(key.vm_port)}"
+    client = f"{_address(key.client)}:{socket.ntohs(key.client_port)}"
+    return f"{name} {vm} > {client}{tags}{nic}"
 
 
 def event_of(record: abi.Mismatch) -> PlaneEvent:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import math
 import os
 import re
 import sys
@@ -16,8 +18,9 @@ from typing import Any
 from colo_ebpf.datapath import abi, headers, sysbpf
 from colo_ebpf.errors import DatapathError, LoadError
 
+_STAGE_DRAIN = 0  # COLO_STAGE_DRAIN
 PROGRAMS = {
-    "compare.c": ("colo_cmp_pvm", "colo_cmp_svm", "colo_flush"),
+    "compare.c": ("colo_cmp_pvm", "colo_cmp_svm", "colo_drain", "colo_flush"),
     "mirror.c": (
         "colo_mir_cli",
         "colo_mir_link",
@@ -29,6 +32,15 @@ PROGRAMS = {
 }
 
 
+_HEAD_BYTES = 256  # COLO_HEAD_MAX
+_SUM_BYTES = 508  # COLO_SUM_BYTES
+
+
+def frame_bytes(mtu: int) -> int:
+    """Size of a slot of the hold store that takes any frame of a NIC with this MTU."""
+    return _HEAD_BYTES + math.ceil((mtu + 64) / _SUM_BYTES) * _SUM_BYTES + 16
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """Capacities of the maps; slots and buckets are powers of two."""
@@ -36,7 +48,7 @@ class Sizes:
     flows: int
     hold_slots: int
     dgram_buckets: int
-    frame_bytes: int = 2048
+    frame_bytes: int = frame_bytes(1500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +133,7 @@ def load(source: Path, names: tuple[str, ...], pins: Path, sizes: Sizes, cache: 
         f"-DCOLO_HOLD_SLOTS={sizes.hold_slots}",
         f"-DCOLO_DGRAM_BUCKETS={sizes.dgram_buckets}",
         f"-DCOLO_FRAME_MAX={sizes.frame_bytes}",
+        f"-DCOLO_CPUS={os.sysconf('SC_NPROCESSORS_CONF')}",
         "-Wno-macro-redefined",
     ]
     name = source.name
@@ -136,8 +149,22 @@ def load(source: Path, names: tuple[str, ...], pins: Path, sizes: Sizes, cache: 
             except Exception as e:
                 text = _log_text(log)
                 raise LoadError(f"{name}: the verifier refuses {program}:\n{text}") from e
+    if "colo_drain" in programs:
+        bpf[b"colo_stages"][ctypes.c_int(_STAGE_DRAIN)] = ctypes.c_int(programs["colo_drain"])
     bpf.free_bcc_memory()
     return Module(bpf, programs)
+
+
+def keep_stages(module: Module, pins: Path) -> None:
+    """Pin what the attached programs call, in place of what their predecessors called.
+
+    The kernel empties a table of programs that no process has open and no path names: a daemon
+    that died would leave the frames that complete held ones without the program that sends them.
+    """
+    fresh = pins / "colo_stages_new"
+    fresh.unlink(missing_ok=True)
+    sysbpf.obj_pin(module.bpf[b"colo_stages"].map_fd, str(fresh))
+    fresh.rename(pins / "colo_stages")
 
 
 def check_pins(pins: Path, sizes: Sizes) -> None:
@@ -168,8 +195,6 @@ def check_pins(pins: Path, sizes: Sizes) -> None:
 
 
 def _size(name: str) -> int:
-    import ctypes
-
     return ctypes.sizeof(abi.STRUCTS[name])
 
 

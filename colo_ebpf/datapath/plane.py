@@ -125,7 +125,7 @@ class DataPlane:
             netdev.create_vxlan(spec.link_device, spec.vxlan_port, spec.mtu)
 
         await asyncio.to_thread(make)
-        self._conf.tap_ifindex = netdev.index_of(spec.tap)
+        self._conf.tap_ifindex[0] = netdev.index_of(spec.tap)
         self._conf.link_ifindex = netdev.index_of(spec.link_device)
         self._write_conf()
 
@@ -146,6 +146,7 @@ class DataPlane:
             tc.attach(spec.tap, tc.EGRESS, "colo_last_in", last_in, tc.BEFORE)
             tc.attach(spec.tap, tc.EGRESS, "colo_mir_cli", mirror["colo_mir_cli"])
             tc.attach(spec.link_device, tc.INGRESS, link[0], link[1][link[0]])
+            loader.keep_stages(self._compare, loader.pin_directory(spec.bpffs, spec.vm))
 
         await asyncio.to_thread(attach)
 
@@ -184,7 +185,7 @@ class DataPlane:
 
     def set_pairing(self, pairing: Pairing | None) -> None:
         """Speak with this peer's plane only; None: with nobody."""
-        self._conf.vni = pairing.vni if pairing else 0
+        self._conf.vni = pairing.vni * abi.NICS if pairing else 0
         self._conf.peer_ip = _address(pairing.peer_address) if pairing else 0
         self._set_live(LiveWord.HEARD_NS, 0)
         self._write_conf()

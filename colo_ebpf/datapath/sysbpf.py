@@ -22,6 +22,7 @@ _MAP_UPDATE = 2
 _MAP_DELETE = 3
 _MAP_GET_NEXT_KEY = 4
 _PROG_TEST_RUN = 10
+_OBJ_PIN = 6
 _OBJ_GET = 7
 _OBJ_GET_INFO = 15
 _MAP_LOOKUP_BATCH = 24
@@ -63,6 +64,12 @@ def obj_get(path: str) -> int:
     name = ctypes.create_string_buffer(path.encode())
     attr = struct.pack("<QII", ctypes.addressof(name), 0, 0)
     return _bpf(_OBJ_GET, attr, f"open pinned object {path}")[0]
+
+
+def obj_pin(fd: int, path: str) -> None:
+    """Pin a map or program; the path must not exist."""
+    name = ctypes.create_string_buffer(path.encode())
+    _bpf(_OBJ_PIN, struct.pack("<QII", ctypes.addressof(name), fd, 0), f"pin {path}")
 
 
 def map_info(fd: int) -> MapInfo:
@@ -163,12 +170,16 @@ class RawMap:
             yield key
 
 
-def test_run(fd: int, data: bytes, repeat: int = 1) -> TestRun:
-    """Run a sched_cls program on a frame (BPF_PROG_TEST_RUN); `data` is 14 bytes or more."""
+def test_run(fd: int, data: bytes, repeat: int = 1, context: bytes = b"") -> TestRun:
+    """Run a sched_cls program on a frame (BPF_PROG_TEST_RUN); `data` is 14 bytes or more.
+
+    `context`: a struct __sk_buff; of its fields the kernel takes mark, priority, ifindex and cb.
+    """
     source = ctypes.create_string_buffer(data, len(data))
     out = ctypes.create_string_buffer(len(data) + 4096)
+    ctx = ctypes.create_string_buffer(context, len(context)) if context else None
     attr = struct.pack(
-        "<IIIIQQII",
+        "<IIIIQQIIIIQQ",
         fd,
         0,
         len(data),
@@ -176,6 +187,10 @@ def test_run(fd: int, data: bytes, repeat: int = 1) -> TestRun:
         ctypes.addressof(source),
         ctypes.addressof(out),
         repeat,
+        0,
+        len(context),
+        0,
+        ctypes.addressof(ctx) if ctx else 0,
         0,
     )
     _, reply = _bpf(_PROG_TEST_RUN, attr, "test run")

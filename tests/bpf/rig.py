@@ -128,7 +128,7 @@ class Rig:
         self.plane.set_pairing(None)
         self.plane.keep_offsets(0)
         for pin in self._pins.iterdir():
-            if pin.name == "colo_conf":
+            if pin.name in ("colo_conf", "colo_stages"):
                 continue
             cpus = os.sysconf("SC_NPROCESSORS_CONF") if pin.name == "colo_stats" else 1
             fd = obj_get(str(pin))
@@ -178,7 +178,7 @@ class Rig:
 
     def from_peer_raw(self, frame: bytes, tag: int, vni: int = VNI) -> None:
         """A frame arrives over the link."""
-        header = struct.pack("!BBHI", 0x88, 0, tag & 0xFFFF, vni << 8)
+        header = struct.pack("!BBHI", 0x88, 0, tag & 0xFFFF, vni << 11)
         self.peer.sendto(header + frame, (LOCAL, 4789))
 
     def from_client(self, frame: Packet) -> None:
