@@ -109,6 +109,28 @@ static __always_inline int colo_last_put_out(struct __sk_buff *skb, struct colo_
 				   opts->tsval - last->ts_delta) : 0;
 }
 
+/* An ICMP error about a connection that has lasting offsets. */
+static __always_inline int colo_last_quoted(struct __sk_buff *skb, __u32 prog,
+					    struct colo_pkt *pkt, int in)
+{
+	struct colo_flow_key key = {};
+	struct colo_lasting *last;
+	struct colo_pkt quoted;
+
+	if (colo_icmp_quotes(skb, pkt, &quoted))
+		return colo_finish(skb, prog, COLO_V_PASS, COLO_R_PLAIN);
+	if (in)
+		colo_key_from_vm(&quoted, &key);
+	else
+		colo_key_from_client(&quoted, &key);
+	last = colo_last.lookup(&key);
+	if (!last)
+		return colo_finish(skb, prog, COLO_V_PASS, COLO_R_PLAIN);
+	if (colo_quote_put(skb, &quoted, last->delta, in))
+		return colo_finish(skb, prog, COLO_V_DROP, COLO_R_MALFORMED);
+	return colo_finish(skb, prog, COLO_V_PASS, COLO_R_REWRITTEN);
+}
+
 static __always_inline int colo_last_run(struct __sk_buff *skb, __u32 prog, int in)
 {
 	struct colo_conf *conf = colo_conf_get();
@@ -117,9 +139,11 @@ static __always_inline int colo_last_run(struct __sk_buff *skb, __u32 prog, int 
 	struct colo_opts *opts;
 	struct colo_pkt pkt = {};
 
-	if (colo_last_idle(conf) || colo_parse(skb, &pkt) || !colo_is_tcp(&pkt))
+	if (colo_last_idle(conf) || colo_parse(skb, &pkt))
 		return colo_finish(skb, prog, COLO_V_PASS, COLO_R_PLAIN);
 	pkt.nic = colo_nic_of(skb, conf);
+	if (!colo_is_tcp(&pkt))
+		return colo_last_quoted(skb, prog, &pkt, in);
 	if (in)
 		colo_key_from_client(&pkt, &key);
 	else
@@ -146,6 +170,13 @@ int colo_last_out(struct __sk_buff *skb)
 	return colo_last_run(skb, COLO_PROG_LAST_OUT, 0);
 }
 
+static __always_inline int colo_rewrite_to_vm(struct __sk_buff *skb, struct colo_conf *conf,
+					      struct colo_pkt *pkt, __u64 epoch)
+{
+	return colo_is_tcp(pkt) ? colo_rewrite_in(skb, conf, pkt, epoch) :
+				  colo_rewrite_quoted(skb, conf, pkt, epoch, 1);
+}
+
 /* Tap egress: the client side, or the link, has a frame for the VM. */
 int colo_mir_cli(struct __sk_buff *skb)
 {
@@ -164,7 +195,7 @@ int colo_mir_cli(struct __sk_buff *skb)
 	if (colo_is_tcp(&pkt) && colo_client_track(&pkt) && conf->mode != COLO_SOLO)
 		return colo_finish(skb, CLI, COLO_V_DROP, COLO_R_TABLE_FULL);
 	if (conf->mode == COLO_SOLO) {
-		if (colo_is_tcp(&pkt) && colo_rewrite_in(skb, conf, &pkt, epoch))
+		if (colo_rewrite_to_vm(skb, conf, &pkt, epoch))
 			return colo_finish(skb, CLI, COLO_V_DROP, COLO_R_MALFORMED);
 		return colo_finish(skb, CLI, COLO_V_PASS, COLO_R_SOLO);
 	}
@@ -201,7 +232,7 @@ int colo_mir_link(struct __sk_buff *skb)
 	/* A past epoch's datagram is in the state already; TCP knows a duplicate when it sees one. */
 	if (!colo_is_tcp(&pkt) && epoch && (__s16)(tag - (__u16)epoch) < 0)
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_STALE_EPOCH);
-	if (colo_is_tcp(&pkt) && colo_rewrite_in(skb, conf, &pkt, epoch))
+	if (colo_rewrite_to_vm(skb, conf, &pkt, epoch))
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_MALFORMED);
 	colo_count(LINK, COLO_V_DELIVER, COLO_R_INPUT, skb->len);
 	return bpf_redirect(conf->tap_ifindex[nic & (COLO_NICS - 1)], 0);
@@ -222,7 +253,8 @@ int colo_mir_svm(struct __sk_buff *skb)
 	pkt.nic = colo_nic_of(skb, conf);
 	if (pkt.nic == COLO_NICS)
 		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_NO_CONF);
-	if (colo_is_tcp(&pkt) && colo_rewrite_out(skb, conf, &pkt, epoch))
+	if (colo_is_tcp(&pkt) ? colo_rewrite_out(skb, conf, &pkt, epoch) :
+				colo_rewrite_quoted(skb, conf, &pkt, epoch, 0))
 		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_MALFORMED);
 	if (conf->mode == COLO_SOLO)
 		return colo_finish(skb, OUT, COLO_V_PASS, COLO_R_SOLO);

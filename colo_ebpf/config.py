@@ -33,7 +33,7 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     mac: Mac
     tap: Device
     bridge: Device
-    mtu: Annotated[int, Meta(ge=576, le=1950)] = 1500
+    mtu: Annotated[int, Meta(ge=576, le=9000)] = 1500
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
@@ -50,7 +50,7 @@ class VmTable(
     """``[vm]``: the guest, the same on both hosts but for paths."""
 
     name: Name
-    nic: Annotated[list[Nic], Meta(min_length=1, max_length=1)]
+    nic: Annotated[list[Nic], Meta(min_length=1, max_length=8)]
     disk: Annotated[list[Disk], Meta(min_length=1, max_length=1)]
     kernel: str = ""
     initrd: str = ""
@@ -131,10 +131,10 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Datapath(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
 ):
-    """``[datapath]``: capacities; slots and buckets are powers of two."""
+    """``[datapath]``: capacities; the number of buckets is a power of two."""
 
-    flows: Count = 16384
-    hold_slots: Count = 4096
+    flows: Count = 65536
+    hold_mib: Annotated[int, Meta(ge=1, le=4096)] = 16
     datagram_buckets: Count = 2048
 
 
@@ -206,12 +206,9 @@ def _cross_check(config: Config, file: Path) -> None:
             f"{file}: timing.heartbeat-ms ({timing.heartbeat_ms}) must be at most a third of "
             f"timing.link-timeout-ms ({timing.link_timeout_ms})"
         )
-    for name, value in (
-        ("hold-slots", sizes.hold_slots),
-        ("datagram-buckets", sizes.datagram_buckets),
-    ):
-        if value & (value - 1):
-            raise ConfigError(f"{file}: datapath.{name} ({value}) must be a power of two")
+    buckets = sizes.datagram_buckets
+    if buckets & (buckets - 1):
+        raise ConfigError(f"{file}: datapath.datagram-buckets ({buckets}) must be a power of two")
     if config.host.name == config.peer.name:
         raise ConfigError(f"{file}: host.name and peer.name are both {config.host.name!r}")
     for name, address in (
@@ -224,8 +221,13 @@ def _cross_check(config: Config, file: Path) -> None:
             ipaddress.IPv4Address(address)
         except ValueError as e:
             raise ConfigError(f"{file}: {name}: {address!r} is not an IPv4 address") from e
-    if int(config.vm.nic[0].mac[:2], 16) & 1:
-        raise ConfigError(f"{file}: vm.nic.mac: {config.vm.nic[0].mac} is a multicast address")
+    for nic in config.vm.nic:
+        if int(nic.mac[:2], 16) & 1:
+            raise ConfigError(f"{file}: vm.nic.mac: {nic.mac} is a multicast address")
+    for what in ("mac", "tap"):
+        values = [str(getattr(nic, what)).lower() for nic in config.vm.nic]
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{file}: vm.nic.{what}: two NICs have the same one: {values}")
 
 
 def parse(text: str, file: Path) -> Config:

@@ -21,6 +21,7 @@ BPF_RINGBUF_OUTPUT(colo_ring, 16);
 #define COLO_LOCK_SPINS		300	/* some 50 us: a GSO frame of 64 KB is hashed and cut in less */
 #define COLO_LOCK_AGAIN		4	/* inside a loop, where the next turn tries again */
 #define COLO_HEAD_MAX		256	/* headers of a held frame, a power of two */
+#define COLO_TAGS		4	/* VLAN tags a carrier may have */
 #define COLO_SUM_BYTES		508	/* a multiple of 4 below 512: what older kernels take at once */
 #define COLO_SUMS		((COLO_FRAME_MAX - COLO_HEAD_MAX) / COLO_SUM_BYTES)
 #define COLO_DATA_MAX		(COLO_SUMS * COLO_SUM_BYTES - 64)	/* behind a held frame's headers */
@@ -368,10 +369,16 @@ static __always_inline void colo_slot_lower(struct colo_slot *slot, struct colo_
  */
 static __always_inline int colo_carrier_ready(struct __sk_buff *skb)
 {
-	if (skb->vlan_present && bpf_skb_vlan_pop(skb))
-		return -1;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < COLO_TAGS; i++)	/* a pop moves the next tag to where the first was */
+		if (skb->vlan_present && bpf_skb_vlan_pop(skb))
+			return -1;
 	if (bpf_skb_change_tail(skb, 256, 0))
 		return -1;
+	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
+		return 0;	/* nobody offloads those */
 	return bpf_skb_adjust_room(skb, -64, BPF_ADJ_ROOM_MAC, 0);
 }
 

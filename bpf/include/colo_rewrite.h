@@ -182,4 +182,88 @@ static __always_inline int colo_rewrite_out(struct __sk_buff *skb, struct colo_c
 	return opts->ts ? colo_put(skb, pkt, opts->ts, opts->tsval, tsval) : 0;
 }
 
+/*
+ * ICMP errors quote the segment they are about, with at least its ports and sequence number. What
+ * comes for the VM quotes a segment of its own, in the client's numbers; what it sends quotes one
+ * of the client's, whose ACK is in the VM's. Returns 0 and fills `quoted` for a TCP segment.
+ */
+static __always_inline int colo_icmp_quotes(struct __sk_buff *skb, struct colo_pkt *pkt,
+					    struct colo_pkt *quoted)
+{
+	__u32 at = pkt->l4 + 8, word;
+	struct ipv6hdr ip6;
+	struct iphdr ip;
+	__u16 ports[2];
+
+	if (pkt->fragment || !colo_is_ip(pkt))
+		return -1;
+	__builtin_memset(quoted, 0, sizeof(*quoted));
+	if (pkt->proto == IPPROTO_ICMP && (pkt->icmp_type == 3 || pkt->icmp_type == 11 ||
+					   pkt->icmp_type == 12)) {
+		if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) || ip.version != 4 ||
+		    ip.protocol != IPPROTO_TCP || ip.frag_off & bpf_htons(0x1fff))
+			return -1;
+		quoted->src[2] = quoted->dst[2] = bpf_htonl(0xffff);
+		quoted->src[3] = ip.saddr;
+		quoted->dst[3] = ip.daddr;
+		quoted->l4 = at + ip.ihl * 4;
+	} else if (pkt->proto == IPPROTO_ICMPV6 && pkt->icmp_type >= 1 && pkt->icmp_type <= 4) {
+		if (bpf_skb_load_bytes(skb, at, &ip6, sizeof(ip6)) || ip6.version != 6 ||
+		    ip6.nexthdr != IPPROTO_TCP)
+			return -1;
+		__builtin_memcpy(quoted->src, &ip6.saddr, 16);
+		__builtin_memcpy(quoted->dst, &ip6.daddr, 16);
+		quoted->l4 = at + sizeof(ip6);
+	} else {
+		return -1;
+	}
+	if (quoted->l4 + 8 > pkt->end || bpf_skb_load_bytes(skb, quoted->l4, ports, 4) ||
+	    bpf_skb_load_bytes(skb, quoted->l4 + 4, &word, 4))
+		return -1;
+	quoted->sport = ports[0];
+	quoted->dport = ports[1];
+	quoted->seq = bpf_ntohl(word);
+	quoted->vlan = pkt->vlan;
+	quoted->inner_vlan = pkt->inner_vlan;
+	quoted->nic = pkt->nic;
+	quoted->sum = pkt->sum;		/* the ICMP checksum covers it */
+	if (quoted->l4 + 12 > pkt->end || bpf_skb_load_bytes(skb, quoted->l4 + 8, &word, 4))
+		return 0;
+	quoted->ack = bpf_ntohl(word);
+	quoted->flags = COLO_TCP_ACK;	/* that was quoted, too */
+	return 0;
+}
+
+/* Translate what was quoted; `delta`: VM number - number outside. `in`: it comes for the VM. */
+static __always_inline int colo_quote_put(struct __sk_buff *skb, struct colo_pkt *quoted,
+					  __u32 delta, int in)
+{
+	if (in)
+		return colo_put(skb, quoted, quoted->l4 + 4, quoted->seq, quoted->seq + delta);
+	if (!(quoted->flags & COLO_TCP_ACK))
+		return 0;
+	return colo_put(skb, quoted, quoted->l4 + 8, quoted->ack, quoted->ack - delta);
+}
+
+/* The epoch offsets, in an ICMP error. -1: the frame could not be written. */
+static __always_inline int colo_rewrite_quoted(struct __sk_buff *skb, struct colo_conf *conf,
+					       struct colo_pkt *pkt, __u64 epoch, int in)
+{
+	struct colo_flow_key key = {};
+	struct colo_off_slot *slot;
+	struct colo_pkt quoted;
+
+	epoch = colo_off_epoch(conf, epoch);
+	if (!epoch || colo_icmp_quotes(skb, pkt, &quoted))
+		return 0;
+	if (in)
+		colo_key_from_vm(&quoted, &key);
+	else
+		colo_key_from_client(&quoted, &key);
+	slot = colo_off_slot(&key, epoch, 0);
+	if (!slot || !(slot->flags & COLO_OFF_DELTA))
+		return 0;
+	return colo_quote_put(skb, &quoted, slot->delta, in);
+}
+
 #endif /* COLO_REWRITE_H */

@@ -68,15 +68,17 @@ def examine(config: Config | None) -> Iterator[Finding]:
 
 
 def _configured(config: Config) -> list[tuple[str, Callable[[], str]]]:
-    nic, link = config.vm.nic[0], config.link
+    nics, link = config.vm.nic, config.link
 
     def bridge() -> str:
-        netdev.index_of(nic.bridge)
-        return f"{nic.bridge} is there"
+        for nic in nics:
+            netdev.index_of(nic.bridge)
+        return f"{', '.join(nic.bridge for nic in nics)}: there"
 
     def mtu() -> str:
-        netdev.check_link_mtu(link.underlay, nic.mtu)
-        return f"{link.underlay} carries the guest's {nic.mtu}-byte packets in the tunnel"
+        largest = max(nic.mtu for nic in nics)
+        netdev.check_link_mtu(link.underlay, largest)
+        return f"{link.underlay} carries the guest's {largest}-byte packets in the tunnel"
 
     def key() -> str:
         settings.key(config)

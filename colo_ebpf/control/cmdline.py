@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """QEMU's command line, pure.
 
-Both sides get the same devices in the same order. All offloads of the NIC are off: the data plane
-compares plain frames, so what it sees must be what leaves. Disk: a quorum (fifo, threshold 1)
-under a throttle node that lets it be mirrored while it runs; on the secondary the quorum's child
-is QEMU's `replication` driver over the local image (QEMU docs/system/qemu-colo).
+Both sides get the same devices in the same order. The NICs offload checksums and TCP
+segmentation; UDP fragmentation is not offered, the data plane would drop such frames.
+
+Disk: a quorum (fifo, threshold 1) under a throttle node that lets it be mirrored while it runs; on
+the secondary the quorum's child is QEMU's `replication` driver over the local image (QEMU
+docs/system/qemu-colo).
 """
 
 from __future__ import annotations
@@ -14,19 +16,7 @@ from pathlib import Path
 
 from colo_ebpf.model import VmRole
 
-_OFFLOADS = (
-    "csum",
-    "gso",
-    "guest_csum",
-    "guest_tso4",
-    "guest_tso6",
-    "guest_ecn",
-    "guest_ufo",
-    "host_tso4",
-    "host_tso6",
-    "host_ecn",
-    "host_ufo",
-)
+_NOT_OFFERED = ("guest_ufo", "host_ufo")
 DISK = "colo-disk0"  # what the guest uses
 QUORUM = "quorum0"
 LOCAL_IMAGE = "parent0"  # also the name of the secondary's export
@@ -48,8 +38,7 @@ class VmSpec:
     accel: str  # "kvm" or "tcg"
     machine: str
     preload: str  # library for TCG, "" for none
-    tap: str
-    mac: str
+    nics: tuple[tuple[str, str], ...]  # tap and MAC of each
     disk: Path
     disk_format: str
     overlay_dir: Path
@@ -111,13 +100,12 @@ def _disk(spec: VmSpec, role: VmRole) -> list[str]:
 
 
 def _network(spec: VmSpec) -> list[str]:
-    offloads = ",".join(f"{name}=off" for name in _OFFLOADS)
-    return [
-        "-netdev",
-        f"tap,id=net0,ifname={spec.tap},script=no,downscript=no,vhost=off",
-        "-device",
-        f"virtio-net-pci,id=nic0,netdev=net0,mac={spec.mac},romfile=,{offloads}",
-    ]
+    off = ",".join(f"{name}=off" for name in _NOT_OFFERED)
+    args = []
+    for n, (tap, mac) in enumerate(spec.nics):
+        args += ["-netdev", f"tap,id=net{n},ifname={tap},script=no,downscript=no,vhost=off"]
+        args += ["-device", f"virtio-net-pci,id=nic{n},netdev=net{n},mac={mac},romfile=,{off}"]
+    return args
 
 
 def _monitors(spec: VmSpec) -> list[str]:

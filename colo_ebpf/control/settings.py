@@ -9,8 +9,8 @@ from colo_ebpf.config import Config
 from colo_ebpf.control import facts
 from colo_ebpf.control.cmdline import VmSpec
 from colo_ebpf.control.facts import MS
-from colo_ebpf.datapath.loader import Sizes
-from colo_ebpf.datapath.plane import PlaneSpec
+from colo_ebpf.datapath.loader import Sizes, frame_bytes, hold_slots
+from colo_ebpf.datapath.plane import PlaneNic, PlaneSpec
 from colo_ebpf.errors import ConfigError
 
 KEY_LEAST_BYTES = 16
@@ -45,7 +45,7 @@ def timing(config: Config) -> facts.Timing:
 
 def vm_spec(config: Config, accel: str) -> VmSpec:
     """The VM, with the accelerator that was chosen."""
-    vm, nic, disk, t = config.vm, config.vm.nic[0], config.vm.disk[0], config.timing
+    vm, disk, t = config.vm, config.vm.disk[0], config.timing
     return VmSpec(
         name=vm.name,
         host=config.host.name,
@@ -58,8 +58,7 @@ def vm_spec(config: Config, accel: str) -> VmSpec:
         accel=accel,
         machine=vm.machine,
         preload=vm.preload,
-        tap=nic.tap,
-        mac=nic.mac,
+        nics=tuple((nic.tap, nic.mac) for nic in vm.nic),
         disk=Path(disk.path),
         disk_format=disk.format,
         overlay_dir=Path(disk.overlay_dir),
@@ -77,21 +76,21 @@ def vm_spec(config: Config, accel: str) -> VmSpec:
 
 def plane_spec(config: Config) -> PlaneSpec:
     """The data plane of the VM."""
-    nic, link, sizes = config.vm.nic[0], config.link, config.datapath
+    link, sizes = config.link, config.datapath
+    nics = tuple(PlaneNic(nic.tap, nic.bridge, nic.mtu) for nic in config.vm.nic)
+    frame = frame_bytes(max(nic.mtu for nic in nics))
     return PlaneSpec(
         vm=config.vm.name,
         bpffs=Path(config.host.bpffs),
         cache=Path(config.host.state_dir) / "headers",
-        tap=nic.tap,
-        bridge=nic.bridge,
-        mtu=nic.mtu,
+        nics=nics,
         link_device=link.device,
         underlay=link.underlay,
         vxlan_port=link.vxlan_port,
         link_address=link.address,
         link_timeout_ms=config.timing.link_timeout_ms,
         compare_timeout_ms=config.timing.compare_timeout_ms,
-        sizes=Sizes(sizes.flows, sizes.hold_slots, sizes.datagram_buckets),
+        sizes=Sizes(sizes.flows, hold_slots(sizes.hold_mib, frame), sizes.datagram_buckets, frame),
     )
 
 

@@ -34,11 +34,18 @@ PROGRAMS = {
 
 _HEAD_BYTES = 256  # COLO_HEAD_MAX
 _SUM_BYTES = 508  # COLO_SUM_BYTES
+_LEAST_SLOTS = 256
 
 
 def frame_bytes(mtu: int) -> int:
     """Size of a slot of the hold store that takes any frame of a NIC with this MTU."""
     return _HEAD_BYTES + math.ceil((mtu + 64) / _SUM_BYTES) * _SUM_BYTES + 16
+
+
+def hold_slots(mib: int, slot_bytes: int) -> int:
+    """How many slots fit into so many MiB: a power of two, and never fewer than one burst needs."""
+    fit: int = 1 << ((mib << 20) // slot_bytes).bit_length() - 1
+    return max(fit, _LEAST_SLOTS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,15 +36,22 @@ _HIGH_MARK = 3 / 4  # of the hold store: from here on a checkpoint is due
 
 
 @dataclass(frozen=True, slots=True)
+class PlaneNic:
+    """One network card of the VM: its tap, and the bridge of its clients."""
+
+    tap: str
+    bridge: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
 class PlaneSpec:
     """What the data plane of one VM is made of."""
 
     vm: str
     bpffs: Path
     cache: Path
-    tap: str
-    bridge: str
-    mtu: int
+    nics: tuple[PlaneNic, ...]
     link_device: str
     underlay: str
     vxlan_port: int
@@ -52,6 +59,11 @@ class PlaneSpec:
     link_timeout_ms: int
     compare_timeout_ms: int
     sizes: loader.Sizes
+
+    @property
+    def mtu(self) -> int:
+        """The largest of the NICs': what the link has to carry."""
+        return max(nic.mtu for nic in self.nics)
 
 
 def _address(text: str) -> int:
@@ -121,11 +133,13 @@ class DataPlane:
 
         def make() -> None:
             netdev.check_link_mtu(spec.underlay, spec.mtu)
-            netdev.create_tap(spec.tap, spec.mtu)
+            for nic in spec.nics:
+                netdev.create_tap(nic.tap, nic.mtu)
             netdev.create_vxlan(spec.link_device, spec.vxlan_port, spec.mtu)
 
         await asyncio.to_thread(make)
-        self._conf.tap_ifindex[0] = netdev.index_of(spec.tap)
+        for number, nic in enumerate(spec.nics):
+            self._conf.tap_ifindex[number] = netdev.index_of(nic.tap)
         self._conf.link_ifindex = netdev.index_of(spec.link_device)
         self._write_conf()
 
@@ -141,22 +155,25 @@ class DataPlane:
 
         def attach() -> None:
             last_in, last_out = mirror["colo_last_in"], mirror["colo_last_out"]
-            tc.attach(spec.tap, tc.INGRESS, "colo_last_out", last_out, tc.AFTER)
-            tc.attach(spec.tap, tc.INGRESS, out[0], out[1][out[0]])
-            tc.attach(spec.tap, tc.EGRESS, "colo_last_in", last_in, tc.BEFORE)
-            tc.attach(spec.tap, tc.EGRESS, "colo_mir_cli", mirror["colo_mir_cli"])
+            for tap in (nic.tap for nic in spec.nics):
+                tc.attach(tap, tc.INGRESS, "colo_last_out", last_out, tc.AFTER)
+                tc.attach(tap, tc.INGRESS, out[0], out[1][out[0]])
+                tc.attach(tap, tc.EGRESS, "colo_last_in", last_in, tc.BEFORE)
+                tc.attach(tap, tc.EGRESS, "colo_mir_cli", mirror["colo_mir_cli"])
             tc.attach(spec.link_device, tc.INGRESS, link[0], link[1][link[0]])
             loader.keep_stages(self._compare, loader.pin_directory(spec.bpffs, spec.vm))
 
         await asyncio.to_thread(attach)
 
     async def join_bridge(self) -> None:
-        """Put the VM's tap on the client-side bridge."""
-        await asyncio.to_thread(netdev.join_bridge, self._spec.tap, self._spec.bridge)
+        """Put the VM's taps on the client-side bridges."""
+        for nic in self._spec.nics:
+            await asyncio.to_thread(netdev.join_bridge, nic.tap, nic.bridge)
 
     async def leave_bridge(self) -> None:
-        """Take the VM's tap off the client-side bridge."""
-        await asyncio.to_thread(netdev.leave_bridge, self._spec.tap)
+        """Take the VM's taps off the client-side bridges."""
+        for nic in self._spec.nics:
+            await asyncio.to_thread(netdev.leave_bridge, nic.tap)
 
     async def quicken(self, peer_address: str) -> None:
         """`quickack` on the route to the peer."""

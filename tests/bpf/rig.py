@@ -26,10 +26,12 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from colo_ebpf.datapath import netdev
-from colo_ebpf.datapath.loader import Sizes, pin_directory
-from colo_ebpf.datapath.plane import DataPlane, PlaneSpec
+from colo_ebpf.datapath.abi import LiveWord
+from colo_ebpf.datapath.loader import Sizes, frame_bytes, pin_directory
+from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
 from colo_ebpf.datapath.sysbpf import RawMap, obj_get
 from colo_ebpf.model import Mode, Pairing, Phase, VmRole
+from tests.checksum import checksum
 
 VM_MAC, CLIENT_MAC = "52:54:00:12:34:56", "52:54:00:00:00:01"
 VM, CLIENT = "192.0.2.10", "192.0.2.1"
@@ -37,6 +39,7 @@ LOCAL, PEER = "198.51.100.1", "198.51.100.2"
 VNI = 77
 _VNET_HEADER = bytes(10)
 _WAIT_S = 2.0
+_SOL_PACKET, _PACKET_AUXDATA, _VLAN_VALID = 263, 8, 16
 
 
 class Rig:
@@ -46,13 +49,14 @@ class Rig:
     maps. `close_all` ends them.
     """
 
-    _pool: ClassVar[dict[tuple[VmRole, int], Rig]] = {}
+    _pool: ClassVar[dict[tuple[VmRole, int, int], Rig]] = {}
 
-    def __new__(cls, role: VmRole = VmRole.PRIMARY, slots: int = 1024) -> Rig:
-        if (role, slots) not in cls._pool:
-            cls._pool[role, slots] = super().__new__(cls)
-            cls._pool[role, slots]._build(role, slots)
-        return cls._pool[role, slots]
+    def __new__(cls, role: VmRole = VmRole.PRIMARY, slots: int = 1024, mtu: int = 1500) -> Rig:
+        kind = (role, slots, mtu)
+        if kind not in cls._pool:
+            cls._pool[kind] = super().__new__(cls)
+            cls._pool[kind]._build(role, slots, mtu)
+        return cls._pool[kind]
 
     @classmethod
     def close_all(cls) -> None:
@@ -69,7 +73,7 @@ class Rig:
     def __exit__(self, *_: object) -> None:
         _enter(self._home)
 
-    def _build(self, role: VmRole, slots: int) -> None:
+    def _build(self, role: VmRole, slots: int, mtu: int) -> None:
         self._stack = contextlib.ExitStack()
         tag = f"colot{os.getpid()}x{len(self._pool)}"
         self._host, client, peer = f"{tag}h", f"{tag}c", f"{tag}s"
@@ -77,8 +81,8 @@ class Rig:
             netdev.create_namespace(name)
             self._stack.callback(netdev.remove_namespace, name)
             netdev.in_namespace(name, _without_ipv6)
-        netdev.create_veth("up0", "cl0", self._host, client, 1500)
-        netdev.create_veth("link0", "link1", self._host, peer, 1600)
+        netdev.create_veth("up0", "cl0", self._host, client, mtu)
+        netdev.create_veth("link0", "link1", self._host, peer, mtu + 100)
         netdev.in_namespace(peer, lambda: netdev.add_address("link1", PEER, 24))
         self.client = netdev.in_namespace(client, lambda: _packet_socket("cl0"))
         self.peer = netdev.in_namespace(peer, _tunnel_socket)
@@ -88,27 +92,26 @@ class Rig:
         subprocess.run(["mount", "-t", "bpf", "bpf", str(bpffs)], check=True)
         self._stack.callback(bpffs.rmdir)
         self._stack.callback(subprocess.run, ["umount", str(bpffs)], check=True)
-        netdev.in_namespace(self._host, lambda: self._attach(role, slots, bpffs))
+        netdev.in_namespace(self._host, lambda: self._attach(role, slots, mtu, bpffs))
 
-    def _attach(self, role: VmRole, slots: int, bpffs: Path) -> None:
+    def _attach(self, role: VmRole, slots: int, mtu: int, bpffs: Path) -> None:
         netdev.add_address("link0", LOCAL, 24)
         netdev.create_bridge("br0")
+        netdev.create_bridge("br1")
         netdev.join_bridge("up0", "br0")
         self.plane = DataPlane.open(
             PlaneSpec(
                 vm="t",
                 bpffs=bpffs,
                 cache=Path(tempfile.gettempdir()) / "colo-test-headers",
-                tap="tap0",
-                bridge="br0",
-                mtu=1500,
+                nics=(PlaneNic("tap0", "br0", mtu), PlaneNic("tap1", "br1", mtu)),
                 link_device="vx0",
                 underlay="link0",
                 vxlan_port=4789,
                 link_address=LOCAL,
                 link_timeout_ms=60_000,
                 compare_timeout_ms=60_000,
-                sizes=Sizes(flows=256, hold_slots=slots, dgram_buckets=64),
+                sizes=Sizes(256, slots, 64, frame_bytes(mtu)),
             )
         )
 
@@ -118,8 +121,9 @@ class Rig:
             await self.plane.join_bridge()
 
         asyncio.run(attach())
-        self.tap = _open_tap("tap0")
+        self.tap, self.tap1 = _open_tap("tap0"), _open_tap("tap1")
         self._stack.callback(os.close, self.tap)
+        self._stack.callback(os.close, self.tap1)
         self._pins = pin_directory(bpffs, "t")
 
     def _empty(self) -> None:
@@ -172,14 +176,51 @@ class Rig:
         """The local VM sends."""
         os.write(self.tap, _VNET_HEADER + frame)
 
-    def from_peer(self, frame: Packet, tag: int, vni: int = VNI) -> None:
-        """A frame arrives over the link."""
-        self.from_peer_raw(bytes(frame), tag, vni)
+    def from_second_nic(self, frame: Packet) -> None:
+        """The local VM sends from its other NIC."""
+        os.write(self.tap1, _VNET_HEADER + bytes(frame))
 
-    def from_peer_raw(self, frame: bytes, tag: int, vni: int = VNI) -> None:
+    def from_vm_offloaded_udp(self, frame: Packet, segment_bytes: int) -> None:
+        """The local VM leaves UDP segmentation to its NIC (virtio 1.3: GSO_UDP_L4)."""
+        header = struct.pack("=BBHHHH", 1, 5, 42, segment_bytes, 34, 6)
+        os.write(self.tap, header + bytes(frame))
+
+    def from_vm_offloaded(self, frame: Packet, segment_bytes: int = 0) -> None:
+        """The local VM leaves checksum and, with `segment_bytes`, segmentation to its NIC.
+
+        As Linux does: the checksum field has the sum of the pseudo-header (virtio 1.2, 5.1.6).
+        """
+        raw = bytearray(bytes(frame))
+        l3 = 14 if frame.type in (0x0800, 0x86DD) else 18
+        six = raw[l3] >> 4 == 6
+        l4 = l3 + (40 if six else (raw[l3] & 15) * 4)
+        protocol = raw[l3 + (6 if six else 9)]
+        at = 16 if protocol == 6 else 6
+        ends = raw[l3 + 8 : l3 + 40] if six else raw[l3 + 12 : l3 + 20]
+        pseudo = bytes(ends) + struct.pack("!HBB", len(raw) - l4, 0, protocol)
+        struct.pack_into("!H", raw, l4 + at, ~checksum(pseudo) & 0xFFFF)
+        kind = (4 if six else 1) if segment_bytes else 0
+        head = l4 + (raw[l4 + 12] >> 4) * 4 if protocol == 6 else l4 + 8
+        header = struct.pack("=BBHHHH", 1, kind, head, segment_bytes, l4, at)
+        os.write(self.tap, header + bytes(raw))
+
+    def from_peer(self, frame: Packet, tag: int, vni: int = VNI, nic: int = 0) -> None:
         """A frame arrives over the link."""
-        header = struct.pack("!BBHI", 0x88, 0, tag & 0xFFFF, vni << 11)
+        self.from_peer_raw(bytes(frame), tag, vni, nic)
+
+    def from_peer_raw(self, frame: bytes, tag: int, vni: int = VNI, nic: int = 0) -> None:
+        """A frame arrives over the link."""
+        header = struct.pack("!BBHI", 0x88, 0, tag & 0xFFFF, (vni * 8 + nic) << 8)
         self.peer.sendto(header + frame, (LOCAL, 4789))
+
+    def silence(self) -> None:
+        """Nothing of the peer was heard for long enough."""
+        self.plane._set_live(LiveWord.HEARD_NS, 1)
+
+    def to_second_nic(self, frame: Packet) -> None:
+        """A client of the VM's other NIC sends; the bridge is not asked where to."""
+        with _packet_socket("tap1") as s:
+            s.send(bytes(frame))
 
     def from_client(self, frame: Packet) -> None:
         """The client sends."""
@@ -212,7 +253,7 @@ class Rig:
     def _next_to_client(self) -> bytes:
         ready = select.select([self.client], [], [], _WAIT_S)[0]
         assert ready, "the mark behind the frames did not arrive"
-        return self.client.recv(4096)
+        return _receive(self.client)
 
     def to_peer(self) -> list[tuple[int, Packet]]:
         """(tag, frame) that went over the link and is there now."""
@@ -221,6 +262,18 @@ class Rig:
             data = self.peer.recv(4096)
             out.append((struct.unpack("!H", data[2:4])[0], Ether(data[8:])))
         return out
+
+    def to_peer_ids(self) -> list[int]:
+        """The VXLAN ids of what went over the link and is there now."""
+        out = []
+        while select.select([self.peer], [], [], 0.2)[0]:
+            out.append(struct.unpack("!I", self.peer.recv(4096)[4:8])[0] >> 8)
+        return out
+
+    @staticmethod
+    def vxlan_id(nic: int) -> int:
+        """That of one NIC's frames."""
+        return VNI * 8 + nic
 
     def to_vm(self) -> list[Packet]:
         """What reached the VM's tap and is there now."""
@@ -253,8 +306,21 @@ def _enter(fd: int) -> None:
 def _packet_socket(ifname: str) -> socket.socket:
     s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
     s.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE: a burst must not be lost here
+    s.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
     s.bind((ifname, 0))
     return s
+
+
+def _receive(s: socket.socket) -> bytes:
+    """A frame as it was on the wire: the kernel hands its outer VLAN tag over separately."""
+    frame, extra, _, _ = s.recvmsg(65600, 64)
+    for level, kind, data in extra:
+        if (level, kind) != (_SOL_PACKET, _PACKET_AUXDATA):
+            continue
+        status, _, _, _, _, tci, protocol = struct.unpack("=IIIHHHH", data)
+        if status & _VLAN_VALID:
+            frame = frame[:12] + struct.pack("!HH", protocol, tci) + frame[12:]
+    return frame
 
 
 def _tunnel_socket() -> socket.socket:

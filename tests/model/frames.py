@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import array
 import socket
 import struct
 from dataclasses import dataclass
 
 from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC
+from tests.checksum import checksum
 
 _TO_CLIENT = bytes.fromhex((CLIENT_MAC + VM_MAC).replace(":", "")) + b"\x08\x00"
 _TO_VM = bytes.fromhex((VM_MAC + CLIENT_MAC).replace(":", "")) + b"\x08\x00"
@@ -26,15 +26,6 @@ class Segment:
     window: int
     payload: bytes
     sums_right: bool
-
-
-def checksum(data: bytes) -> int:
-    """Ones' complement sum, RFC 1071."""
-    words = array.array("H", data + b"\0" * (len(data) % 2))
-    total = sum(words)
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return socket.htons(~total & 0xFFFF)
 
 
 def _tcp(ports: tuple[int, int], fields: tuple[int, int, int, int], body: bytes) -> bytes:

@@ -19,9 +19,34 @@ FILE = Path("/etc/colo-ebpf/config.toml")
 def test_the_example_is_in_order_and_reaches_every_part() -> None:
     parsed = config.parse(config.EXAMPLE, FILE)
     assert settings.who(parsed).starts
-    assert settings.plane_spec(parsed).tap == "tapweb"
+    assert settings.plane_spec(parsed).nics[0].tap == "tapweb"
     assert settings.vm_spec(parsed, "kvm").memory_mib == 2048
     assert settings.timing(parsed).peer_timeout_ns == 250_000_000
+
+
+_SECOND_NIC = """[[vm.nic]]
+mac = "52:54:00:12:34:57"
+tap = "tapweb1"
+bridge = "br1"
+mtu = 9000
+
+[[vm.disk]]"""
+
+
+def test_a_vm_may_have_several_nics_of_any_mtu() -> None:
+    parsed = config.parse(config.EXAMPLE.replace("[[vm.disk]]", _SECOND_NIC), FILE)
+    spec = settings.plane_spec(parsed)
+    assert [nic.tap for nic in spec.nics] == ["tapweb", "tapweb1"]
+    assert spec.mtu == 9000
+    assert spec.sizes.frame_bytes > 9000 + 256
+    assert spec.sizes.hold_slots * spec.sizes.frame_bytes <= 16 << 20
+    assert len(settings.vm_spec(parsed, "tcg").nics) == 2
+
+
+def test_two_nics_are_two() -> None:
+    twice = _SECOND_NIC.replace("tapweb1", "tapweb")
+    with pytest.raises(ConfigError, match="two NICs have the same"):
+        config.parse(config.EXAMPLE.replace("[[vm.disk]]", twice), FILE)
 
 
 @pytest.mark.parametrize(
@@ -43,11 +68,11 @@ def test_the_example_is_in_order_and_reaches_every_part() -> None:
         ('address = "192.0.2.1"', 'address = "peer.example"', "is not an IPv4 address"),
         ('name = "b"', 'name = "a"', "host.name and peer.name are both 'a'"),
         ('role = "primary"', 'role = "boss"', "start.role: "),
-        ("mtu = 1500", "mtu = 9000", "mtu: .*<= 1950"),
+        ("mtu = 1500", "mtu = 9001", "mtu: .*<= 9000"),
         ("[[vm.disk]]", "[[vm.disk", "not valid TOML"),
         ('role = "primary"', 'role = "primary"\n[timing]\nlink-timeout-ms = 900', "must be below"),
         ('role = "primary"', 'role = "primary"\n[timing]\nheartbeat-ms = 90', "at most a third"),
-        ('role = "primary"', 'role = "primary"\n[datapath]\nhold-slots = 1000', "power of two"),
+        ("[start]", "[datapath]\ndatagram-buckets = 1000\n\n[start]", "power of two"),
     ],
 )
 def test_a_wrong_value_is_named(old: str, new: str, message: str) -> None:
