@@ -29,7 +29,7 @@ from colo_ebpf.datapath import netdev
 from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.loader import Sizes, frame_bytes, pin_directory
 from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
-from colo_ebpf.datapath.sysbpf import RawMap, obj_get
+from colo_ebpf.datapath.sysbpf import RawMap, TestRun, _bpf, obj_get, test_run
 from colo_ebpf.model import Mode, Pairing, Phase, VmRole
 from tests.checksum import checksum
 
@@ -39,6 +39,7 @@ LOCAL, PEER = "198.51.100.1", "198.51.100.2"
 VNI = 77
 _VNET_HEADER = bytes(10)
 _WAIT_S = 2.0
+_BACKLOGS = 4
 _SOL_PACKET, _PACKET_AUXDATA, _VLAN_VALID = 263, 8, 16
 
 
@@ -67,10 +68,13 @@ class Rig:
     def __enter__(self) -> Rig:
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         _enter(os.open(f"/var/run/netns/{self._host}", os.O_RDONLY))
+        self._cpus = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(self._cpus)})  # one queue: what comes later is behind
         self._empty()
         return self
 
     def __exit__(self, *_: object) -> None:
+        os.sched_setaffinity(0, self._cpus)
         _enter(self._home)
 
     def _build(self, role: VmRole, slots: int, mtu: int) -> None:
@@ -125,27 +129,29 @@ class Rig:
         self._stack.callback(os.close, self.tap)
         self._stack.callback(os.close, self.tap1)
         self._pins = pin_directory(bpffs, "t")
+        self._opened: dict[Path, RawMap] = {}
+        self._out = {name: _packet_socket(name, 0) for name in ("up0", "tap0", "tap1")}
+        for s in self._out.values():
+            self._stack.callback(s.close)
 
     def _empty(self) -> None:
         """Every map as after loading; what is still on the wires is read away."""
         self.plane.set_mode(Mode.WITHHOLD)
         self.plane.set_pairing(None)
         self.plane.keep_offsets(0)
+        self._kept: list[bytes] = []
         for pin in self._pins.iterdir():
             if pin.name in ("colo_conf", "colo_stages"):
                 continue
             cpus = os.sysconf("SC_NPROCESSORS_CONF") if pin.name == "colo_stats" else 1
-            fd = obj_get(str(pin))
-            values = RawMap(fd)
-            values = RawMap(fd, values.info.value_bytes * cpus)
+            if pin not in self._opened:
+                self._opened[pin] = RawMap(obj_get(str(pin)))
+            values = self._opened[pin]
             if values.info.key_bytes == 4:
-                zero = bytes(values.info.value_bytes * cpus)
-                for index in range(values.info.max_entries):
-                    values.set(struct.pack("=I", index), zero)
+                _zero(values, cpus)
             else:
                 for key in list(values.keys()):
                     values.delete(key)
-            os.close(fd)
         for wire in (self.client, self.peer, self.tap):
             while select.select([wire], [], [], 0)[0]:
                 os.read(wire if isinstance(wire, int) else wire.fileno(), 65536)
@@ -165,6 +171,16 @@ class Rig:
             if (row.program, row.verdict, row.reason) == (program, verdict, reason):
                 return row.packets
         return 0
+
+    def run(self, program: str, frame: Packet | bytes, mark: int = 0) -> TestRun:
+        """One of the shipped programs on one frame (BPF_PROG_TEST_RUN), as on the first tap."""
+        programs = self.plane._compare.programs | self.plane._mirror.programs
+        context = struct.pack("=11I", 0, 0, mark, 0, 0, 0, 0, 0, 0, 0, netdev.index_of("tap0"))
+        return test_run(programs[program], bytes(frame), context=context)
+
+    def map(self, name: str) -> RawMap:
+        """One of the VM's pinned maps."""
+        return RawMap(obj_get(str(self._pins / name)))
 
     # -- frames in --
 
@@ -217,10 +233,14 @@ class Rig:
         """Nothing of the peer was heard for long enough."""
         self.plane._set_live(LiveWord.HEARD_NS, 1)
 
+    def to_first_nic(self, frame: bytes) -> None:
+        """A client sends; the bridge is not asked where to. A dropped frame is none the less sent."""
+        with contextlib.suppress(OSError):
+            self._out["tap0"].send(frame)
+
     def to_second_nic(self, frame: Packet) -> None:
         """A client of the VM's other NIC sends; the bridge is not asked where to."""
-        with _packet_socket("tap1") as s:
-            s.send(bytes(frame))
+        self._out["tap1"].send(bytes(frame))
 
     def from_client(self, frame: Packet) -> None:
         """The client sends."""
@@ -234,21 +254,26 @@ class Rig:
 
     def to_client(self) -> list[Packet]:
         """What reached the client side since the last call, up to a mark sent behind it."""
-        return [frame for frame in map(Ether, self.to_client_raw()) if frame.src == VM_MAC]
+        raw, self._kept = self._kept + self.to_client_raw(), []
+        return [frame for frame in map(Ether, raw) if frame.src == VM_MAC]
 
-    def to_client_raw(self, pause_s: float = 0.02) -> list[bytes]:
+    def to_client_raw(self) -> list[bytes]:
         """The same as bytes, with what the hosts say of themselves.
 
-        Released clones go through the CPU's backlog: twice through, then they are out.
+        A frame goes through this CPU's backlog up to four times (link, tunnel, tap, client): behind
+        as many marks, it is out.
         """
         out: list[bytes] = []
-        for _ in range(2):
+        for _ in range(_BACKLOGS):
             mark = self._mark_to_client()
             while (frame := self._next_to_client()) != mark:
                 if frame[12:14] != b"\x88\xb6":
                     out.append(frame)
-            select.select([], [], [], pause_s)
         return out
+
+    def _settled(self) -> None:
+        """What was sent has arrived; what a client got stays to be read."""
+        self._kept += self.to_client_raw()
 
     def _next_to_client(self) -> bytes:
         ready = select.select([self.client], [], [], _WAIT_S)[0]
@@ -258,7 +283,8 @@ class Rig:
     def to_peer(self) -> list[tuple[int, Packet]]:
         """(tag, frame) that went over the link and is there now."""
         out = []
-        while select.select([self.peer], [], [], 0.2)[0]:
+        self._settled()
+        while select.select([self.peer], [], [], 0)[0]:
             data = self.peer.recv(4096)
             out.append((struct.unpack("!H", data[2:4])[0], Ether(data[8:])))
         return out
@@ -266,7 +292,8 @@ class Rig:
     def to_peer_ids(self) -> list[int]:
         """The VXLAN ids of what went over the link and is there now."""
         out = []
-        while select.select([self.peer], [], [], 0.2)[0]:
+        self._settled()
+        while select.select([self.peer], [], [], 0)[0]:
             out.append(struct.unpack("!I", self.peer.recv(4096)[4:8])[0] >> 8)
         return out
 
@@ -278,15 +305,27 @@ class Rig:
     def to_vm(self) -> list[Packet]:
         """What reached the VM's tap and is there now."""
         out = []
-        while select.select([self.tap], [], [], 0.2)[0]:
+        self._settled()
+        while select.select([self.tap], [], [], 0)[0]:
             out.append(Ether(os.read(self.tap, 4096)[len(_VNET_HEADER) :]))
         return [frame for frame in out if frame.src == CLIENT_MAC]
 
     def _mark_to_client(self) -> bytes:
         mark = bytes(Ether(src="02:00:00:00:00:99", dst=CLIENT_MAC, type=0x88B6) / os.urandom(50))
-        with _packet_socket("up0") as s:
-            s.send(mark)
+        self._out["up0"].send(mark)
         return mark
+
+
+def _zero(array: RawMap, cpus: int) -> None:
+    """Every value of an array map, in one call (BPF_MAP_UPDATE_BATCH)."""
+    import ctypes
+
+    count = array.info.max_entries
+    keys = ctypes.create_string_buffer(struct.pack(f"={count}I", *range(count)), 4 * count)
+    size = (array.info.value_bytes + 7) // 8 * 8 * cpus if cpus > 1 else array.info.value_bytes
+    values = ctypes.create_string_buffer(size * count)
+    where = (0, 0, ctypes.addressof(keys), ctypes.addressof(values))
+    _bpf(26, struct.pack("<QQQQIIQQ", *where, count, array.fd, 0, 0), "zero")
 
 
 def _without_ipv6() -> None:
@@ -303,8 +342,9 @@ def _enter(fd: int) -> None:
     os.close(fd)
 
 
-def _packet_socket(ifname: str) -> socket.socket:
-    s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+def _packet_socket(ifname: str, protocol: int = 3) -> socket.socket:
+    """Protocol 0: to send only."""
+    s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
     s.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE: a burst must not be lost here
     s.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
     s.bind((ifname, 0))

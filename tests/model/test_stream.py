@@ -195,8 +195,8 @@ class Stream(RuleBasedStateMachine):
         while select.select([self.rig.client], [], [], 0)[0]:
             self._check(self.rig.client.recv(4096))
 
-    def _settle(self, pause_s: float = 0.001) -> None:
-        for frame in self.rig.to_client_raw(pause_s):
+    def _settle(self) -> None:
+        for frame in self.rig.to_client_raw():
             self._check(frame)
 
     def _check(self, frame: bytes) -> None:
@@ -223,14 +223,14 @@ class Stream(RuleBasedStateMachine):
         if not self.solo:
             self.checkpoint(True, 0, 0)
         self.rig.plane.flush()
-        self._settle(0.02)
+        self._settle()
         held = self.rig.plane.held()
         assert held.frames == 0, f"{held.frames} frames are still held"
         missing = [p for p in range(self.p_sent) if p not in self.received]
         for start in range(0, self.p_sent, _SEGMENT):
             if any(start <= p < start + _SEGMENT for p in missing):
                 self._pvm(start, min(_SEGMENT, self.p_sent - start))
-        self._settle(0.02)
+        self._settle()
         lost = [p for p in range(self.p_sent) if p not in self.received]
         assert not lost, f"bytes {lost[:5]}... never reached the client"
 

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A table: what the shipped programs do with a frame, and under which reason they count it.
+
+Each row: reason, program, verdict, mode, what happened before, the frame. Frames of the VM and of its
+clients go through BPF_PROG_TEST_RUN, so that the program's action and the frame it leaves are
+seen to the byte; frames of the peer come over a real VXLAN link, without which they have no
+epoch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from scapy.layers.inet import TCP
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Packet
+
+from colo_ebpf.datapath import abi, netdev
+from colo_ebpf.datapath.abi import Reason
+from colo_ebpf.model import Mode, Phase, VmRole
+from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig, beacon, datagram, request, segment
+from tests.capabilities import require
+
+PASS, DROP, LINK = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
+HELLO = segment(1001, b"hello", ack=5001)
+_ARP = Ether(src=VM_MAC, dst=CLIENT_MAC) / ARP(op=2, psrc="192.0.2.10")
+Act = Callable[[Rig], None]
+
+
+def nothing(_rig: Rig) -> None:
+    """No history."""
+
+
+def connected(rig: Rig) -> None:
+    """Both VMs have accepted a connection: next is 1001, the floor 5001."""
+    rig.from_vm(segment(1000, ack=5001, flags="SA", options=[("WScale", 2)]))
+    rig.from_peer(segment(71000, ack=5001, flags="SA", options=[("WScale", 2)]), 1)
+
+
+def after(*acts: Act) -> Act:
+    """One after the other."""
+
+    def run(rig: Rig) -> None:
+        for act in acts:
+            act(rig)
+
+    return run
+
+
+def vm(frame: Packet) -> Act:
+    """The VM has sent."""
+    return lambda rig: rig.from_vm(frame)
+
+
+def peer(frame: Packet, tag: int = 1) -> Act:
+    """The peer has sent."""
+    return lambda rig: rig.from_peer(frame, tag)
+
+
+def turn(epoch: int, phase: Phase = Phase.TURNING) -> Act:
+    """The control plane wrote the cell."""
+    return lambda rig: rig.plane.set_turn(epoch, phase)
+
+
+def mode(wanted: Mode) -> Act:
+    """The control plane wrote the mode."""
+    return lambda rig: rig.plane.set_mode(wanted)
+
+
+def unpaired(rig: Rig) -> None:
+    """No peer."""
+    rig.plane.set_pairing(None)
+
+
+def silent(rig: Rig) -> None:
+    """The link was not heard."""
+    rig.silence()
+
+
+def unconfigured(rig: Rig) -> None:
+    """As a map is after loading."""
+    rig.map("colo_conf").set(b"\0" * 4, bytes(abi.Conf()))
+
+
+def full_store(rig: Rig) -> None:
+    """Every slot holds a datagram."""
+    for ident in range(1024):
+        rig.run("colo_cmp_pvm", datagram(struct.pack("=I", ident)))
+
+
+def full_table(rig: Rig) -> None:
+    """As many connections as fit."""
+    for port in range(256):
+        frame = request(1, flags="S")
+        frame[TCP].sport = 10000 + port
+        rig.run("colo_mir_cli", frame)
+
+
+def locked(rig: Rig) -> None:
+    """Another CPU never gives the flow back."""
+    flows = rig.map("colo_flows")
+    (key,) = flows.keys()
+    flow = abi.Flow.from_buffer_copy(flows.get(key) or b"")
+    flow.lock = 1
+    flows.set(key, bytes(flow))
+
+
+def no_link(_rig: Rig) -> None:
+    """The link's device is down."""
+    netdev.set_down("vx0")
+
+
+def no_tap(_rig: Rig) -> None:
+    """The tap is down: it takes nothing."""
+    netdev.set_down("tap0")
+
+
+def offset(rig: Rig) -> None:
+    """A takeover left the client's numbers 70000 behind the VM's."""
+    key = abi.FlowKey()
+    key.vm[2] = key.client[2] = 0xFFFF0000
+    key.vm[3], key.client[3] = (
+        struct.unpack("=I", bytes(map(int, address.split("."))))[0]
+        for address in ("192.0.2.10", "192.0.2.1")
+    )
+    key.vm_port, key.client_port = 80 << 8, (4711 >> 8) | (4711 & 0xFF) << 8
+    rig.plane.learn_offsets([bytes(key) + struct.pack("!II", 70000, 0)])
+
+
+def large_udp(rig: Rig) -> None:
+    """The VM leaves UDP segmentation to its NIC."""
+    rig.from_vm_offloaded_udp(datagram(bytes(3000)), 1000)
+
+
+def beat(rig: Rig) -> None:
+    """The control plane tells the peer that this plane is there."""
+    rig.plane.beacon()
+
+
+def flushed(rig: Rig) -> None:
+    """The control plane sends what a checkpoint contains."""
+    rig.plane.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`frame` is run by `program` unless that hears the link; None: `before` ends with the act."""
+
+    reason: Reason
+    program: str
+    verdict: str
+    mode: Mode
+    before: Act
+    frame: Packet | bytes | None
+    out: Packet | None = None  # what the program leaves of it, if not the same
+    mark: int = 0
+    tag: int | None = None
+    role: VmRole = VmRole.PRIMARY
+
+
+P, S = Mode.PRIMARY, VmRole.SECONDARY
+R = Reason
+TABLE = [
+    Row(R.SOLO, "cmp-pvm", "pass", Mode.SOLO, nothing, HELLO),
+    Row(R.RELEASED, "cmp-pvm", "pass", P, nothing, HELLO, mark=0xC0100001),
+    Row(R.VERIFIED, "cmp-pvm", "pass", P, after(connected, peer(HELLO)), HELLO),
+    Row(
+        R.VERIFIED,
+        "cmp-pvm",
+        "pass",
+        P,
+        after(connected, peer(HELLO)),
+        segment(1001, b"hello", ack=5400, window=900),
+        out=segment(1001, b"hello", ack=5001, window=999),
+    ),
+    Row(R.OLD, "cmp-pvm", "pass", P, after(connected, peer(HELLO), vm(HELLO)), HELLO),
+    Row(R.ACK, "cmp-pvm", "pass", P, connected, segment(1001, ack=5001)),
+    Row(R.ACK_FLOOR, "cmp-pvm", "hold", P, connected, segment(1001, ack=5002)),
+    Row(R.UNVERIFIED, "cmp-pvm", "hold", P, connected, HELLO),
+    Row(R.TURNING, "cmp-pvm", "hold", P, after(connected, turn(1)), HELLO),
+    Row(R.TURNING, "cmp-pvm", "hold", P, turn(1), _ARP),
+    Row(R.ORDER, "cmp-pvm", "hold", P, after(connected, peer(HELLO), silent), HELLO),
+    Row(R.HELD_AGAIN, "cmp-pvm", "drop", P, after(connected, vm(HELLO)), HELLO),
+    Row(R.GAP, "cmp-pvm", "drop", P, connected, segment(1010, b"x", ack=5001)),
+    Row(R.STORE_FULL, "cmp-pvm", "drop", P, after(connected, full_store), HELLO),
+    Row(R.TABLE_FULL, "mir-cli", "drop", P, full_table, request(1, flags="S")),
+    Row(R.TABLE_FULL, "cmp-pvm", "drop", P, full_table, HELLO),
+    Row(R.BUSY, "cmp-pvm", "drop", P, after(connected, locked), HELLO),
+    Row(R.MALFORMED, "cmp-pvm", "drop", P, nothing, bytes(HELLO)[:50]),
+    Row(R.LINK_SILENT, "cmp-pvm", "drop", P, silent, _ARP),
+    Row(R.NEIGHBOUR, "cmp-pvm", "pass", P, nothing, _ARP),
+    Row(R.WITHHELD, "cmp-pvm", "drop", Mode.WITHHOLD, nothing, HELLO),
+    Row(R.TOO_BIG, "cmp-pvm", "drop", P, large_udp, None),
+    Row(R.BEACON, "beacon", "link", P, beat, None),
+    Row(R.BEACON, "cmp-svm", "drop", P, nothing, beacon(), tag=1),
+    Row(R.NOT_OURS, "cmp-svm", "drop", P, nothing, HELLO),
+    Row(R.STALE_EPOCH, "cmp-svm", "drop", P, turn(2, Phase.OPEN), HELLO, tag=1),
+    Row(R.EPOCH_AHEAD, "cmp-svm", "drop", P, nothing, HELLO, tag=2),
+    Row(R.NO_FLOW, "cmp-svm", "drop", P, nothing, HELLO, tag=1),
+    Row(R.NOT_ANCHORED, "cmp-pvm", "hold", P, nothing, HELLO),
+    Row(
+        R.MISMATCH,
+        "cmp-svm",
+        "drop",
+        P,
+        after(connected, vm(HELLO)),
+        segment(1001, b"HELLO"),
+        tag=1,
+    ),
+    Row(
+        R.FLUSHED,
+        "flush",
+        "carry",
+        P,
+        after(vm(datagram(b"x")), turn(2, Phase.OPEN), flushed),
+        None,
+    ),
+    Row(R.NO_PAIR, "mir-cli", "pass", P, unpaired, request(1)),
+    Row(R.INPUT, "mir-cli", "pass", P, nothing, request(1)),
+    Row(R.CLONE_FAILED, "mir-cli", "pass", P, no_link, request(1)),
+    Row(
+        R.REWRITTEN,
+        "last-in",
+        "pass",
+        P,
+        offset,
+        request(5001, ack=1001),
+        out=request(5001, ack=71001),
+    ),
+    Row(
+        R.REWRITTEN,
+        "last-out",
+        "pass",
+        P,
+        offset,
+        segment(71001, b"x", ack=5001),
+        out=segment(1001, b"x", ack=5001),
+    ),
+    Row(R.PLAIN, "last-out", "pass", P, nothing, HELLO),
+    Row(R.PLAIN, "mir-svm", "link", Mode.SECONDARY, nothing, HELLO, role=S),
+    Row(R.NO_CONF, "cmp-pvm", "drop", P, unconfigured, HELLO),
+    Row(R.CARRIED, "cmp-svm", "carry", P, vm(datagram(b"x")), datagram(b"x"), tag=1),
+    Row(R.CARRIED, "drain", "carry", P, after(connected, vm(HELLO)), HELLO, tag=1),
+    Row(R.ACK_RAISED, "cmp-svm", "note", P, connected, segment(1001, ack=5002), tag=1),
+    Row(R.AHEAD, "cmp-svm", "note", P, connected, HELLO, tag=1),
+    Row(
+        R.EMIT_FAILED,
+        "cmp-svm",
+        "hold",
+        P,
+        after(vm(datagram(b"x")), no_tap),
+        datagram(b"x"),
+        tag=1,
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _needs() -> None:
+    require("root", "bpf")
+
+
+def _name(row: Row) -> str:
+    return f"{row.program}-{row.verdict}-{row.reason.name.lower()}"
+
+
+@pytest.mark.parametrize("row", TABLE, ids=_name)
+def test_row(row: Row) -> None:
+    reason = row.reason.name.lower().replace("_", "-")
+    with Rig(row.role) as rig:
+        rig.pair(mode=row.mode)
+        try:
+            row.before(rig)
+            before = rig.count(row.program, row.verdict, reason)
+            if row.frame is None:
+                assert before == 1
+                return
+            _send(rig, row)
+            assert rig.count(row.program, row.verdict, reason) == before + 1
+        finally:
+            netdev.set_up("vx0", 1500)
+            netdev.set_up("tap0", 1500)
+
+
+def _send(rig: Rig, row: Row) -> None:
+    assert row.frame is not None
+    if row.tag is not None:
+        rig.from_peer_raw(bytes(row.frame), row.tag)
+        return
+    run = rig.run(f"colo_{row.program.replace('-', '_')}", row.frame, row.mark)
+    wanted = {"pass": PASS, "link": LINK}.get(row.verdict, DROP)
+    assert run.retval == wanted
+    if row.verdict == "pass":
+        assert run.data_out == bytes(row.out or row.frame)
+
+
+def test_every_reason_is_in_the_table() -> None:
+    assert {row.reason for row in TABLE} == set(Reason) - {Reason.NONE}
+
+
+def test_every_program_and_verdict_is_in_the_table() -> None:
+    shown = {row.program for row in TABLE} | {"mir-link"}  # that one hears the link: test_mirror.py
+    assert shown == {one.name.lower().replace("_", "-") for one in abi.Prog}
+    assert ctypes.sizeof(abi.Count) == 16
