@@ -40,8 +40,9 @@ def _summed(segment: bytes, ends: bytes) -> bytes:
     return segment[:16] + struct.pack("!H", checksum(pseudo + segment)) + segment[18:]
 
 
-def _ip(source: bytes, target: bytes, body: bytes) -> bytes:
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0, 64, 6, 0) + source + target
+def _ip(source: bytes, target: bytes, body: bytes, protocol: int = 6) -> bytes:
+    fields = (0x45, 0, 20 + len(body), 1, 0, 64, protocol, 0)
+    head = struct.pack("!BBHHHBBH", *fields) + source + target
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + body
 
 
@@ -51,6 +52,28 @@ def of_vm(
     """A frame of the VM, port 80 to 4711."""
     segment = _tcp((80, 4711), (seq, ack, flags, window), payload)
     return _TO_CLIENT + _ip(_VM, _CLIENT, _summed(segment, _VM + _CLIENT))
+
+
+def offloaded(seq: int, payload: bytes, ack: int, segment_bytes: int) -> bytes:
+    """What a VM that leaves checksum and segmentation to its NIC writes to the tap."""
+    segment = _tcp((80, 4711), (seq, ack, ACK, 1000), payload)
+    pseudo = _VM + _CLIENT + struct.pack("!BBH", 0, 6, len(segment))
+    partial = struct.pack("!H", ~checksum(pseudo) & 0xFFFF)
+    header = struct.pack("=BBHHHH", 1, 1, 54, segment_bytes, 34, 16)
+    return header + _TO_CLIENT + _ip(_VM, _CLIENT, segment[:16] + partial + segment[18:])
+
+
+def datagram(number: int) -> bytes:
+    """A UDP datagram of the VM without checksum; `number` makes it one of a kind."""
+    body = struct.pack("!HHHHI", 7, 4712, 12, 0, number)
+    return _TO_CLIENT + _ip(_VM, _CLIENT, body, 17)
+
+
+def datagram_number(frame: bytes) -> int | None:
+    """Which one it is; None if it is none."""
+    if frame[:14] != _TO_CLIENT or frame[23] != 17:
+        return None
+    return int(struct.unpack_from("!I", frame, 42)[0])
 
 
 def of_client(seq: int, payload: bytes = b"", ack: int = 0, flags: int = ACK) -> bytes:

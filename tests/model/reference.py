@@ -8,6 +8,7 @@ allowed is always allowed: what was verified in an epoch is in the next checkpoi
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 
@@ -20,6 +21,9 @@ class Reference:
     in_checkpoint: int = 0  # positions below are in the state the SVM has loaded
     svm: dict[int, int] = field(default_factory=dict)  # position: byte, sent by it this epoch
     allowed: set[int] = field(default_factory=set)
+    datagrams: Counter[int] = field(default_factory=Counter)  # that may have left by now
+    p_datagrams: Counter[int] = field(default_factory=Counter)  # of this epoch
+    s_datagrams: Counter[int] = field(default_factory=Counter)
     p_ack: int = 0  # the highest ACK the PVM produced
     floor: int = 0
     solo: bool = False
@@ -41,6 +45,21 @@ class Reference:
             self.svm[position] = byte
         self._compare(range(start, start + len(data)))
 
+    def pvm_sends_datagram(self, number: int) -> None:
+        """The PVM produced a datagram."""
+        self.p_datagrams[number] += 1
+
+    def svm_sends_datagram(self, number: int, epoch: int) -> None:
+        """The SVM produced a datagram in `epoch`."""
+        if epoch == self.epoch:
+            self.s_datagrams[number] += 1
+
+    def datagram_complaint(self, number: int, times: int) -> str:
+        """Why the client should not have received it as often ("" if it may)."""
+        both = min(self.p_datagrams[number], self.s_datagrams[number])
+        most = self.datagrams[number] + (self.p_datagrams[number] if self.solo else both)
+        return "" if times <= most else f"datagram {number} left {times} times, {most} may"
+
     def _compare(self, positions: range) -> None:
         for position in positions:
             if position < len(self.produced) and self.svm.get(position) == self.produced[position]:
@@ -50,6 +69,9 @@ class Reference:
         """A turn is proven and its checkpoint loaded: the SVM is what the PVM was."""
         self.epoch += 1
         self.in_checkpoint = len(self.produced)
+        self.datagrams += self.p_datagrams
+        self.p_datagrams.clear()
+        self.s_datagrams.clear()
         self.svm.clear()
         self.floor = max(self.floor, self.p_ack) if self.solo else self.p_ack
 
