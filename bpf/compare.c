@@ -66,7 +66,6 @@ static __always_inline struct colo_work *colo_work_get(void)
 		__builtin_memset(&work->plan, 0, sizeof(work->plan));
 		__builtin_memset(&work->flow, 0, sizeof(work->flow));
 		work->step = COLO_STEP_DONE;
-		work->scale = 0;
 	}
 	return work;
 }
@@ -295,7 +294,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 			return colo_finish(skb, PVM, conf->mode == COLO_SOLO ? COLO_V_PASS :
 					   COLO_V_DROP, COLO_R_TABLE_FULL);
 		if (pkt->flags & COLO_TCP_SYN)
-			work->scale = colo_tcp_wscale(skb, pkt);
+			colo_tcp_offer(skb, pkt, &work->offer);
 		if (colo_lock(&flow->lock, COLO_LOCK_SPINS))
 			return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_BUSY);
 		colo_pvm_prepare(skb, conf, work, buf, flow);
@@ -379,7 +378,7 @@ int colo_cmp_svm(struct __sk_buff *skb)
 		if (!flow)
 			return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_FLOW);
 		if (pkt->flags & COLO_TCP_SYN)
-			work->scale = colo_tcp_wscale(skb, pkt);
+			colo_tcp_offer(skb, pkt, &work->offer);
 		if (colo_lock(&flow->lock, COLO_LOCK_SPINS))
 			return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_BUSY);
 		colo_svm_prepare(skb, conf, work, buf, flow);

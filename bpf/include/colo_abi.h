@@ -207,6 +207,9 @@ struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u32 c_ack;		/* the client's highest ACK */
 	__u32 isn;		/* of the PVM */
 	__u32 s_syn_ack;	/* ACK number of the SVM's SYN (0 for a bare SYN) */
+	__u32 s_isn;		/* of the SVM's SYN, in its own numbers */
+	__u32 p_offer;		/* options of the SYNs, as one number */
+	__u32 s_offer;
 	__u32 head;		/* held frames, slot + 1; 0: none */
 	__u32 tail;
 	__u32 held;

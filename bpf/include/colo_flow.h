@@ -83,13 +83,24 @@ static __always_inline int colo_flow_syn_waits(struct colo_flow *flow)
 	       flow->verified == flow->isn;
 }
 
-/* Both SYNs are there: if they answer the same SYN of the client, the connection is verified. */
-static __always_inline int colo_flow_match_syn(struct colo_flow *flow)
+/*
+ * Both SYNs are there: if they answer the same SYN of the client, and offer the same for the
+ * connection's life (a SYN cookie of one side may leave options out), it is verified.
+ */
+static __always_inline int colo_flow_match_syn(struct colo_plan *plan, struct colo_flow *flow)
 {
 	__u32 p_ack = flow->flags & COLO_F_HAS_ACK ? flow->p_ack : 0;
 
 	if (!(flow->flags & COLO_F_SVM_SYN) || flow->s_syn_ack != p_ack)
 		return 0;
+	if (flow->s_offer != flow->p_offer) {
+		flow->flags |= COLO_F_BAD;
+		plan->event = COLO_EV_MISMATCH;
+		plan->offset = flow->isn;
+		plan->pvm_digest = flow->p_offer;
+		plan->svm_digest = flow->s_offer;
+		return 0;
+	}
 	flow->verified = flow->isn + 1;
 	flow->flags &= ~COLO_F_SVM_SYN;
 	if (flow->flags & COLO_F_HAS_ACK) {

@@ -222,29 +222,44 @@ static __always_inline int colo_is_neighbour(struct colo_pkt *pkt)
 	       pkt->ethertype == COLO_ETH_LLDP || pkt->ethertype < COLO_ETH_LENGTHS;
 }
 
-/* Window shift a SYN offers (RFC 7323); 0 without the option. */
-static __always_inline __u32 colo_tcp_wscale(struct __sk_buff *skb, struct colo_pkt *pkt)
+/* What a SYN offers for the connection's life. */
+struct colo_offer {
+	__u32 scale;		/* window shift (RFC 7323); 0 without the option */
+	__u32 sum;		/* of all options with their values, timestamps without, in any order */
+};
+
+static __always_inline void colo_tcp_offer(struct __sk_buff *skb, struct colo_pkt *pkt,
+					   struct colo_offer *offer)
 {
 	__u32 off = pkt->l4 + sizeof(struct tcphdr);
-	__u8 option[3];
+	__u8 option[4];
 	int i;
 
+	offer->scale = 0;
+	offer->sum = 0;
 #pragma nounroll
 	for (i = 0; i < COLO_OPTIONS; i++) {
-		if (off + 3 > pkt->payload || bpf_skb_load_bytes(skb, off, option, 3))
-			return 0;
-		if (option[0] == 3)
-			return option[2] > 14 ? 14 : option[2];
+		if (off + 2 > pkt->payload || bpf_skb_load_bytes(skb, off, option, 2))
+			return;
 		if (option[0] == 0)
-			return 0;
-		if (option[0] == 1)
+			return;
+		if (option[0] == 1) {
 			off++;
-		else if (option[1] < 2)
-			return 0;
-		else
-			off += option[1];
+			continue;
+		}
+		if (option[1] < 2 || off + option[1] > pkt->payload)
+			return;
+		option[2] = option[3] = 0;
+		if (option[0] == 3)		/* window scale */
+			bpf_skb_load_bytes(skb, off + 2, &option[2], 1);
+		if (option[0] == 2)		/* MSS */
+			bpf_skb_load_bytes(skb, off + 2, &option[2], 2);
+		if (option[0] == 3)
+			offer->scale = option[2] > 14 ? 14 : option[2];
+		offer->sum += (option[0] << 24 | option[1] << 16 | option[2] << 8 | option[3]) *
+			      0x9E3779B1u;
+		off += option[1];
 	}
-	return 0;
 }
 
 static __always_inline void colo_key_tags(struct colo_pkt *pkt, struct colo_flow_key *key)

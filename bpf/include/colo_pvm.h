@@ -106,6 +106,13 @@ static __always_inline void colo_pvm_load(struct __sk_buff *skb, struct colo_wor
 	colo_pvm_hold_as(work, COLO_SLOT_STREAM, COLO_R_TOO_BIG);
 }
 
+/* A verified SYN that now acknowledges (both ends opened at once) what the SVM has not. */
+static __always_inline int colo_pvm_syn_early(struct colo_pkt *pkt, struct colo_flow *flow)
+{
+	return pkt->flags & COLO_TCP_ACK &&
+	       (!(flow->flags & COLO_F_HAS_FLOOR) || COLO_AFTER(pkt->ack, flow->floor));
+}
+
 /* Output that counts: payload, SYN or FIN, in an open epoch. */
 static __always_inline void colo_pvm_bytes(struct __sk_buff *skb, struct colo_work *work,
 					   struct colo_buf *buf, struct colo_flow *flow, int fresh)
@@ -119,10 +126,13 @@ static __always_inline void colo_pvm_bytes(struct __sk_buff *skb, struct colo_wo
 		return;
 	}
 	if (fresh)
-		colo_flow_match_syn(flow);
+		colo_flow_match_syn(plan, flow);
 	if (!COLO_AFTER(end, flow->verified)) {
-		if (work->now.may_release &&
-		    (flow->flags & COLO_F_HAS_FLOOR || pkt->flags & COLO_TCP_SYN))
+		if (pkt->flags & COLO_TCP_SYN && colo_pvm_syn_early(pkt, flow)) {
+			colo_pvm_hold_as(work, COLO_SLOT_ACK, COLO_R_ACK_FLOOR);
+			work->end = pkt->ack - 1;
+		} else if (work->now.may_release &&
+			   (flow->flags & COLO_F_HAS_FLOOR || pkt->flags & COLO_TCP_SYN))
 			colo_pvm_pass(work, flow, fresh ? COLO_R_VERIFIED : COLO_R_OLD);
 		else
 			colo_pvm_hold_as(work, COLO_SLOT_STREAM, COLO_R_WITHHELD);
@@ -170,7 +180,8 @@ static __always_inline void colo_pvm_prepare(struct __sk_buff *skb, struct colo_
 		colo_flow_turn(flow, now->epoch, conf->key[0]);
 	if (syn && !(flow->flags & COLO_F_PVM_SYN && flow->isn == pkt->seq)) {
 		colo_flow_begin(flow, now, conf->key[0], pkt->seq);
-		flow->p_scale = work->scale;
+		flow->p_scale = work->offer.scale;
+		flow->p_offer = work->offer.sum;
 		flow->flags |= COLO_F_PVM_SCALE;
 		fresh = 1;
 	}

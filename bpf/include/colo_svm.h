@@ -18,11 +18,23 @@ static __always_inline void colo_svm_resend(struct colo_work *work, struct colo_
 
 static __always_inline void colo_svm_syn(struct colo_work *work, struct colo_flow *flow)
 {
+	struct colo_pkt *pkt = &work->pkt;
+
+	/* Its SYN again; where both ends open at once, now with the ACK of the other's. */
+	if (!(flow->flags & COLO_F_SVM_SYN) && flow->s_isn == pkt->seq &&
+	    flow->flags & COLO_F_PVM_SYN && !colo_flow_syn_waits(flow)) {
+		if (pkt->flags & COLO_TCP_ACK)
+			work->plan.drain = colo_flow_svm_ack(flow, pkt->ack, pkt->window);
+		colo_plan_set(&work->plan, COLO_V_NOTE, COLO_R_OLD);
+		return;
+	}
+	flow->s_isn = pkt->seq;
 	flow->flags |= COLO_F_SVM_SYN;
-	flow->s_syn_ack = work->pkt.flags & COLO_TCP_ACK ? work->pkt.ack : 0;
-	flow->s_scale = work->scale;
+	flow->s_syn_ack = pkt->flags & COLO_TCP_ACK ? pkt->ack : 0;
+	flow->s_scale = work->offer.scale;
+	flow->s_offer = work->offer.sum;
 	colo_plan_set(&work->plan, COLO_V_NOTE, COLO_R_AHEAD);
-	if (!colo_flow_syn_waits(flow) || !colo_flow_match_syn(flow))
+	if (!colo_flow_syn_waits(flow) || !colo_flow_match_syn(&work->plan, flow))
 		return;
 	colo_plan_set(&work->plan, COLO_V_NOTE, COLO_R_VERIFIED);
 	work->plan.drain = 1;

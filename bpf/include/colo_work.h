@@ -84,7 +84,8 @@ struct colo_work {		/* one per CPU; programs run with BH off and do not nest */
 	__u64 digest;		/* of a datagram */
 	__u32 step;		/* enum colo_step */
 	__u32 end;		/* sequence number after the segment */
-	__u32 scale;		/* window shift, from a SYN or of the flow */
+	__u32 scale;		/* window shift of the flow */
+	struct colo_offer offer;	/* of a SYN */
 	__u32 kind;		/* enum colo_slot_kind, of a frame to be held */
 	__u32 before;		/* `verified`, or the PVM's next, before this segment */
 	__u32 cut_bytes;	/* payload of one slot: all, or what GSO would send in one frame */

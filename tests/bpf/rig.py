@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import os
 import select
@@ -25,12 +26,12 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath import abi, netdev
 from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.loader import Sizes, frame_bytes, pin_directory
 from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
 from colo_ebpf.datapath.sysbpf import RawMap, TestRun, _bpf, obj_get, test_run
-from colo_ebpf.model import Mode, Pairing, Phase, VmRole
+from colo_ebpf.model import Mode, Pairing, Phase, PlaneEventKind, VmRole
 from tests.checksum import checksum
 
 VM_MAC, CLIENT_MAC = "52:54:00:12:34:56", "52:54:00:00:00:01"
@@ -130,6 +131,8 @@ class Rig:
         self._stack.callback(os.close, self.tap1)
         self._pins = pin_directory(bpffs, "t")
         self._opened: dict[Path, RawMap] = {}
+        self._events: list[str] = []
+        self.plane._compare.bpf[b"colo_ring"].open_ring_buffer(self._on_event)
         self._out = {name: _packet_socket(name, 0) for name in ("up0", "tap0", "tap1")}
         for s in self._out.values():
             self._stack.callback(s.close)
@@ -140,6 +143,7 @@ class Rig:
         self.plane.set_pairing(None)
         self.plane.keep_offsets(0)
         self._kept: list[bytes] = []
+        self.events()
         for pin in self._pins.iterdir():
             if pin.name in ("colo_conf", "colo_stages"):
                 continue
@@ -171,6 +175,16 @@ class Rig:
             if (row.program, row.verdict, row.reason) == (program, verdict, reason):
                 return row.packets
         return 0
+
+    def events(self) -> list[str]:
+        """Kinds of the events since the last call, as the control plane gets them."""
+        self.plane._compare.bpf.ring_buffer_consume()
+        kinds, self._events = self._events, []
+        return kinds
+
+    def _on_event(self, _context: object, data: int, size: int) -> None:
+        record = abi.Mismatch.from_buffer_copy(ctypes.string_at(data, size))
+        self._events.append(PlaneEventKind(record.kind).name.lower())
 
     def run(self, program: str, frame: Packet | bytes, mark: int = 0) -> TestRun:
         """One of the shipped programs on one frame (BPF_PROG_TEST_RUN), as on the first tap."""
@@ -322,8 +336,6 @@ class Rig:
 
 def _zero(array: RawMap, cpus: int) -> None:
     """Every value of an array map, in one call (BPF_MAP_UPDATE_BATCH)."""
-    import ctypes
-
     count = array.info.max_entries
     keys = ctypes.create_string_buffer(struct.pack(f"={count}I", *range(count)), 4 * count)
     size = (array.info.value_bytes + 7) // 8 * 8 * cpus if cpus > 1 else array.info.value_bytes
@@ -339,8 +351,6 @@ def _without_ipv6() -> None:
 
 
 def _enter(fd: int) -> None:
-    import ctypes
-
     if ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000):
         raise OSError(ctypes.get_errno(), "setns")
     os.close(fd)
