@@ -252,7 +252,7 @@ class Rig:
         self.plane._set_live(LiveWord.HEARD_NS, 1)
 
     def to_first_nic(self, frame: bytes) -> None:
-        """A client sends; the bridge is not asked where to. A dropped frame is none the less sent."""
+        """A client sends; the bridge is not asked where to. A dropped frame counts as sent."""
         with contextlib.suppress(OSError):
             self._out["tap0"].send(frame)
 

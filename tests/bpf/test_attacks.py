@@ -53,7 +53,7 @@ def _tcp_to_peer(rig: Rig) -> list[TCP]:
 
 
 def test_a2_a_late_daemon_lets_nothing_verify_across_a_load() -> None:
-    """The old SVM said it; the new one, loaded meanwhile, never will. Nobody wrote the new epoch."""
+    """The old SVM said it; the new one, loaded meanwhile, never will. No daemon wrote the epoch."""
     with established() as rig:
         rig.from_peer(segment(1001, b"you are #1", ack=5001), 1)
         rig.plane.set_turn(1, Phase.TURNING)  # armed; then the daemon sleeps

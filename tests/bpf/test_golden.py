@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A table: what the shipped programs do with a frame, and under which reason they count it.
 
-Each row: reason, program, verdict, mode, what happened before, the frame. Frames of the VM and of its
+Each row: reason, program, verdict, mode, what happened before, the frame. Frames of VM and of its
 clients go through BPF_PROG_TEST_RUN, so that the program's action and the frame it leaves are
 seen to the byte; frames of the peer come over a real VXLAN link, without which they have no
 epoch.
