@@ -44,7 +44,7 @@ class QemuCompare:
             argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
         )
         self._ends = {name: self._connect(self._directory / name) for name in names}
-        self._buffers = {name: b"" for name in names}
+        self._buffers = dict.fromkeys(names, b"")
         self._until_it_listens()
         return self
 

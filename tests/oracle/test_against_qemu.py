@@ -11,7 +11,6 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -262,7 +261,7 @@ def test_the_list_of_differences_is_whole() -> None:
 
 def _cuts(rng: random.Random, total: int) -> list[tuple[int, int]]:
     points = sorted({0, total, *(rng.randrange(1, total) for _ in range(rng.randrange(1, 9)))})
-    return list(zip(points, points[1:], strict=False))
+    return list(itertools.pairwise(points))
 
 
 @pytest.mark.parametrize("seed", range(60))
