@@ -386,6 +386,8 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	if (work->step == COLO_STEP_HASH)
 		colo_walk_hash(work, buf);
 	colo_svm_conclude(work, flow);
+	if (work->resent && flow->head)
+		colo_svm_meet(skb, work, buf, flow);
 	colo_unlock(&flow->lock);
 
 	if (work->plan.event)
@@ -413,7 +415,7 @@ int colo_drain(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	flow = colo_flows.lookup(&work->flow);
 	if (flow)
-		colo_drain_flow(skb, conf, flow, work->now.epoch);
+		colo_drain_flow(skb, conf, flow, work);
 	return TC_ACT_SHOT;
 }
 

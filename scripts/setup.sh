@@ -8,7 +8,7 @@ cd "$root"
 
 packages=(
 	bpftool busybox-static ca-certificates cpio gcc gzip iproute2 libc6-dev
-	linux-headers-cloud-amd64 procps python3 python3-bpfcc python3-libnbd python3-venv
+	linux-headers-cloud-amd64 nginx-light procps python3 python3-bpfcc python3-libnbd python3-venv
 	qemu-system-x86 qemu-utils util-linux
 )
 
@@ -25,6 +25,13 @@ if [ ${#missing[@]} -gt 0 ]; then
 	fi
 	echo "setup: installing ${#missing[@]} packages: ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
+	# nginx serves in the tests' namespaces only: its package must not start one on this host.
+	policy=/usr/sbin/policy-rc.d
+	if [ ! -e "$policy" ]; then
+		printf '#!/bin/sh\nexit 101\n' > "$policy"
+		chmod 755 "$policy"
+		trap 'rm -f "$policy"' EXIT
+	fi
 	apt-get update -q </dev/null
 	apt-get install -q -y --no-install-recommends "${missing[@]}" </dev/null
 fi

@@ -30,6 +30,10 @@ def _qemu() -> str:
     return "" if shutil.which("qemu-system-x86_64") else "qemu-system-x86_64 is not installed"
 
 
+def _nginx() -> str:
+    return "" if shutil.which("nginx") else "nginx is not installed"
+
+
 def _guest() -> str:
     return "" if (GUEST / "initramfs.gz").exists() else "no guest in build/guest: run make guest"
 
@@ -39,6 +43,7 @@ _PROBES: dict[str, Callable[[], str]] = {
     "bpf": _bpf,
     "qemu": _qemu,
     "guest": _guest,
+    "nginx": _nginx,
 }
 
 

@@ -16,7 +16,7 @@
 #define COLO_TURNING_BIT	1ULL	/* turn word = epoch << 1 | TURNING */
 #define COLO_MARK_RELEASED	0xC0100001u	/* clones that enter the host as if from the tap */
 #define COLO_BEACON_ETHERTYPE	0x88B5	/* IEEE 802 local experimental 1 */
-#define COLO_BOUNDS		32	/* pending SVM boundaries a flow remembers; a power of two */
+#define COLO_BOUNDS		64	/* pending SVM boundaries a flow remembers; a power of two */
 #define COLO_LANES		4	/* 64-bit words of a hash block, each with a hash of its own */
 #define COLO_NICS		8	/* of one VM; the low bits of the VNI say which */
 #define COLO_DGRAM_WAYS		8	/* notes in one bucket of the datagram table */
@@ -114,6 +114,7 @@ enum colo_reason {
 	COLO_R_ACK_RAISED = 35,		/* raised the floor, nothing waited for it */
 	COLO_R_AHEAD = 36,		/* SVM output ahead of the PVM's */
 	COLO_R_EMIT_FAILED = 37,	/* the tap refused a clone; the frame stays held */
+	COLO_R_PART = 38,		/* the verified part of a held frame */
 	COLO_REASONS = 64,		/* slots of the counter table, not a reason */
 };
 
@@ -254,7 +255,11 @@ struct colo_slot {		/* colo_hold: what is known of a held frame */
 	__u32 ack;		/* the PVM's own ACK number: what left may be lower */
 	__u32 edge;		/* right edge of the window the PVM meant */
 	__u32 scale;		/* window shift, COLO_NO_SCALE: unknown */
-	__u32 pad;
+	__u32 start;		/* sequence number of its payload */
+	__u32 part;		/* payload before it has left already */
+	__u32 l3_off;		/* of the IP header */
+	__u32 data_off;		/* of the payload */
+	__u32 bytes;		/* of payload; `end` may count a FIN, `len` padding */
 };
 
 struct colo_note {		/* one way of a datagram bucket */

@@ -8,16 +8,95 @@
 
 #define COLO_DRAIN_MAX	COLO_CUTS	/* frames one carrier may take: a 64 KB segment meets 45 */
 
-/* Take the flow's next frame that may leave, under its lock. Returns slot + 1 or 0. */
-static __always_inline __u32 colo_drain_next(struct colo_flow *flow, __u64 epoch, __u32 *floor,
-					     __u32 *edge)
+/*
+ * How many bytes of the frame's payload are verified and have not left, from its start: whole
+ * words, or 0. Its VM may be waiting for the client to acknowledge just these.
+ */
+static __always_inline __u32 colo_slot_part(struct colo_slot *slot, __u32 verified)
 {
+	__u32 part = (verified - slot->start) & ~3;
+
+	if (!COLO_AFTER(verified, slot->start) || !COLO_AFTER(slot->end, verified) ||
+	    !slot->data_off || !COLO_AFTER(slot->start + part, slot->part))
+		return 0;
+	return part;
+}
+
+/* What of a frame's headers says how long it is. */
+struct colo_length {
+	__u16 ip_len;
+	__u16 ip_sum;
+	__u16 tcp_sum;
+	__u8 flags;
+};
+
+static __always_inline void colo_length_put(struct colo_frame *frame, struct colo_length *as,
+					    __u64 l3, __u64 l4, int six, int load)
+{
+	if (l3 > COLO_HEAD_MAX || l4 > COLO_HEAD_MAX)
+		return;
+	if (load) {
+		__builtin_memcpy(&as->ip_len, &frame->data[l3 + (six ? 4 : 2)], 2);
+		__builtin_memcpy(&as->ip_sum, &frame->data[l3 + 10], 2);
+		__builtin_memcpy(&as->tcp_sum, &frame->data[l4 + 16], 2);
+		as->flags = frame->data[l4 + 13];
+		return;
+	}
+	__builtin_memcpy(&frame->data[l3 + (six ? 4 : 2)], &as->ip_len, 2);
+	if (!six)
+		__builtin_memcpy(&frame->data[l3 + 10], &as->ip_sum, 2);
+	__builtin_memcpy(&frame->data[l4 + 16], &as->tcp_sum, 2);
+	frame->data[l4 + 13] = as->flags;
+}
+
+/* Send the first `part` bytes of a held frame's payload; the frame stays what it was. */
+static __always_inline int colo_emit_part(struct __sk_buff *skb, struct colo_conf *conf, __u32 ix,
+					  struct colo_slot *slot, struct colo_frame *frame,
+					  __u32 part)
+{
+	__u64 l3 = slot->l3_off, l4 = slot->tcp_off;
+	__u32 len = slot->data_off - slot->tcp_off + part, whole = slot->len, sum;
+	struct colo_length was, now;
+	int six, result;
+
+	COLO_OPAQUE(l3);
+	COLO_OPAQUE(l4);
+	if (l3 > COLO_HEAD_MAX || l4 > COLO_HEAD_MAX || !l4)
+		return -1;
+	six = frame->data[l3] >> 4 == 6;
+	colo_length_put(frame, &was, l3, l4, six, 1);
+	now.flags = was.flags & ~(COLO_TCP_FIN | COLO_TCP_PSH);
+	now.ip_len = bpf_htons(slot->data_off - slot->l3_off - (six ? 40 : 0) + part);
+	now.ip_sum = was.ip_sum;
+	colo_sum_replace((__u8 *)&now.ip_sum, was.ip_len, now.ip_len);
+	now.tcp_sum = 0;
+	colo_length_put(frame, &now, l3, l4, six, 0);
+	sum = bpf_htonl(len + IPPROTO_TCP);
+	if (six)
+		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 8], 32, sum);
+	else
+		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 12], 8, sum);
+	now.tcp_sum = colo_sum_fold(colo_frame_sum(frame, l4, len, sum));
+	colo_length_put(frame, &now, l3, l4, six, 0);
+	slot->len = slot->data_off + part;
+	result = colo_emit(skb, conf, ix, slot);
+	slot->len = whole;
+	colo_length_put(frame, &was, l3, l4, six, 0);
+	return result;
+}
+
+/* Take the flow's next frame that may leave, under its lock. Returns slot + 1 or 0. */
+static __always_inline __u32 colo_drain_next(struct colo_flow *flow, struct colo_work *work,
+					     __u32 *floor, __u32 *edge, __u32 *part)
+{
+	__u64 epoch = work->now.epoch;
 	__u32 ref = 0, ix;
 	struct colo_slot *slot;
 
 	if (colo_lock(&flow->lock, COLO_LOCK_AGAIN))
 		return 0;
 	*floor = flow->floor;
+	*part = 0;
 	if (flow->epoch != epoch || !(flow->flags & COLO_F_ANCHORED))
 		goto out;
 	if (flow->head) {
@@ -28,6 +107,13 @@ static __always_inline __u32 colo_drain_next(struct colo_flow *flow, __u64 epoch
 			ref = flow->head;
 			*edge = colo_flow_edge(flow, slot->edge);
 			colo_flow_pop(flow, slot);
+		} else if (slot && slot->epoch == epoch && work->plan.part) {
+			*part = colo_slot_part(slot, flow->verified);
+			if (*part && !colo_slot_claim(slot)) {
+				ref = flow->head;
+				*edge = colo_flow_edge(flow, slot->edge);
+				slot->part = slot->start + *part;
+			}
 		}
 	}
 	if (!ref && flow->ack_slot && flow->flags & COLO_F_HAS_FLOOR) {
@@ -73,14 +159,28 @@ static __always_inline void colo_slot_orphan(struct colo_slot *slot)
 	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD);
 }
 
+static __always_inline void colo_slot_unclaim(struct colo_slot *slot)
+{
+	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD);
+}
+
+/* A frame of which only a part was to leave is still in its flow's list. */
+static __always_inline void colo_drain_failed(struct colo_slot *slot, __u32 part)
+{
+	if (part)
+		colo_slot_unclaim(slot);
+	else
+		colo_slot_orphan(slot);
+}
+
 /*
  * Send what may leave of a flow, on the back of skb, which is used up. One CPU at a time per
  * flow (flow->emitter), so that the order holds; helpers are called without the lock.
  */
 static __always_inline void colo_drain_flow(struct __sk_buff *skb, struct colo_conf *conf,
-					    struct colo_flow *flow, __u64 epoch)
+					    struct colo_flow *flow, struct colo_work *work)
 {
-	__u32 ref, ix, floor = 0, edge = 0, sent = 0;
+	__u32 ref, ix, floor = 0, edge = 0, part = 0, sent = 0;
 	struct colo_frame *frame;
 	struct colo_slot *slot;
 	int i;
@@ -88,7 +188,7 @@ static __always_inline void colo_drain_flow(struct __sk_buff *skb, struct colo_c
 	if (__sync_val_compare_and_swap(&flow->emitter, 0, 1))
 		return;
 	for (i = 0; i < COLO_DRAIN_MAX; i++) {
-		ref = colo_drain_next(flow, epoch, &floor, &edge);
+		ref = colo_drain_next(flow, work, &floor, &edge, &part);
 		if (!ref)
 			break;
 		ix = ref - 1;
@@ -97,17 +197,23 @@ static __always_inline void colo_drain_flow(struct __sk_buff *skb, struct colo_c
 		if (!slot || !frame)
 			break;
 		if (!sent && colo_carrier_ready(skb)) {
-			colo_slot_orphan(slot);
+			colo_drain_failed(slot, part);
 			break;
 		}
 		colo_slot_lower(slot, frame, COLO_AFTER(slot->ack, floor) ? floor : slot->ack,
 				edge);
-		if (colo_emit(skb, conf, ix, slot)) {
+		if (part ? colo_emit_part(skb, conf, ix, slot, frame, part) :
+			   colo_emit(skb, conf, ix, slot)) {
 			colo_count(COLO_PROG_DRAIN, COLO_V_HOLD, COLO_R_EMIT_FAILED, slot->len);
-			colo_slot_orphan(slot);
+			colo_drain_failed(slot, part);
 			break;
 		}
 		sent++;
+		if (part) {
+			colo_count(COLO_PROG_DRAIN, COLO_V_CARRY, COLO_R_PART, part);
+			colo_slot_unclaim(slot);
+			continue;
+		}
 		colo_count(COLO_PROG_DRAIN, COLO_V_CARRY, COLO_R_CARRIED, slot->len);
 		if (slot->kind == COLO_SLOT_ACK && COLO_AFTER(slot->ack, floor))
 			colo_drain_keep(flow, slot, ref);

@@ -222,6 +222,45 @@ static __always_inline int colo_walk_load(struct __sk_buff *skb, struct colo_wor
 	return 0;
 }
 
+/*
+ * A GSO frame stands for several: each would be held in a slot of its own, and each has an end where
+ * the other side may stop.
+ */
+static __always_inline void colo_cuts(struct __sk_buff *skb, struct colo_work *work)
+{
+	__u32 len = work->pkt.len, size = skb->gso_size;
+
+	work->cut = 0;
+	work->cuts = 1;
+	work->cut_bytes = len;
+	work->cut_digest[0] = 0;
+	if (!size || len <= size)
+		return;
+	__builtin_memset(work->cut_digest, 0, sizeof(work->cut_digest));
+	work->cut_bytes = size;
+	work->cuts = (len + size - 1) / size;
+}
+
+/* The walk begins in the first cut that has bytes from `next` on. */
+static __always_inline void colo_cut_first(struct colo_work *work, __u32 next)
+{
+	__u32 cut = 0;
+
+	if (work->cuts > 1)
+		cut = (next - work->pkt.seq) / work->cut_bytes;
+	work->walk.cut = cut + 1 < work->cuts ? cut : work->cuts - 1;
+}
+
+/* Where the cut ends that the list of stops has come to. */
+static __always_inline __u32 colo_cut_at(struct colo_work *work)
+{
+	struct colo_walk *walk = &work->walk;
+
+	if (walk->cut + 1 < work->cuts)
+		return work->pkt.seq + (walk->cut + 1) * work->cut_bytes - walk->base;
+	return walk->limit;
+}
+
 /* The stops of a PVM walk: the SVM's boundaries and the ends of cuts, in order; then the end. */
 static __always_inline void colo_stops_pvm(struct colo_work *work, struct colo_flow *flow)
 {
@@ -234,9 +273,7 @@ static __always_inline void colo_stops_pvm(struct colo_work *work, struct colo_f
 #pragma nounroll
 	for (i = 0; i < COLO_STOPS; i++) {
 		COLO_FORGET();
-		cut_at = walk->limit;
-		if (walk->cut + 1 < work->cuts)
-			cut_at = work->pkt.seq + (walk->cut + 1) * work->cut_bytes - walk->base;
+		cut_at = colo_cut_at(work);
 		bound = &flow->bound[(flow->first_bound + walk->bound) & (COLO_BOUNDS - 1)];
 		at = bound->end - walk->base;
 		if (walk->bound >= flow->bounds || at > cut_at) {
@@ -258,32 +295,58 @@ static __always_inline void colo_stops_pvm(struct colo_work *work, struct colo_f
 	walk->limit = work->stop[COLO_STOPS - 1].at;
 }
 
-/* The stops of an SVM walk: the ends of held frames, then its own. */
+/* The stops of an SVM walk: the ends of held frames and the ends of cuts, in order. */
 static __always_inline void colo_stops_svm(struct colo_work *work, struct colo_flow *flow)
 {
 	struct colo_walk *walk = &work->walk;
-	__u32 ix, last = flow->svm.next;
 	struct colo_slot *slot;
+	__u32 ix, cut_at, end;
 	int i;
 
 	walk->held = flow->unmet;
+	walk->last = flow->svm.next;
 #pragma nounroll
 	for (i = 0; i < COLO_STOPS - 1; i++) {
 		COLO_FORGET();
+		cut_at = colo_cut_at(work);
 		ix = walk->held - 1;
 		slot = colo_hold.lookup(&ix);
-		if (!slot || COLO_AFTER(slot->end, work->end))
-			break;
-		walk->held = slot->next;
-		if (slot->epoch != flow->epoch || !slot->digest || !COLO_AFTER(slot->end, last))
+		end = slot ? slot->end : 0;
+		if (!slot || COLO_AFTER(end, walk->base + cut_at)) {
+			colo_stop_add(work, cut_at, 0, walk->cut + 1);
+			if (++walk->cut >= work->cuts)
+				return;
 			continue;
-		last = slot->end;
-		colo_stop_add(work, last - walk->base, slot->digest, 0);
+		}
+		walk->held = slot->next;
+		if (slot->epoch != flow->epoch || !slot->digest || !COLO_AFTER(end, walk->last))
+			continue;
+		walk->last = end;
+		colo_stop_add(work, end - walk->base, slot->digest, 0);
 	}
+	/* Absurdly many: from here on only the end is looked at. */
 	COLO_FORGET();
-	if (last == work->end)
-		return;
-	colo_stop_add(work, walk->limit, 0, 0);
+	colo_stop_add(work, walk->limit, 0, work->cuts);
+}
+
+/* Where cuts of the SVM ended, ahead of the PVM: the PVM will stop there. */
+static __always_inline void colo_bounds_svm(struct colo_work *work, struct colo_flow *flow)
+{
+	struct colo_walk *walk = &work->walk;
+	struct colo_stop *stop;
+	int i;
+
+	walk->stop = 0;
+#pragma nounroll
+	for (i = 0; i < COLO_STOPS; i++) {
+		COLO_FORGET();
+		if (walk->stop >= walk->stops)
+			break;
+		stop = &work->stop[walk->stop & (COLO_STOPS - 1)];
+		walk->stop++;
+		if (stop->cut && COLO_AFTER(walk->base + stop->at, flow->pvm.next))
+			colo_flow_bound(flow, stop->digest, walk->base + stop->at);
+	}
 }
 
 static __always_inline void colo_side_store(struct colo_walk *walk, struct colo_side *side)

@@ -3,8 +3,8 @@
  * The hold store. TC cannot park an skb, so a PVM frame that is not verified yet is
  * copied here and dropped; the skb that later completes it carries the copy out.
  *
- * Slots are handed out in ring order, so that walking the ring from its head meets held
- * frames oldest first. A slot is freed only when its frame was accepted by the tap.
+ * Slots are handed out in ring order as far as they are free, so that walking the ring from its
+ * head meets most held frames oldest first. A slot is freed only when its frame was accepted by the tap.
  */
 #ifndef COLO_HOLD_H
 #define COLO_HOLD_H
@@ -17,7 +17,7 @@ BPF_TABLE_PINNED("array", __u32, struct colo_mismatch, colo_mism, COLO_MISMATCHE
 		 COLO_PIN "/colo_mism");
 BPF_RINGBUF_OUTPUT(colo_ring, 16);
 
-#define COLO_ALLOC_TRIES	3	/* slots of the ring looked at for a free one */
+#define COLO_ALLOC_TRIES	6	/* slots looked at for a free one, each in another part of the ring */
 #define COLO_LOCK_SPINS		300	/* some 50 us: a GSO frame of 64 KB is hashed and cut in less */
 #define COLO_LOCK_AGAIN		4	/* inside a loop, where the next turn tries again */
 #define COLO_HEAD_MAX		256	/* headers of a held frame, a power of two */
@@ -95,13 +95,16 @@ static __always_inline __u32 colo_hold_alloc(struct colo_conf *conf)
 {
 	__u64 *head = colo_live_word(COLO_LIVE_HOLD_HEAD);
 	struct colo_slot *slot;
+	__u64 first;
 	__u32 ix;
 	int i;
 
 	if (!head)
 		return 0;
+	first = __sync_fetch_and_add(head, 1);
 	for (i = 0; i < COLO_ALLOC_TRIES; i++) {
-		ix = __sync_fetch_and_add(head, 1) & (conf->hold_slots - 1);
+		/* Where a connection waits, its frames fill a whole part of the ring: leave it. */
+		ix = (first + i * (conf->hold_slots / COLO_ALLOC_TRIES)) & (conf->hold_slots - 1);
 		slot = colo_hold.lookup(&ix);
 		if (!slot)
 			return 0;

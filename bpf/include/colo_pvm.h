@@ -62,39 +62,13 @@ static __always_inline void colo_pvm_ack(struct colo_work *work, struct colo_flo
 	work->end = flow->floor;	/* the highest ACK the client was given */
 }
 
-/* How many slots the frame would fill: a GSO frame is held as the frames it stands for. */
-static __always_inline void colo_pvm_cuts(struct __sk_buff *skb, struct colo_work *work)
-{
-	__u32 len = work->pkt.len, size = skb->gso_size;
-
-	work->cut = 0;
-	work->cuts = 1;
-	work->cut_bytes = len;
-	work->cut_digest[0] = 0;
-	if (!size || len <= size)
-		return;
-	__builtin_memset(work->cut_digest, 0, sizeof(work->cut_digest));
-	work->cut_bytes = size;
-	work->cuts = (len + size - 1) / size;
-}
-
-/* The first cut that has new bytes. */
-static __always_inline __u32 colo_pvm_first_cut(struct colo_work *work, struct colo_flow *flow)
-{
-	__u32 cut = 0;
-
-	if (work->cuts > 1)
-		cut = (flow->pvm.next - work->pkt.seq) / work->cut_bytes;
-	return cut + 1 < work->cuts ? cut : work->cuts - 1;
-}
-
 /* New bytes: load them for the walk, which stops at the SVM's boundaries and at the cuts. */
 static __always_inline void colo_pvm_load(struct __sk_buff *skb, struct colo_work *work,
 					  struct colo_buf *buf, struct colo_flow *flow)
 {
 	work->before = flow->pvm.next;
 	work->step = COLO_STEP_HASH;
-	work->walk.cut = colo_pvm_first_cut(work, flow);
+	colo_cut_first(work, flow->pvm.next);
 	if (!(flow->flags & COLO_F_LOST))	/* the cuts before it are held */
 		work->cut = work->walk.cut;
 	if (!colo_walk_load(skb, work, buf, flow, &flow->pvm)) {
@@ -148,6 +122,7 @@ static __always_inline void colo_pvm_bytes(struct __sk_buff *skb, struct colo_wo
 			colo_pvm_hold_as(work, COLO_SLOT_STREAM, COLO_R_HELD_AGAIN);
 		else
 			colo_plan_set(plan, COLO_V_DROP, COLO_R_HELD_AGAIN);
+		plan->drain = plan->part = work->now.may_release;
 		return;
 	}
 	if (flow->flags & COLO_F_BAD) {
@@ -174,7 +149,7 @@ static __always_inline void colo_pvm_prepare(struct __sk_buff *skb, struct colo_
 
 	work->end = pkt->seq + pkt->len + syn + fin;
 	work->before = pkt->seq;
-	colo_pvm_cuts(skb, work);
+	colo_cuts(skb, work);
 	flow->seen_ns = bpf_ktime_get_boot_ns();
 	if (open && flow->epoch != now->epoch)
 		colo_flow_turn(flow, now->epoch, conf->key[0]);
@@ -213,6 +188,8 @@ static __always_inline void colo_pvm_label(struct colo_work *work, struct colo_f
 	slot->ack = pkt->ack;
 	slot->scale = flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
 	slot->edge = colo_pvm_edge(flow, pkt);
+	slot->l3_off = pkt->l3 + copy->tag;
+	slot->data_off = pkt->payload + copy->tag;
 }
 
 /* Copy cut number work->cut to the slot and make it a frame of its own. */
@@ -240,6 +217,8 @@ static __always_inline int colo_pvm_copy(struct __sk_buff *skb, struct colo_work
 	}
 	colo_hold_sum(frame, pkt, copy.tag, tcp_len, IPPROTO_TCP);
 	colo_pvm_label(work, flow, slot, &copy);
+	slot->start = slot->part = pkt->seq + skip;
+	slot->bytes = last ? pkt->len - skip : copy.len;
 	slot->end = last ? work->end : pkt->seq + skip + copy.len;
 	return 0;
 }

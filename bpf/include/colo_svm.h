@@ -40,6 +40,58 @@ static __always_inline void colo_svm_syn(struct colo_work *work, struct colo_flo
 	work->plan.drain = 1;
 }
 
+/*
+ * The two VMs have come to cut their streams at different places, and neither goes on before the
+ * client has acknowledged more: no end of a segment is one the other side has a digest for. So the
+ * bytes themselves are compared, where the first held frame is not verified yet.
+ */
+static __always_inline void colo_svm_meet(struct __sk_buff *skb, struct colo_work *work,
+					  struct colo_buf *buf, struct colo_flow *flow)
+{
+	__u32 from = flow->verified, seq = work->pkt.seq, ix = flow->head - 1;
+	struct colo_frame *frame = colo_frames.lookup(&ix);
+	struct colo_slot *slot = colo_hold.lookup(&ix);
+	__u64 off, len, left, mask;
+	int i;
+
+	if (!slot || !frame || slot->epoch != flow->epoch || flow->flags & COLO_F_BAD ||
+	    !(flow->flags & COLO_F_ANCHORED) || colo_flow_syn_waits(flow))
+		return;
+	if (COLO_AFTER(slot->start, from) || from - slot->start >= slot->bytes ||
+	    COLO_AFTER(seq, from) || from - seq >= work->pkt.len)
+		return;
+	off = slot->data_off + (from - slot->start);
+	len = colo_min(work->pkt.len - (from - seq), slot->bytes - (from - slot->start));
+	COLO_OPAQUE(len);
+	if (len < 1 || len > COLO_DATA_MAX)
+		return;
+	if (bpf_skb_load_bytes(skb, work->pkt.payload + (from - seq), buf->word, len))
+		return;
+	left = len;
+#pragma nounroll
+	for (i = 0; i < COLO_DATA_MAX / 8 + 1; i++) {
+		__u64 at = off + i * 8, ours, bytes;
+
+		COLO_OPAQUE(at);
+		if (!left || at > COLO_FRAME_MAX - 8)
+			break;
+		bytes = colo_min(left, 8);
+		mask = (~0ULL << bytes * 4) << bytes * 4;
+		__builtin_memcpy(&ours, &frame->data[at], 8);
+		if ((ours ^ buf->word[i]) & ~mask)
+			break;
+		left -= bytes;
+	}
+	flow->verified = from + len - left;
+	work->plan.drain = work->plan.part = 1;
+	if (!left)
+		return;
+	flow->flags |= COLO_F_BAD;
+	colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_MISMATCH);
+	work->plan.event = COLO_EV_MISMATCH;
+	work->plan.offset = from + len - left;
+}
+
 static __always_inline void colo_svm_bytes(struct __sk_buff *skb, struct colo_work *work,
 					   struct colo_buf *buf, struct colo_flow *flow)
 {
@@ -63,12 +115,20 @@ static __always_inline void colo_svm_bytes(struct __sk_buff *skb, struct colo_wo
 	}
 	work->before = flow->verified;
 	work->step = COLO_STEP_HASH;
+	colo_cuts(skb, work);
+	colo_cut_first(work, flow->svm.next);
 	if (!colo_walk_load(skb, work, buf, flow, &flow->svm)) {
 		colo_stops_svm(work, flow);
 	} else {
 		work->step = COLO_STEP_DONE;
 		colo_plan_set(plan, COLO_V_DROP, COLO_R_TOO_BIG);
 	}
+}
+
+/* Does the segment begin before what its VM has sent already? */
+static __always_inline int colo_svm_resends(struct colo_work *work, struct colo_flow *flow)
+{
+	return work->pkt.len && COLO_AFTER(flow->svm.next, work->pkt.seq);
 }
 
 static __always_inline void colo_svm_prepare(struct __sk_buff *skb, struct colo_conf *conf,
@@ -80,6 +140,7 @@ static __always_inline void colo_svm_prepare(struct __sk_buff *skb, struct colo_
 	work->end = pkt->seq + pkt->len + (pkt->flags & COLO_TCP_FIN ? 1 : 0);
 	if (flow->epoch != work->now.epoch)
 		colo_flow_turn(flow, work->now.epoch, conf->key[0]);
+	work->resent = colo_svm_resends(work, flow);
 	if (pkt->flags & COLO_TCP_SYN) {
 		colo_svm_syn(work, flow);
 		return;
@@ -105,8 +166,7 @@ static __always_inline void colo_svm_conclude(struct colo_work *work, struct col
 	if (flow->flags & COLO_F_BAD) {
 		colo_plan_set(plan, COLO_V_DROP, COLO_R_MISMATCH);
 	} else if (COLO_AFTER(work->end, flow->pvm.next)) {
-		colo_flow_bound(flow, work->stop[(work->walk.stops - 1) & (COLO_STOPS - 1)].digest,
-				work->end);
+		colo_bounds_svm(work, flow);
 		colo_plan_set(plan, COLO_V_NOTE, COLO_R_AHEAD);
 	} else {
 		colo_plan_set(plan, COLO_V_NOTE, COLO_R_VERIFIED);

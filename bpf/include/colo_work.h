@@ -28,11 +28,13 @@ struct colo_plan {
 	__u32 verdict;		/* enum colo_verdict */
 	__u32 reason;
 	__u32 drain;		/* held frames may leave now */
+	__u32 part;		/* even a part of one: a VM resends, it gets no further */
 	__u32 lower;		/* the frame passes with `ack` and `edge` */
 	__u32 ack;
 	__u32 edge;
 	__u32 event;		/* enum colo_event_kind, 0: none */
 	__u32 offset;
+	__u32 pad;
 	__u64 pvm_digest;
 	__u64 svm_digest;
 };
@@ -76,7 +78,7 @@ struct colo_walk {
 	__u32 from;		/* sequence number where the walk begins */
 	__u32 met;		/* the last stop where both sides agreed; `from`: there was none */
 	__u32 bad;		/* stop where they differed, counted from 1; 0: none */
-	__u32 pad;
+	__u32 last;		/* sequence number of the last held frame's end listed */
 };
 
 struct colo_work {		/* one per CPU; programs run with BH off and do not nest */
@@ -93,6 +95,7 @@ struct colo_work {		/* one per CPU; programs run with BH off and do not nest */
 	__u32 cut;		/* the next to be held */
 	__u32 reuse;		/* the slot it takes, slot + 1; 0: a free one */
 	__u32 made;		/* slots taken */
+	__u32 resent;		/* the SVM's segment begins before what it had sent */
 	struct colo_plan plan;
 	struct colo_pkt pkt;
 	struct colo_now now;

@@ -14,7 +14,7 @@ from typing import ClassVar
 ABI_VERSION = 2
 TURNING_BIT = 1
 BEACON_ETHERTYPE = 0x88B5
-BOUNDS = 32
+BOUNDS = 64
 LANES = 4
 NICS = 8
 DGRAM_WAYS = 8
@@ -90,6 +90,7 @@ class Reason(enum.IntEnum):
     ACK_RAISED = 35
     AHEAD = 36
     EMIT_FAILED = 37
+    PART = 38
 
 
 class LiveWord(enum.IntEnum):
@@ -268,7 +269,11 @@ class Slot(_Struct):
         ("ack", u32),
         ("edge", u32),
         ("scale", u32),
-        ("pad", u32),
+        ("start", u32),
+        ("part", u32),
+        ("l3_off", u32),
+        ("data_off", u32),
+        ("bytes", u32),
     ]
 
 

@@ -31,7 +31,8 @@ from colo_ebpf.model import (
 )
 
 _FLUSH_SLOTS = 256  # COLO_FLUSH_MAX: slots one run looks at
-_FLUSH_ROUNDS = 8  # times round the ring; a frame may wait for the one before it
+_FLUSH_ROUNDS = 256  # times round the ring; a frame may wait for the one before it
+_FLUSH_IDLE = 8  # rounds without a frame: another CPU holds on to what is left
 _HIGH_MARK = 3 / 4  # of the hold store: from here on a checkpoint is due
 
 
@@ -237,12 +238,12 @@ class DataPlane:
     def flush(self) -> FlushReport:
         """Emit what may leave now; see colo_flush in compare.c."""
         slots = self._spec.sizes.hold_slots
-        emitted = left = 0
+        emitted = left = idle = 0
         for _ in range(_FLUSH_ROUNDS):
             if not self._live(LiveWord.HELD):
                 return FlushReport(emitted, 0)
             head = self._live(LiveWord.HOLD_HEAD)
-            left = 0
+            left, before = 0, emitted
             for start in range(0, slots, _FLUSH_SLOTS):
                 position = (head + start) % slots
                 frame = struct.pack("=I", position).ljust(12, b"\0") + b"\x08\x00"
@@ -250,6 +251,9 @@ class DataPlane:
                 emitted += run.retval & 0xFFFF
                 left += run.retval >> 16
             if not left:
+                break
+            idle = idle + 1 if emitted == before else 0
+            if idle == _FLUSH_IDLE:
                 break
         return FlushReport(emitted, left)
 

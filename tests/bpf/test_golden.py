@@ -27,6 +27,7 @@ from tests.capabilities import require
 
 PASS, DROP, LINK = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
 HELLO = segment(1001, b"hello", ack=5001)
+HALF = segment(1001, b"hell")
 _ARP = Ether(src=VM_MAC, dst=CLIENT_MAC) / ARP(op=2, psrc="192.0.2.10")
 Act = Callable[[Rig], None]
 
@@ -245,6 +246,7 @@ TABLE = [
     Row(R.NO_CONF, "cmp-pvm", "drop", P, unconfigured, HELLO),
     Row(R.CARRIED, "cmp-svm", "carry", P, vm(datagram(b"x")), datagram(b"x"), tag=1),
     Row(R.CARRIED, "drain", "carry", P, after(connected, vm(HELLO)), HELLO, tag=1),
+    Row(R.PART, "drain", "carry", P, after(connected, vm(HELLO), peer(HALF)), HALF, tag=1),
     Row(R.ACK_RAISED, "cmp-svm", "note", P, connected, segment(1001, ack=5002), tag=1),
     Row(R.AHEAD, "cmp-svm", "note", P, connected, HELLO, tag=1),
     Row(

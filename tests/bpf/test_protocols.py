@@ -248,6 +248,77 @@ def test_fragments_of_ipv6_too() -> None:
         assert [bytes(f) for f in rig.to_client()] == [bytes(part(0, 1))]
 
 
+# --- cut at different places ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("who_resends", ["pvm", "svm"])
+def test_the_verified_part_of_a_held_frame_leaves_if_a_vm_resends(
+    wrap: Wrap, who_resends: str
+) -> None:
+    """Neither sends more before the client acknowledges just this."""
+    with Rig() as rig:
+        _both_connect(rig, wrap)
+        data = bytes(range(256)) * 4
+        frame, half = wrap(_tcp(1001, data, flags="PAF")), wrap(_tcp(1001, data[:501]))
+        if who_resends == "pvm":
+            rig.from_peer(half, 1)
+            rig.from_vm(frame)
+            assert rig.to_client() == []
+            rig.from_vm(frame)
+        else:
+            rig.from_vm(frame)
+            rig.from_peer(half, 1)
+            assert rig.to_client() == []
+            rig.from_peer(half, 1)
+        (part,) = rig.to_client()
+        assert (str(part[TCP].flags), bytes(part[TCP].payload)) == ("A", data[:500])
+        assert _again(part) == bytes(part)
+        assert rig.plane.held().frames == 1
+        rig.from_peer(wrap(_tcp(1502, data[501:], flags="PAF")), 1)
+        (whole,) = rig.to_client()
+        assert bytes(whole) == bytes(frame)
+        assert rig.plane.held().frames == 0
+
+
+def test_a_resent_segment_of_the_svm_verifies_bytes_it_sent_before() -> None:
+    """The SVM was ahead; the PVM, after a time-out, sends one short segment and waits."""
+    data = bytes(range(200))
+    with Rig() as rig:
+        _both_connect(rig, _plain4)
+        rig.from_peer(_plain4(_tcp(1001, data)), 1)
+        rig.from_vm(_plain4(_tcp(1001, data[:120])))
+        assert rig.to_client() == []
+        rig.from_peer(_plain4(_tcp(1001, data[:100])), 1)
+        assert [bytes(f[TCP].payload) for f in rig.to_client()] == [data[:100]]
+        rig.from_vm(_plain4(_tcp(1121, data[120:])))
+        assert rig.to_client()[-1][TCP].payload.load == data[120:]
+
+
+def test_bytes_that_differ_are_found_where_no_digest_is() -> None:
+    data = bytes(range(200))
+    with Rig() as rig:
+        _both_connect(rig, _plain4)
+        rig.from_vm(_plain4(_tcp(1001, data)))
+        wrong = _plain4(_tcp(1001, data[:60] + b"?" + data[61:100]))
+        rig.from_peer(wrong, 1)
+        assert rig.plane.mismatches() == []
+        rig.from_peer(wrong, 1)
+        (event,) = rig.plane.mismatches()
+        assert event.offset in range(1001 + 56, 1001 + 62)
+        assert b"".join(bytes(f[TCP].payload) for f in rig.to_client()) == data[:56]
+
+
+def test_a_byte_is_no_fin() -> None:
+    with Rig() as rig:
+        _both_connect(rig, _plain4)
+        rig.from_vm(_plain4(_tcp(1001, b"four", flags="AF")))
+        for _ in range(2):
+            rig.from_peer(_plain4(_tcp(1001, b"four\0")), 1)
+        assert [str(f[TCP].flags) for f in rig.to_client()] in ([], ["A"])
+        assert rig.plane.held().frames == 1
+
+
 # --- offloads -------------------------------------------------------------------------------
 
 

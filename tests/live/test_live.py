@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Real Linux TCP stacks on both sides, bad wires, thousands of connections, deaths at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.capabilities import require
+from tests.live import clients
+from tests.live.pair import LivePair
+
+SIZES = (1, 100, 1448, 5000, 20_000, 70_000, 300_000)
+_PATIENCE_S = 120.0
+
+
+def _content() -> dict[str, bytes]:
+    rng = random.Random(7)
+    return {f"{size}-{copy}": rng.randbytes(size) for size in SIZES for copy in range(3)}
+
+
+@pytest.fixture
+def pair() -> Iterator[LivePair]:
+    require("root", "bpf", "nginx")
+    with LivePair() as made:
+        yield made
+
+
+def _serve_same(pair: LivePair) -> dict[str, bytes]:
+    content = _content()
+    for host in ("a", "b"):
+        pair.serve(host, content)
+    pair.as_client(lambda: asyncio.run(_until_served(content)))
+    return content
+
+
+async def _until_served(content: dict[str, bytes]) -> None:
+    name = min(content)
+    async with asyncio.timeout(_PATIENCE_S):
+        while True:
+            try:
+                if await asyncio.wait_for(clients.fetch(name), 5) == content[name]:
+                    return await clients.upload(random.Random(0), 1)
+            except (OSError, TimeoutError):
+                await asyncio.sleep(0.1)  # the servers are starting
+
+
+def _crowd(pair: LivePair, content: dict[str, bytes], total: int, at_once: int) -> clients.Tally:
+    tally = clients.Tally()
+
+    async def run() -> None:
+        async with asyncio.timeout(_PATIENCE_S):
+            await clients.crowd(content, total, at_once, tally)
+
+    pair.as_client(lambda: asyncio.run(run()))
+    return tally
+
+
+def test_thousands_of_connections_on_good_wires(pair: LivePair) -> None:
+    content = _serve_same(pair)
+    tally = _crowd(pair, content, 3000, 40)
+    assert tally.wrong == []
+    assert tally.done == 3000
+    assert pair.planes["a"].mismatches() == []
+
+
+def test_bad_wires_garble_nothing(pair: LivePair) -> None:
+    content = _serve_same(pair)
+    pair.noise(lose=0.005, twice=0.01, late=0.05)
+    tally = _crowd(pair, content, 300, 20)
+    assert tally.wrong == []
+    assert tally.done == 300
+    assert pair.planes["a"].mismatches() == []
+    counts = [one.counts() for one in pair.noises]
+    assert all(sum(row[what] for row in counts) > 0 for what in ("lost", "doubled", "delayed"))
+
+
+@pytest.mark.parametrize("victim", ["primary", "secondary"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_death_at_any_moment_loses_nothing(pair: LivePair, victim: str, seed: int) -> None:
+    content = _serve_same(pair)
+    pair.noise(lose=0.002, twice=0.005, late=0.02)
+    tally = clients.Tally()
+    after = random.Random(seed).randrange(20, 120)
+
+    async def run() -> None:
+        async with asyncio.timeout(_PATIENCE_S):
+            work = asyncio.create_task(clients.crowd(content, 250, 25, tally))
+            while tally.done < after:
+                await asyncio.sleep(0.002)  # the moment of death is random anyway
+            kill = pair.kill_primary if victim == "primary" else pair.kill_secondary
+            await asyncio.to_thread(kill)
+            await work
+
+    pair.as_client(lambda: asyncio.run(run()))
+    assert tally.wrong == []
+    assert tally.done == 250
+
+
+def test_what_differs_never_reaches_a_client(pair: LivePair) -> None:
+    """The servers part in the middle of a file; the client is left with what both have said."""
+    content = _content()
+    name, parted = "300000-0", 123_456
+    other = dict(content)
+    other[name] = content[name][:parted] + b"\0" + content[name][parted + 1 :]
+    other[name] = other[name] if other[name] != content[name] else b""
+    pair.serve("a", content)
+    pair.serve("b", other)
+
+    async def run() -> bytes:
+        await _until_served({"1-0": content["1-0"]})
+        received = bytearray()
+        fetching = asyncio.create_task(clients.fetch(name, received))
+        async with asyncio.timeout(_PATIENCE_S):
+            while not pair.planes["a"].mismatches():
+                await asyncio.sleep(0.01)
+        assert bytes(received) == content[name][: len(received)]
+        assert len(received) <= parted
+        await asyncio.to_thread(pair.kill_primary)
+        async with asyncio.timeout(_PATIENCE_S):
+            return await fetching
+
+    assert pair.as_client(lambda: asyncio.run(run())) == other[name], "it is the survivor's file"
