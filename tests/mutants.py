@@ -19,6 +19,7 @@ from tests.capabilities import ROOT
 COMPARE, MIRROR = "tests/bpf/test_compare.py", "tests/bpf/test_mirror.py"
 MODEL = "tests/model/test_stream.py"
 PROTOCOLS = "tests/bpf/test_protocols.py"
+ATTACKS, QUOTED = "tests/bpf/test_attacks.py", "tests/bpf/test_quoted.py"
 _TIMEOUT_S = 300
 
 
@@ -333,6 +334,111 @@ MUTANTS = [
         "include/colo_parse.h",
         "return pkt->ethertype == ETH_P_ARP || pkt->ethertype == COLO_ETH_RARP ||",
         "return 1 || pkt->ethertype == COLO_ETH_RARP ||",
+        PROTOCOLS,
+    ),
+    Mutant(
+        "a load nobody told of changes nothing",
+        "compare.c",
+        "if (turn && now->phase == COLO_OPEN &&",
+        "if (0 && turn && now->phase == COLO_OPEN &&",
+        ATTACKS,
+    ),
+    Mutant(
+        "a reset of the SVM is nobody's business",
+        "compare.c",
+        "!(flow->flags & COLO_F_RESET))\n",
+        "0)\n",
+        ATTACKS,
+    ),
+    Mutant(
+        "an SVM that missed an input is left to itself",
+        "include/colo_svm.h",
+        "if (flow->s_resends < 2 && ++flow->s_resends == 2)",
+        "if (0)",
+        ATTACKS,
+    ),
+    Mutant(
+        "each withheld ACK takes a slot of its own",
+        "include/colo_pvm.h",
+        "	if (slot && !colo_slot_claim(slot))\n		work->reuse = ref;\n",
+        "",
+        ATTACKS,
+    ),
+    Mutant(
+        "bytes below the anchor have to be verified again",
+        "include/colo_flow.h",
+        "	flow->verified = flow->p_high;\n",
+        "	flow->verified = flow->p_high - 1;\n",
+        ATTACKS,
+    ),
+    Mutant(
+        "a full table lets the client's SYN through",
+        "mirror.c",
+        "return pkt->flags & COLO_TCP_SYN ? -1 : 0;",
+        "return 0;",
+        ATTACKS,
+    ),
+    Mutant(
+        "a new epoch's frame overtakes the old one's",
+        "include/colo_pvm.h",
+        "!flow->head && !flow->emitter) {",
+        "!flow->emitter) {",
+        ATTACKS,
+    ),
+    Mutant(
+        "a SYN-ACK of a simultaneous open is no ACK",
+        "include/colo_pvm.h",
+        "	return pkt->flags & COLO_TCP_ACK &&\n	       (!",
+        "	return 0 && (!",
+        ATTACKS,
+    ),
+    Mutant(
+        "a turn that is undone has lost its offsets",
+        "include/colo_rewrite.h",
+        "slot = &off->slot[epoch & 1];",
+        "slot = &off->slot[0];",
+        ATTACKS,
+    ),
+    Mutant(
+        "what a SYN offers is not compared",
+        "include/colo_flow.h",
+        "if (flow->s_offer != flow->p_offer) {",
+        "if (0) {",
+        ATTACKS,
+    ),
+    Mutant(
+        "an ICMP error quotes the client's numbers to the VM",
+        "include/colo_rewrite.h",
+        "		return colo_put(skb, quoted, quoted->l4 + 4, quoted->seq, quoted->seq + delta);",
+        "		return 0;",
+        QUOTED,
+    ),
+    Mutant(
+        "all NICs are one",
+        "compare.c",
+        "	pkt->nic = nic;\n",
+        "	pkt->nic = 0;\n",
+        PROTOCOLS,
+    ),
+    Mutant(
+        "a part that leaves is longer than what is verified",
+        "include/colo_drain.h",
+        "__u32 part = (verified - slot->start) & ~3;",
+        "__u32 part = (verified - slot->start + 3) & ~3;",
+        PROTOCOLS,
+    ),
+    Mutant(
+        "a FIN is a byte like any other",
+        "include/colo_svm.h",
+        "slot->bytes - (from - slot->start));",
+        "slot->end - from);",
+        PROTOCOLS,
+    ),
+    Mutant(
+        "bytes of the SVM that differ verify",
+        "include/colo_svm.h",
+        "if ((ours ^ buf->word[i]) & ~mask)",
+        "if (0)",
         PROTOCOLS,
     ),
 ]
