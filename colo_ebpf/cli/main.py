@@ -98,6 +98,31 @@ def _held(args: argparse.Namespace) -> int:
     return 0
 
 
+def _capture(args: argparse.Namespace) -> int:
+    from colo_ebpf.datapath import capture
+
+    config = configuration.load(args.config)
+    store = capture.HoldStore(_pins(args))
+    if args.file.exists():
+        confirm(args, f"Overwrite {args.file}?")
+    count = 0
+    try:
+        with args.file.open("wb") as stream:
+            writer = capture.Writer(stream, config.vm.name)
+            for frame in capture.follow(store, args.seconds):
+                writer.write(frame)
+                count += 1
+                if not args.json and args.seconds and sys.stderr.isatty():
+                    print(f"\r{count} frames", end="", file=sys.stderr, flush=True)
+    except OSError as e:
+        raise ControlError(f"{args.file}: {e.strerror}") from e
+    finally:
+        store.close()
+    said = {"file": str(args.file), "frames": count}
+    _show(args, said, lambda s: f"{s['file']}: {s['frames']} held frames")
+    return 0
+
+
 def _checkpoint(args: argparse.Namespace) -> int:
     _show(args, ctl.ask(_socket(args), "checkpoint"), lambda _: "asked for a checkpoint")
     return 0
@@ -183,6 +208,14 @@ def parser() -> argparse.ArgumentParser:
         ("doctor", _doctor, "what this host lacks, and what to do"),
     ):
         verbs.add_parser(name, parents=[located], help=summary).set_defaults(verb=verb)
+    capture = verbs.add_parser(
+        "capture", parents=[located], help="held frames as a pcapng file (needs no daemon)"
+    )
+    capture.add_argument("file", type=Path, metavar="FILE")
+    capture.add_argument(
+        "--seconds", type=float, default=0.0, help="go on looking for so long (default: one look)"
+    )
+    capture.set_defaults(verb=_capture)
     _config_verbs(verbs, common)
     arbiter = verbs.add_parser("arbiter", help="the record of who may speak for the VM")
     records = arbiter.add_subparsers(required=True, metavar="VERB")
