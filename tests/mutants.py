@@ -159,14 +159,14 @@ MUTANTS = [
         "include/colo_svm.h",
         "if (COLO_AFTER(work->pkt.seq, flow->svm.next)) {",
         "if (0) {",
-        COMPARE,
+        GOLDEN,
     ),
     Mutant(
         "a second copy of a held segment passes",
         "include/colo_pvm.h",
         "colo_plan_set(plan, COLO_V_DROP, COLO_R_HELD_AGAIN);",
         "colo_plan_set(plan, COLO_V_PASS, COLO_R_HELD_AGAIN);",
-        MODEL,
+        COMPARE,
     ),
     Mutant(
         "what finds no room leaves",
@@ -180,7 +180,7 @@ MUTANTS = [
         "include/colo_flow.h",
         "if (!(flow->flags & COLO_F_SVM_SYN) || flow->s_syn_ack != p_ack)",
         "if (!(flow->flags & COLO_F_SVM_SYN))",
-        COMPARE,
+        ATTACKS,
     ),
     Mutant(
         "a full list of boundaries loses its oldest",

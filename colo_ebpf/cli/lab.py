@@ -86,7 +86,9 @@ def _exec(args: argparse.Namespace) -> int:
     lab.require_up()
     command = [word for word in args.command if word != "--"] or ["sh"]
     enter = ["nsenter", f"--net=/run/netns/{lab.namespace_of(args.host)}"]
-    return subprocess.run([*enter, *command], check=False).returncode
+    return subprocess.run(
+        [*enter, *command], env={**os.environ, **lab.environment_of(args.host)}, check=False
+    ).returncode
 
 
 def _kill(args: argparse.Namespace) -> int:

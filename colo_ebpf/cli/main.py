@@ -23,7 +23,7 @@ from colo_ebpf.control import ctl
 from colo_ebpf.control.record import Record
 from colo_ebpf.errors import ColoError, ControlError
 
-DEFAULT_CONFIG = Path("/etc/colo-ebpf/config.toml")
+DEFAULT_CONFIG = Path(os.environ.get("COLO_EBPF_CONFIG", "/etc/colo-ebpf/config.toml"))
 Verb = Callable[[argparse.Namespace], int]
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from colo_ebpf import config as configuration
@@ -227,6 +229,15 @@ class Lab:
                 mounts.mount_bpf(place.bpffs)
             if not processes.pids_of(place.namespace, "daemon"):
                 self.start_daemon(place)
+
+    def environment_of(self, host: str) -> dict[str, str]:
+        """What makes `colo-ebpf` and `bpftool` of a shell on that host find its files."""
+        path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
+        place = self.places.get(host)
+        if place is None:
+            return {"PATH": path}
+        pins = pin_directory(place.bpffs, place.lab)
+        return {"PATH": path, "COLO_EBPF_CONFIG": str(place.config), "COLO_EBPF_PINS": str(pins)}
 
     def down(self) -> None:
         """End and remove everything of this name, however little is left of it."""

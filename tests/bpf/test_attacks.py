@@ -403,3 +403,14 @@ def test_e4_a_carrier_that_fails_is_counted_and_its_frame_stays() -> None:
         rig.plane.set_turn(2, Phase.OPEN)
         rig.plane.flush()
         assert _said(rig) == [(1001, b"x")]
+
+
+def test_a12_syn_acks_that_answer_different_syns_are_not_the_same() -> None:
+    """The client tried again with a new number; one of the VMs has seen only the first try."""
+    with Rig() as rig:
+        rig.pair()
+        rig.from_vm(segment(1000, ack=5001, flags="SA"))
+        rig.from_peer(segment(71000, ack=9001, flags="SA"), 1)
+        assert _said(rig) == []
+        rig.from_peer(segment(71000, ack=5001, flags="SA"), 1)
+        assert [seq for seq, _ in _said(rig)] == [1000]

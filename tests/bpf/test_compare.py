@@ -322,6 +322,15 @@ def test_pairing_compares_and_releases_nothing() -> None:
         assert _payload(rig.to_client()) == b"equal"
 
 
+def test_pairing_lets_no_second_copy_out_either() -> None:
+    with established() as rig:
+        rig.plane.set_mode(Mode.PAIRING)
+        for _ in range(2):
+            rig.from_vm(segment(1001, b"waits", ack=5001))
+        assert rig.to_client() == []
+        assert rig.count("cmp-pvm", "drop", "held-again") == 1
+
+
 def test_solo_flushes_all_and_passes() -> None:
     with established() as rig:
         rig.from_vm(segment(1001, b"held", ack=5001))

@@ -187,6 +187,7 @@ TABLE = [
     Row(R.ORDER, "cmp-pvm", "hold", P, after(connected, peer(HELLO), silent), HELLO),
     Row(R.HELD_AGAIN, "cmp-pvm", "drop", P, after(connected, vm(HELLO)), HELLO),
     Row(R.GAP, "cmp-pvm", "drop", P, connected, segment(1010, b"x", ack=5001)),
+    Row(R.GAP, "cmp-svm", "drop", P, connected, segment(1010, b"x"), tag=1),
     Row(R.STORE_FULL, "cmp-pvm", "drop", P, after(connected, full_store), HELLO),
     Row(R.TABLE_FULL, "mir-cli", "drop", P, full_table, request(1, flags="S")),
     Row(R.TABLE_FULL, "cmp-pvm", "drop", P, full_table, HELLO),

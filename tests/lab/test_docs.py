@@ -47,9 +47,10 @@ def test_every_file_that_is_named_is_there(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_the_labs_page_from_top_to_bottom() -> None:
+@pytest.mark.parametrize("page", ["lab.md", "debugging.md"])
+def test_a_page_from_top_to_bottom(page: str) -> None:
     require("root", "bpf", "qemu", "guest")
-    commands = _commands(ROOT / "docs" / "lab.md")
+    commands = _commands(ROOT / "docs" / page)
     assert len(commands) > 8
     name = clean(Lab("colotestd")).name
     try:
