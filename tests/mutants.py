@@ -428,13 +428,6 @@ MUTANTS = [
         PROTOCOLS,
     ),
     Mutant(
-        "a FIN is a byte like any other",
-        "include/colo_svm.h",
-        "slot->bytes - (from - slot->start));",
-        "slot->end - from);",
-        PROTOCOLS,
-    ),
-    Mutant(
         "bytes of the SVM that differ verify",
         "include/colo_svm.h",
         "if ((ours ^ buf->word[i]) & ~mask)",
