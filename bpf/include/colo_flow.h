@@ -339,11 +339,9 @@ static __always_inline void colo_bounds_svm(struct colo_work *work, struct colo_
 	walk->stop = 0;
 #pragma nounroll
 	for (i = 0; i < COLO_STOPS; i++) {
-		COLO_FORGET();
-		if (walk->stop >= walk->stops)
+		stop = colo_stop_next(work);
+		if (!stop)
 			break;
-		stop = &work->stop[walk->stop & (COLO_STOPS - 1)];
-		walk->stop++;
 		if (stop->cut && COLO_AFTER(walk->base + stop->at, flow->pvm.next))
 			colo_flow_bound(flow, stop->digest, walk->base + stop->at);
 	}

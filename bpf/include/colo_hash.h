@@ -164,6 +164,17 @@ static __always_inline void colo_stop_add(struct colo_work *work, __u32 at, __u6
 	work->walk.stops++;
 }
 
+/* The next stop of a loop over them, or none; the loop begins with walk->stop = 0. */
+static __always_inline struct colo_stop *colo_stop_next(struct colo_work *work)
+{
+	struct colo_walk *walk = &work->walk;
+
+	COLO_FORGET();
+	if (walk->stop >= walk->stops)
+		return 0;
+	return &work->stop[walk->stop++ & (COLO_STOPS - 1)];
+}
+
 /* Compare at each stop; up to the last where both agree, both VMs have produced the same. */
 static __always_inline void colo_walk_judge(struct colo_work *work)
 {
@@ -175,11 +186,9 @@ static __always_inline void colo_walk_judge(struct colo_work *work)
 	walk->stop = 0;
 #pragma nounroll
 	for (i = 0; i < COLO_STOPS; i++) {
-		COLO_FORGET();
-		if (walk->stop >= walk->stops)
+		stop = colo_stop_next(work);
+		if (!stop)
 			break;
-		stop = &work->stop[walk->stop & (COLO_STOPS - 1)];
-		walk->stop++;
 		if (stop->cut)
 			work->cut_digest[(stop->cut - 1) & (COLO_CUTS - 1)] = stop->digest;
 		if (!stop->other)

@@ -8,13 +8,12 @@ schedule. `make mutants` takes the mends out one at a time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 
-from colo_ebpf.model import Mode, Phase, VmRole
+from colo_ebpf.model import Mode, Phase
 from tests.bpf.rig import (
     CLIENT,
     CLIENT_MAC,
@@ -26,22 +25,8 @@ from tests.bpf.rig import (
     request,
     segment,
 )
-from tests.capabilities import require
 
 SKEW = 70000
-
-
-@pytest.fixture(autouse=True)
-def _needs() -> None:
-    require("root", "bpf")
-
-
-@pytest.fixture
-def secondary() -> Iterator[Rig]:
-    """A secondary in epoch 3."""
-    with Rig(VmRole.SECONDARY) as rig:
-        rig.pair(3, Mode.SECONDARY)
-        yield rig
 
 
 def _said(rig: Rig) -> list[tuple[int, bytes]]:

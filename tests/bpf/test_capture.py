@@ -13,12 +13,6 @@ from pcapng.blocks import EnhancedPacket
 from colo_ebpf.datapath import capture
 from colo_ebpf.errors import DatapathError
 from tests.bpf.rig import datagram, established, segment
-from tests.capabilities import require
-
-
-@pytest.fixture(autouse=True)
-def _needs() -> None:
-    require("root", "bpf")
 
 
 def _packets(raw: bytes) -> list[EnhancedPacket]:

@@ -11,12 +11,6 @@ from scapy.layers.l2 import ARP, Ether
 
 from colo_ebpf.model import Mode, Phase
 from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig, datagram, established, request, segment
-from tests.capabilities import require
-
-
-@pytest.fixture(autouse=True)
-def _needs() -> None:
-    require("root", "bpf")
 
 
 def _payload(frames: list) -> bytes:

@@ -23,7 +23,6 @@ from colo_ebpf.datapath import abi, netdev
 from colo_ebpf.datapath.abi import Reason
 from colo_ebpf.model import Mode, Phase, VmRole
 from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig, beacon, datagram, request, segment
-from tests.capabilities import require
 
 PASS, DROP, LINK = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
 HELLO = segment(1001, b"hello", ack=5001)
@@ -260,11 +259,6 @@ TABLE = [
         tag=1,
     ),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _needs() -> None:
-    require("root", "bpf")
 
 
 def _name(row: Row) -> str:

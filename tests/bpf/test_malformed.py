@@ -17,7 +17,6 @@ from scapy.packet import Packet
 
 from colo_ebpf.model import Mode, VmRole
 from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC, Rig, request, segment
-from tests.capabilities import require
 
 VM6, CLIENT6 = "2001:db8::10", "2001:db8::1"
 _ETHER = Ether(src=VM_MAC, dst=CLIENT_MAC)
@@ -36,11 +35,6 @@ FRAMES: dict[str, Packet] = {
     "fragment6": _ETHER / IPv6(src=VM6, dst=CLIENT6) / IPv6ExtHdrFragment(nh=6, m=1) / bytes(32),
     "tagged": _ETHER / Dot1Q(vlan=7) / Dot1Q(vlan=8) / IP(src=VM, dst=CLIENT) / UDP() / b"x",
 }
-
-
-@pytest.fixture(autouse=True)
-def _needs() -> None:
-    require("root", "bpf")
 
 
 @pytest.fixture(params=["pvm", "client", "svm"])

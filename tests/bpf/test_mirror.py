@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -13,22 +12,8 @@ from scapy.packet import Packet
 
 from colo_ebpf.model import Mode, Phase, VmRole
 from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC, VNI, Rig, beacon, request, segment
-from tests.capabilities import require
 
 SKEW = 70_000  # the SVM's ISN against the PVM's
-
-
-@pytest.fixture(autouse=True)
-def _needs() -> None:
-    require("root", "bpf")
-
-
-@pytest.fixture
-def secondary() -> Iterator[Rig]:
-    """A secondary in epoch 3."""
-    with Rig(VmRole.SECONDARY) as rig:
-        rig.pair(3, Mode.SECONDARY)
-        yield rig
 
 
 def _echo() -> Packet:

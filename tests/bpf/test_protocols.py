@@ -23,15 +23,9 @@ from scapy.packet import Packet, Raw
 
 from colo_ebpf.model import Phase
 from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC, Rig, established, request, segment
-from tests.capabilities import require
 
 VM6, CLIENT6 = "2001:db8::10", "2001:db8::1"
 Wrap = Callable[[Packet], Packet]
-
-
-@pytest.fixture(autouse=True)
-def _needs() -> None:
-    require("root", "bpf")
 
 
 def _ether() -> Packet:

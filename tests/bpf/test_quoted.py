@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, TCPerror
@@ -16,26 +15,22 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from colo_ebpf.model import Mode, Phase, VmRole
+from colo_ebpf.model import Mode, Phase
 from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC, Rig, request, segment
-from tests.capabilities import require
 
 SKEW, ROUTER = 70000, "192.0.2.254"
 VM6, CLIENT6, ROUTER6 = "2001:db8::10", "2001:db8::1", "2001:db8::fe"
 
 
 @pytest.fixture
-def secondary() -> Iterator[Rig]:
-    """An SVM in epoch 3 whose connection has learnt its offset."""
-    require("root", "bpf")
-    with Rig(VmRole.SECONDARY) as rig:
-        rig.pair(3, Mode.SECONDARY)
-        rig.from_peer(request(5000, flags="S"), 3)
-        rig.from_vm(segment(1000 + SKEW, ack=5001, flags="SA"))
-        rig.from_peer(request(5001, ack=1001), 3)
-        rig.to_vm()
-        rig.to_peer()
-        yield rig
+def taught(secondary: Rig) -> Rig:
+    """A secondary whose connection has learnt its offset."""
+    secondary.from_peer(request(5000, flags="S"), 3)
+    secondary.from_vm(segment(1000 + SKEW, ack=5001, flags="SA"))
+    secondary.from_peer(request(5001, ack=1001), 3)
+    secondary.to_vm()
+    secondary.to_peer()
+    return secondary
 
 
 def _too_large(seq: int, cut: int | None = None) -> Packet:
@@ -53,9 +48,9 @@ def _refused(ack: int, cut: int | None = None) -> Packet:
     return Ether(src=VM_MAC, dst=CLIENT_MAC) / IP(src=VM, dst=CLIENT) / error
 
 
-def test_an_error_for_the_vm_quotes_the_numbers_the_vm_knows(secondary: Rig) -> None:
-    secondary.from_peer(_too_large(1001), 3)
-    (got,) = secondary.to_vm()
+def test_an_error_for_the_vm_quotes_the_numbers_the_vm_knows(taught: Rig) -> None:
+    taught.from_peer(_too_large(1001), 3)
+    (got,) = taught.to_vm()
     assert got[TCPerror].seq == 1001 + SKEW
     assert _sum_is_right(got)
 
@@ -68,10 +63,10 @@ def _sum_is_right(frame: Packet) -> bool:
 
 @pytest.mark.parametrize("cut", [None, 28])
 def test_an_error_of_the_vm_quotes_the_numbers_the_client_knows(
-    secondary: Rig, cut: int | None
+    taught: Rig, cut: int | None
 ) -> None:
-    secondary.from_vm(_refused(1001 + SKEW, cut))
-    ((tag, got),) = [row for row in secondary.to_peer() if ICMP in row[1]]
+    taught.from_vm(_refused(1001 + SKEW, cut))
+    ((tag, got),) = [row for row in taught.to_peer() if ICMP in row[1]]
     assert tag == 3
     if cut is None:
         assert got[TCPerror].ack == 1001
@@ -79,41 +74,41 @@ def test_an_error_of_the_vm_quotes_the_numbers_the_client_knows(
 
 
 @pytest.mark.parametrize("cut", range(0, 29, 4))
-def test_what_is_quoted_too_short_is_left_alone(secondary: Rig, cut: int) -> None:
+def test_what_is_quoted_too_short_is_left_alone(taught: Rig, cut: int) -> None:
     sent = _too_large(1001, cut)
-    secondary.from_peer(sent, 3)
-    (got,) = secondary.to_vm()
+    taught.from_peer(sent, 3)
+    (got,) = taught.to_vm()
     assert _sum_is_right(got)
     assert (bytes(got) == bytes(sent)) == (cut < 28)
 
 
-def test_errors_about_other_connections_are_left_alone(secondary: Rig) -> None:
+def test_errors_about_other_connections_are_left_alone(taught: Rig) -> None:
     other = Ether(bytes(_too_large(1001)))
     other[TCPerror].dport = 4712
     del other[ICMP].chksum
-    secondary.from_peer(other, 3)
-    (got,) = secondary.to_vm()
+    taught.from_peer(other, 3)
+    (got,) = taught.to_vm()
     assert bytes(got) == bytes(Ether(bytes(other)))
 
 
-def test_after_a_takeover_and_with_lasting_offsets_too(secondary: Rig) -> None:
-    secondary.plane.keep_offsets(3)
-    secondary.plane.set_mode(Mode.SOLO)
-    secondary.plane.set_turn(0, Phase.OPEN)
+def test_after_a_takeover_and_with_lasting_offsets_too(taught: Rig) -> None:
+    taught.plane.keep_offsets(3)
+    taught.plane.set_mode(Mode.SOLO)
+    taught.plane.set_turn(0, Phase.OPEN)
     for fold in (False, True):
         if fold:
-            assert len(asyncio.run(secondary.plane.fold_offsets())) == 1
-        secondary.from_client(_too_large(1001))
-        (got,) = [f for f in secondary.to_vm() if ICMP in f]
+            assert len(asyncio.run(taught.plane.fold_offsets())) == 1
+        taught.from_client(_too_large(1001))
+        (got,) = [f for f in taught.to_vm() if ICMP in f]
         assert got[TCPerror].seq == 1001 + SKEW
-        secondary.from_vm(_refused(1001 + SKEW))
-        (out,) = [f for f in secondary.to_client() if ICMP in f]
+        taught.from_vm(_refused(1001 + SKEW))
+        (out,) = [f for f in taught.to_client() if ICMP in f]
         assert out[TCPerror].ack == 1001
         assert _sum_is_right(got)
         assert _sum_is_right(out)
 
 
-def test_errors_of_ipv6(secondary: Rig) -> None:
+def test_errors_of_ipv6(taught: Rig) -> None:
     def tcp(seq: int, ack: int, flags: str) -> Packet:
         return TCP(sport=80, dport=4711, seq=seq, ack=ack, flags=flags)
 
@@ -124,13 +119,13 @@ def test_errors_of_ipv6(secondary: Rig) -> None:
         return Ether(src=CLIENT_MAC, dst=VM_MAC) / IPv6(src=source, dst=VM6) / packet
 
     back = TCP(sport=4711, dport=80, seq=5001, ack=1001, flags="A")
-    secondary.from_vm(of_vm(tcp(1000 + SKEW, 5001, "SA")))
-    secondary.from_peer(for_vm(CLIENT6, back), 3)
-    secondary.to_vm()
-    secondary.to_peer()
+    taught.from_vm(of_vm(tcp(1000 + SKEW, 5001, "SA")))
+    taught.from_peer(for_vm(CLIENT6, back), 3)
+    taught.to_vm()
+    taught.to_peer()
     quoted = bytes(IPv6(src=VM6, dst=CLIENT6) / tcp(1001, 5001, "A"))
-    secondary.from_peer(for_vm(ROUTER6, ICMPv6PacketTooBig(mtu=1400) / quoted), 3)
-    (got,) = secondary.to_vm()
+    taught.from_peer(for_vm(ROUTER6, ICMPv6PacketTooBig(mtu=1400) / quoted), 3)
+    (got,) = taught.to_vm()
     assert got[TCPerror].seq == 1001 + SKEW
     sent = got[ICMPv6PacketTooBig].cksum
     again = got.copy()
@@ -140,6 +135,6 @@ def test_errors_of_ipv6(secondary: Rig) -> None:
     refused = ICMPv6DestUnreach(code=1) / bytes(
         IPv6(src=CLIENT6, dst=VM6) / TCP(sport=4711, dport=80, seq=5001, ack=1001 + SKEW, flags="A")
     )
-    secondary.from_vm(of_vm(refused))
-    (out,) = [f for _, f in secondary.to_peer() if ICMPv6DestUnreach in f]
+    taught.from_vm(of_vm(refused))
+    (out,) = [f for _, f in taught.to_peer() if ICMPv6DestUnreach in f]
     assert out[TCPerror].ack == 1001
