@@ -86,9 +86,11 @@ class DataPlane:
         }
         cpus = os.sysconf("SC_NPROCESSORS_CONF")
         self._stats = RawMap(obj_get(str(pins / "colo_stats")), ctypes.sizeof(abi.Count) * cpus)
-        self._reap_flows = reap.Reaper(RawMap(obj_get(str(pins / "colo_flows"))))
-        offsets = RawMap(obj_get(str(pins / "colo_offs")))
-        lasting = RawMap(obj_get(str(pins / "colo_last")))
+        self._tables = [
+            RawMap(obj_get(str(pins / name))) for name in ("colo_flows", "colo_offs", "colo_last")
+        ]
+        flows, offsets, lasting = self._tables
+        self._reap_flows = reap.Reaper(flows)
         self._lasting = LastingOffsets(offsets, lasting)
         self._reap_offsets, self._reap_lasting = reap.Reaper(offsets), reap.Reaper(lasting)
         self._conf = self._first_conf()
@@ -125,6 +127,13 @@ class DataPlane:
 
     def _write_conf(self) -> None:
         self._maps["colo_conf"].set(b"\0" * 4, bytes(self._conf))
+
+    def close(self) -> None:
+        """Let go of maps and programs: what is attached and pinned goes on without us."""
+        for one in (*self._maps.values(), self._stats, *self._tables):
+            os.close(one.fd)
+        for module in (self._compare, self._mirror):
+            module.bpf.cleanup()
 
     # -- devices and filters -------------------------------------------------------------
 

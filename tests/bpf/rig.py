@@ -126,6 +126,7 @@ class Rig:
             await self.plane.join_bridge()
 
         asyncio.run(attach())
+        self._stack.callback(self.plane.close)
         self.tap, self.tap1 = _open_tap("tap0"), _open_tap("tap1")
         self._stack.callback(os.close, self.tap)
         self._stack.callback(os.close, self.tap1)

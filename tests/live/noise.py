@@ -46,6 +46,10 @@ class Noise:
         hook = tc.INGRESS if ingress else tc.EGRESS
         tc.attach(device, hook, "noise", programs[b"noise"], _PRIORITY)
 
+    def close(self) -> None:
+        """Let go of maps and programs."""
+        self._bpf.cleanup()
+
     def set(self, lose: float, twice: float, late: float) -> None:
         """Chances, 0 to 1."""
         chances = (int(chance * 65536) for chance in (lose, twice, late))

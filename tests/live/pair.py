@@ -137,6 +137,7 @@ class LivePair:
             await plane.take_role(role)
 
         asyncio.run(attach())
+        self._stack.callback(plane.close)
         return plane
 
     def _add_noise(self) -> None:
@@ -153,6 +154,8 @@ class LivePair:
 
         netdev.in_namespace(lan, client_side)
         self._in("a", link)
+        for one in self.noises:
+            self._stack.callback(one.close)
 
     def _pair(self) -> None:
         modes = {"a": Mode.PRIMARY, "b": Mode.SECONDARY}

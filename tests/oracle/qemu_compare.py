@@ -43,15 +43,23 @@ class QemuCompare:
         self._process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
         )
-        self._ends = {name: self._connect(self._directory / name) for name in names}
         self._buffers = dict.fromkeys(names, b"")
-        self._until_it_listens()
+        self._ends: dict[str, socket.socket] = {}
+        try:
+            for name in names:
+                self._ends[name] = self._connect(self._directory / name)
+            self._until_it_listens()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def _until_it_listens(self) -> None:
         """A frame that leaves before QEMU has accepted the connection to `out` is lost."""
         deadline = time.monotonic() + _START_S
-        while not select.select([self._ends["out"]], [], [], 0.05)[0]:
+        out = select.poll()
+        out.register(self._ends["out"], select.POLLIN)
+        while not out.poll(50):
             assert time.monotonic() < deadline, "colo-compare does not answer"
             self.primary(_MARK + bytes(46))
 
