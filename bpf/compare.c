@@ -255,16 +255,19 @@ static __always_inline int colo_pvm_neighbour(struct __sk_buff *skb, struct colo
 /* Tap ingress: the PVM has sent a frame. */
 int colo_cmp_pvm(struct __sk_buff *skb)
 {
-	struct colo_conf *conf = colo_conf_get();
-	struct colo_work *work = colo_work_get();
-	struct colo_buf *buf = colo_buf_get();
-	struct colo_flow *flow = 0;
+	struct colo_conf *conf;
+	struct colo_work *work;
+	struct colo_flow *flow;
+	struct colo_buf *buf;
 	struct colo_pkt *pkt;
 
 	if (skb->mark == COLO_MARK_RELEASED) {
 		skb->mark = 0;
 		return colo_finish(skb, PVM, COLO_V_PASS, COLO_R_RELEASED);
 	}
+	conf = colo_conf_get();
+	work = colo_work_get();
+	buf = colo_buf_get();
 	if (!conf || !work || !buf || !conf->hold_slots)
 		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
 	work->walk.key = conf->key[1];
@@ -288,17 +291,16 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 			return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_TOO_BIG);
 		colo_dgram_digest(skb, conf, work, buf);
 		return colo_pvm_dgram(skb, conf, work);
-	} else {
-		flow = colo_flow_get(&work->flow);
-		if (!flow)
-			return colo_finish(skb, PVM, conf->mode == COLO_SOLO ? COLO_V_PASS :
-					   COLO_V_DROP, COLO_R_TABLE_FULL);
-		if (pkt->flags & COLO_TCP_SYN)
-			colo_tcp_offer(skb, pkt, &work->offer);
-		if (colo_lock(&flow->lock, COLO_LOCK_SPINS))
-			return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_BUSY);
-		colo_pvm_prepare(skb, conf, work, buf, flow);
 	}
+	flow = colo_flow_get(&work->flow);
+	if (!flow)
+		return colo_finish(skb, PVM, conf->mode == COLO_SOLO ? COLO_V_PASS : COLO_V_DROP,
+				   COLO_R_TABLE_FULL);
+	if (pkt->flags & COLO_TCP_SYN)
+		colo_tcp_offer(skb, pkt, &work->offer);
+	if (colo_lock(&flow->lock, COLO_LOCK_SPINS))
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_BUSY);
+	colo_pvm_prepare(skb, conf, work, buf, flow);
 	if (work->step == COLO_STEP_HASH)
 		colo_walk_hash(work, buf);
 	colo_pvm_conclude(skb, conf, work, flow);
@@ -342,7 +344,7 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	struct colo_work *work = colo_work_get();
 	__u64 *heard = colo_live_word(COLO_LIVE_HEARD_NS);
 	struct colo_buf *buf = colo_buf_get();
-	struct colo_flow *flow = 0;
+	struct colo_flow *flow;
 	struct colo_pkt *pkt;
 	__u32 reason, nic;
 	__u16 tag = 0;
@@ -371,18 +373,17 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	if (!colo_is_stream(pkt)) {
 		colo_dgram_digest(skb, conf, work, buf);
 		return colo_svm_dgram(skb, conf, work);
-	} else {
-		/* A guest opens connections too, and the SVM may be the first to. */
-		flow = pkt->flags & COLO_TCP_SYN ? colo_flow_get(&work->flow) :
-						   colo_flows.lookup(&work->flow);
-		if (!flow)
-			return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_FLOW);
-		if (pkt->flags & COLO_TCP_SYN)
-			colo_tcp_offer(skb, pkt, &work->offer);
-		if (colo_lock(&flow->lock, COLO_LOCK_SPINS))
-			return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_BUSY);
-		colo_svm_prepare(skb, conf, work, buf, flow);
 	}
+	/* A guest opens connections too, and the SVM may be the first to. */
+	flow = pkt->flags & COLO_TCP_SYN ? colo_flow_get(&work->flow) :
+					   colo_flows.lookup(&work->flow);
+	if (!flow)
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_FLOW);
+	if (pkt->flags & COLO_TCP_SYN)
+		colo_tcp_offer(skb, pkt, &work->offer);
+	if (colo_lock(&flow->lock, COLO_LOCK_SPINS))
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_BUSY);
+	colo_svm_prepare(skb, conf, work, buf, flow);
 	if (work->step == COLO_STEP_HASH)
 		colo_walk_hash(work, buf);
 	colo_svm_conclude(work, flow);

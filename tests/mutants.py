@@ -136,7 +136,7 @@ MUTANTS = [
     Mutant(
         "the hash leaves out the unfinished word",
         "include/colo_hash.h",
-        "walk->tail[i] = word[i] & ~mask;",
+        "walk->tail[i] = word[i] & ~colo_from_byte(bytes);",
         "walk->tail[i] = 0;",
         COMPARE,
     ),
@@ -430,7 +430,7 @@ MUTANTS = [
     Mutant(
         "bytes of the SVM that differ verify",
         "include/colo_svm.h",
-        "if ((ours ^ buf->word[i]) & ~mask)",
+        "if ((ours ^ buf->word[i]) & ~colo_from_byte(bytes))",
         "if (0)",
         PROTOCOLS,
     ),

@@ -55,7 +55,7 @@ static __always_inline int colo_emit_part(struct __sk_buff *skb, struct colo_con
 					  __u32 part)
 {
 	__u64 l3 = slot->l3_off, l4 = slot->tcp_off;
-	__u32 len = slot->data_off - slot->tcp_off + part, whole = slot->len, sum;
+	__u32 len = slot->data_off - slot->tcp_off + part, whole = slot->len;
 	struct colo_length was, now;
 	int six, result;
 
@@ -71,12 +71,7 @@ static __always_inline int colo_emit_part(struct __sk_buff *skb, struct colo_con
 	colo_sum_replace((__u8 *)&now.ip_sum, was.ip_len, now.ip_len);
 	now.tcp_sum = 0;
 	colo_length_put(frame, &now, l3, l4, six, 0);
-	sum = bpf_htonl(len + IPPROTO_TCP);
-	if (six)
-		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 8], 32, sum);
-	else
-		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 12], 8, sum);
-	now.tcp_sum = colo_sum_fold(colo_frame_sum(frame, l4, len, sum));
+	now.tcp_sum = colo_l4_sum(frame, l3, l4, six, len, IPPROTO_TCP);
 	colo_length_put(frame, &now, l3, l4, six, 0);
 	slot->len = slot->data_off + part;
 	result = colo_emit(skb, conf, ix, slot);
@@ -149,19 +144,14 @@ static __always_inline void colo_drain_keep(struct colo_flow *flow, struct colo_
 		return;
 	}
 	slot->at_ns = bpf_ktime_get_boot_ns();
-	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD);
+	colo_slot_unclaim(slot);
 }
 
 /* The frame stays in the store, in nobody's list: the next flush finds it. */
 static __always_inline void colo_slot_orphan(struct colo_slot *slot)
 {
 	slot->kind = COLO_SLOT_DGRAM;
-	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD);
-}
-
-static __always_inline void colo_slot_unclaim(struct colo_slot *slot)
-{
-	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD);
+	colo_slot_unclaim(slot);
 }
 
 /* A frame of which only a part was to leave is still in its flow's list. */

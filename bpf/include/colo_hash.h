@@ -71,15 +71,14 @@ static __always_inline __u64 *colo_walk_at(struct colo_walk *walk, struct colo_b
 /* The bytes between the last whole block and the stop; `word` is that block. */
 static __always_inline void colo_walk_tail(struct colo_walk *walk, __u64 *word, __u32 stop)
 {
-	__u64 rest = stop - walk->pos, bytes, mask;
+	__u64 rest = stop - walk->pos, bytes;
 	int i;
 
 #pragma unroll
 	for (i = 0; i < COLO_LANES; i++) {
 		bytes = colo_min(rest, 8);
 		rest -= bytes;
-		mask = (~0ULL << bytes * 4) << bytes * 4;	/* by 64, a shift does nothing */
-		walk->tail[i] = word[i] & ~mask;
+		walk->tail[i] = word[i] & ~colo_from_byte(bytes);
 	}
 }
 

@@ -121,6 +121,12 @@ static __always_inline int colo_slot_claim(struct colo_slot *slot)
 	       COLO_SLOT_HELD ? 0 : -1;
 }
 
+/* A claimed frame stays after all. */
+static __always_inline void colo_slot_unclaim(struct colo_slot *slot)
+{
+	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD);
+}
+
 static __always_inline void colo_slot_free(struct colo_slot *slot)
 {
 	slot->kind = 0;
@@ -156,9 +162,21 @@ static __always_inline __u16 colo_sum_fold(__u32 sum)
 	return ~sum;
 }
 
+/* The transport checksum of a stored frame, whose checksum field is zero; `len` from `l4` on. */
+static __always_inline __u16 colo_l4_sum(struct colo_frame *frame, __u64 l3, __u64 l4, int six,
+					 __u32 len, __u32 proto)
+{
+	__u32 sum = bpf_htonl(len + proto);
+
+	if (six)
+		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 8], 32, sum);
+	else
+		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 12], 8, sum);
+	return colo_sum_fold(colo_frame_sum(frame, l4, len, sum));
+}
+
 /* The header of a frame copied to a slot: `tag` bytes longer where a VLAN tag was written back. */
 struct colo_copy {
-	__u32 ref;		/* slot + 1 */
 	__u32 head;		/* bytes before the data */
 	__u32 from;		/* offset of the data in the skb */
 	__u32 len;		/* of the data */
@@ -218,7 +236,6 @@ static __always_inline void colo_hold_sum(struct colo_frame *frame, struct colo_
 {
 	__u64 l3 = pkt->l3 + tag, l4 = pkt->l4 + tag;
 	__u64 at = l4 + (proto == IPPROTO_TCP ? 16 : 6);
-	__u32 sum = bpf_htonl(len + proto);
 	__u16 folded = 0;
 
 	COLO_OPAQUE(at);
@@ -230,11 +247,7 @@ static __always_inline void colo_hold_sum(struct colo_frame *frame, struct colo_
 		return;
 	folded = 0;
 	__builtin_memcpy(&frame->data[at], &folded, 2);
-	if (pkt->ethertype == ETH_P_IP)
-		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 12], 8, sum);
-	else
-		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 8], 32, sum);
-	folded = colo_sum_fold(colo_frame_sum(frame, l4, len, sum));
+	folded = colo_l4_sum(frame, l3, l4, pkt->ethertype == ETH_P_IPV6, len, proto);
 	if (!folded && proto == IPPROTO_UDP)
 		folded = 0xffff;
 	__builtin_memcpy(&frame->data[at], &folded, 2);

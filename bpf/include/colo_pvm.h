@@ -66,7 +66,6 @@ static __always_inline void colo_pvm_ack(struct colo_work *work, struct colo_flo
 static __always_inline void colo_pvm_load(struct __sk_buff *skb, struct colo_work *work,
 					  struct colo_buf *buf, struct colo_flow *flow)
 {
-	work->before = flow->pvm.next;
 	work->step = COLO_STEP_HASH;
 	colo_cut_first(work, flow->pvm.next);
 	if (!(flow->flags & COLO_F_LOST))	/* the cuts before it are held */
@@ -148,7 +147,6 @@ static __always_inline void colo_pvm_prepare(struct __sk_buff *skb, struct colo_
 	int open = now->phase == COLO_OPEN && now->mode != COLO_SOLO, fresh = 0;
 
 	work->end = pkt->seq + pkt->len + syn + fin;
-	work->before = pkt->seq;
 	colo_cuts(skb, work);
 	flow->seen_ns = bpf_ktime_get_boot_ns();
 	if (open && flow->epoch != now->epoch)
@@ -235,19 +233,22 @@ static __always_inline int colo_pvm_hold_cut(struct __sk_buff *skb, struct colo_
 	slot = colo_hold.lookup(&ix);
 	if (!slot)
 		return -1;
-	work->reuse = ref;
+	work->reuse = 0;
 	if (colo_pvm_copy(skb, work, flow, slot, ref)) {
 		slot->state = COLO_SLOT_FREE;
 		return -1;
 	}
 	slot->digest = work->cut_digest[work->cut & (COLO_CUTS - 1)];
 	work->made += colo_hold_publish(slot, work->now.epoch);
+	if (work->kind == COLO_SLOT_ACK)
+		flow->ack_slot = ref;
+	else
+		colo_flow_append(flow, slot, ref);
 	return 0;
 }
 
 /* The flow's one pending ACK is overwritten: the newest wins. */
-static __always_inline void colo_pvm_hold_ack(struct __sk_buff *skb, struct colo_conf *conf,
-					      struct colo_work *work, struct colo_flow *flow)
+static __always_inline void colo_pvm_hold_ack(struct colo_work *work, struct colo_flow *flow)
 {
 	__u32 ref = flow->ack_slot, ix = ref - 1;
 	struct colo_slot *slot;
@@ -260,29 +261,18 @@ static __always_inline void colo_pvm_hold_ack(struct __sk_buff *skb, struct colo
 static __always_inline void colo_pvm_hold(struct __sk_buff *skb, struct colo_conf *conf,
 					  struct colo_work *work, struct colo_flow *flow)
 {
-	__u32 ack = work->kind == COLO_SLOT_ACK, ix;
-	struct colo_slot *slot;
 	int i;
 
 	work->made = 0;
 	work->reuse = 0;
-	if (ack)
-		colo_pvm_hold_ack(skb, conf, work, flow);
+	if (work->kind == COLO_SLOT_ACK)
+		colo_pvm_hold_ack(work, flow);
 #pragma nounroll
 	for (i = 0; i < COLO_CUTS; i++) {
 		COLO_FORGET();
 		if (work->cut >= work->cuts || colo_pvm_hold_cut(skb, conf, work, flow))
 			break;
 		work->cut++;
-		if (work->kind == COLO_SLOT_ACK) {
-			flow->ack_slot = work->reuse;
-			break;
-		}
-		ix = work->reuse - 1;
-		slot = colo_hold.lookup(&ix);
-		if (slot)
-			colo_flow_append(flow, slot, work->reuse);
-		work->reuse = 0;
 	}
 	colo_hold_count(conf, &work->flow, work->now.epoch, work->made);
 	if (work->cut >= work->cuts)

@@ -51,7 +51,7 @@ static __always_inline void colo_svm_meet(struct __sk_buff *skb, struct colo_wor
 	__u32 from = flow->verified, seq = work->pkt.seq, ix = flow->head - 1;
 	struct colo_frame *frame = colo_frames.lookup(&ix);
 	struct colo_slot *slot = colo_hold.lookup(&ix);
-	__u64 off, len, left, mask;
+	__u64 off, len, left;
 	int i;
 
 	if (!slot || !frame || slot->epoch != flow->epoch || flow->flags & COLO_F_BAD ||
@@ -76,9 +76,8 @@ static __always_inline void colo_svm_meet(struct __sk_buff *skb, struct colo_wor
 		if (!left || at > COLO_FRAME_MAX - 8)
 			break;
 		bytes = colo_min(left, 8);
-		mask = (~0ULL << bytes * 4) << bytes * 4;
 		__builtin_memcpy(&ours, &frame->data[at], 8);
-		if ((ours ^ buf->word[i]) & ~mask)
+		if ((ours ^ buf->word[i]) & ~colo_from_byte(bytes))
 			break;
 		left -= bytes;
 	}

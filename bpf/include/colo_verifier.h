@@ -21,4 +21,10 @@ static __always_inline __u64 colo_min(__u64 a, __u64 b)
 	return b + ((a - b) & less);
 }
 
+/* The bits of a word's bytes from number `bytes` (0 to 8) on; by 64, a shift does nothing. */
+static __always_inline __u64 colo_from_byte(__u64 bytes)
+{
+	return (~0ULL << bytes * 4) << bytes * 4;
+}
+
 #endif /* COLO_VERIFIER_H */

@@ -89,7 +89,7 @@ struct colo_work {		/* one per CPU; programs run with BH off and do not nest */
 	__u32 scale;		/* window shift of the flow */
 	struct colo_offer offer;	/* of a SYN */
 	__u32 kind;		/* enum colo_slot_kind, of a frame to be held */
-	__u32 before;		/* `verified`, or the PVM's next, before this segment */
+	__u32 before;		/* `verified` before this segment of the SVM */
 	__u32 cut_bytes;	/* payload of one slot: all, or what GSO would send in one frame */
 	__u32 cuts;		/* slots the frame needs */
 	__u32 cut;		/* the next to be held */

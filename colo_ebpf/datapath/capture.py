@@ -20,13 +20,13 @@ from pcapng.blocks import EnhancedPacket, InterfaceDescription, SectionHeader
 
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.datapath import abi
-from colo_ebpf.datapath.decode import flow_text, mismatch_rows
+from colo_ebpf.datapath.decode import mismatch_rows
+from colo_ebpf.datapath.inspect import held_slots, slot_flow
 from colo_ebpf.datapath.sysbpf import RawMap, obj_get
 from colo_ebpf.model import PlaneEvent
 
 _ETHERNET = 1  # LINKTYPE_ETHERNET
 _NANOSECONDS = bytes([9])  # if_tsresol: 10^-9
-_TCP = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,10 @@ class HoldStore:
 
     def frames(self) -> list[HeldFrame]:
         """What is held now, oldest first."""
-        slots = (abi.Slot * self._slots.info.max_entries).from_buffer_copy(self._slots.all())
+        slots = held_slots(self._slots)
         events = mismatch_rows(self._mismatches.all())
-        found = [
-            self._frame(index, slot, events)
-            for index, slot in enumerate(slots)
-            if slot.state == abi.SlotState.HELD
-        ]
-        return sorted((frame for frame in found if frame), key=lambda frame: frame.at_ns)
+        found = (self._frame(index, slot, events) for index, slot in slots)
+        return [frame for frame in found if frame]
 
     def _frame(self, index: int, slot: abi.Slot, events: list[PlaneEvent]) -> HeldFrame | None:
         raw = self._frames.get(struct.pack("=I", index))
@@ -72,9 +68,8 @@ class HoldStore:
 
 
 def _comment(slot: abi.Slot, events: list[PlaneEvent]) -> str:
-    kind = abi.SlotKind(slot.kind)
-    flow = flow_text(slot.flow, _TCP if kind is not abi.SlotKind.DGRAM else 0)
-    said = f"held ({kind.name.lower()}) in epoch {slot.epoch}: {flow}"
+    flow = slot_flow(slot)
+    said = f"held ({abi.SlotKind(slot.kind).name.lower()}) in epoch {slot.epoch}: {flow}"
     if slot.digest:
         said += f", digest {slot.digest:016x}"
     differed = [one for one in events if one.flow == flow and one.epoch == slot.epoch]

@@ -71,19 +71,29 @@ def _flow(key: bytes, flow: abi.Flow, lasting: bytes | None, now_ns: int) -> dic
     }
 
 
+def held_slots(table: RawMap) -> list[tuple[int, abi.Slot]]:
+    """Number and content of the slots that hold a frame, oldest first; `table`: colo_hold."""
+    slots = (abi.Slot * table.info.max_entries).from_buffer_copy(table.all())
+    waiting = [row for row in enumerate(slots) if row[1].state == abi.SlotState.HELD]
+    return sorted(waiting, key=lambda row: int(row[1].at_ns))
+
+
+def slot_flow(slot: abi.Slot) -> str:
+    """The flow of a held frame."""
+    return flow_text(slot.flow, 0 if slot.kind == abi.SlotKind.DGRAM else _TCP)
+
+
 def held(pins: Path) -> list[dict[str, Any]]:
     """Held frames, oldest first. Raises DatapathError if the VM has no pinned maps."""
     now_ns = boot_ns()
     table = RawMap(obj_get(str(pins / "colo_hold")))
     try:
-        raw = table.all()
+        waiting = held_slots(table)
     finally:
         os.close(table.fd)
-    slots = (abi.Slot * table.info.max_entries).from_buffer_copy(raw)
-    waiting = [slot for slot in slots if slot.state == abi.SlotState.HELD]
     return [
         {
-            "flow": flow_text(slot.flow, 0 if slot.kind == abi.SlotKind.DGRAM else _TCP),
+            "flow": slot_flow(slot),
             "kind": abi.SlotKind(slot.kind).name.lower(),
             "epoch": slot.epoch,
             "age_ms": _ms_since(slot.at_ns, now_ns),
@@ -92,5 +102,5 @@ def held(pins: Path) -> list[dict[str, Any]]:
             "ack": slot.ack,
             "digest": f"{slot.digest:016x}",
         }
-        for slot in sorted(waiting, key=lambda slot: int(slot.at_ns))
+        for _, slot in waiting
     ]
