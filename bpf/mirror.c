@@ -117,12 +117,8 @@ static __always_inline int colo_last_quoted(struct __sk_buff *skb, __u32 prog,
 	struct colo_lasting *last;
 	struct colo_pkt quoted;
 
-	if (colo_icmp_quotes(skb, pkt, &quoted))
+	if (colo_icmp_quotes(skb, pkt, &quoted, &key, in))
 		return colo_finish(skb, prog, COLO_V_PASS, COLO_R_PLAIN);
-	if (in)
-		colo_key_from_vm(&quoted, &key);
-	else
-		colo_key_from_client(&quoted, &key);
 	last = colo_last.lookup(&key);
 	if (!last)
 		return colo_finish(skb, prog, COLO_V_PASS, COLO_R_PLAIN);

@@ -185,10 +185,12 @@ static __always_inline int colo_rewrite_out(struct __sk_buff *skb, struct colo_c
 /*
  * ICMP errors quote the segment they are about, with at least its ports and sequence number. What
  * comes for the VM quotes a segment of its own, in the client's numbers; what it sends quotes one
- * of the client's, whose ACK is in the VM's. Returns 0 and fills `quoted` for a TCP segment.
+ * of the client's, whose ACK is in the VM's. Returns 0 and fills `quoted` and the `key` of its
+ * connection for a TCP segment. `in`: the frame comes for the VM.
  */
 static __always_inline int colo_icmp_quotes(struct __sk_buff *skb, struct colo_pkt *pkt,
-					    struct colo_pkt *quoted)
+					    struct colo_pkt *quoted, struct colo_flow_key *key,
+					    int in)
 {
 	__u32 at = pkt->l4 + 8, word;
 	struct ipv6hdr ip6;
@@ -227,6 +229,10 @@ static __always_inline int colo_icmp_quotes(struct __sk_buff *skb, struct colo_p
 	quoted->inner_vlan = pkt->inner_vlan;
 	quoted->nic = pkt->nic;
 	quoted->sum = pkt->sum;		/* the ICMP checksum covers it */
+	if (in)
+		colo_key_from_vm(quoted, key);
+	else
+		colo_key_from_client(quoted, key);
 	if (quoted->l4 + 12 > pkt->end || bpf_skb_load_bytes(skb, quoted->l4 + 8, &word, 4))
 		return 0;
 	quoted->ack = bpf_ntohl(word);
@@ -234,7 +240,7 @@ static __always_inline int colo_icmp_quotes(struct __sk_buff *skb, struct colo_p
 	return 0;
 }
 
-/* Translate what was quoted; `delta`: VM number - number outside. `in`: it comes for the VM. */
+/* Translate what was quoted; `delta`: VM number - number outside. */
 static __always_inline int colo_quote_put(struct __sk_buff *skb, struct colo_pkt *quoted,
 					  __u32 delta, int in)
 {
@@ -254,12 +260,8 @@ static __always_inline int colo_rewrite_quoted(struct __sk_buff *skb, struct col
 	struct colo_pkt quoted;
 
 	epoch = colo_off_epoch(conf, epoch);
-	if (!epoch || colo_icmp_quotes(skb, pkt, &quoted))
+	if (!epoch || colo_icmp_quotes(skb, pkt, &quoted, &key, in))
 		return 0;
-	if (in)
-		colo_key_from_vm(&quoted, &key);
-	else
-		colo_key_from_client(&quoted, &key);
 	slot = colo_off_slot(&key, epoch, 0);
 	if (!slot || !(slot->flags & COLO_OFF_DELTA))
 		return 0;

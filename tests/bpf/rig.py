@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
@@ -388,6 +388,15 @@ def _open_tap(ifname: str) -> int:
     fd = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH", ifname.encode(), 0x5002).ljust(40, b"\0"))
     return fd
+
+
+def sums_are_right(frame: Packet) -> bool:
+    """Every checksum of the frame is the one scapy makes."""
+    again = frame.copy()
+    for layer in (IP, TCP, UDP, ICMP):
+        if layer in again:
+            del again[layer].chksum
+    return bytes(Ether(bytes(again))) == bytes(frame)
 
 
 def beacon() -> Packet:

@@ -6,23 +6,24 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet import TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 
 from colo_ebpf.model import Mode, Phase
-from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig, datagram, established, request, segment
+from tests.bpf.rig import (
+    CLIENT_MAC,
+    VM_MAC,
+    Rig,
+    datagram,
+    established,
+    request,
+    segment,
+    sums_are_right,
+)
 
 
 def _payload(frames: list) -> bytes:
     return b"".join(bytes(f[TCP].payload) for f in frames)
-
-
-def _sums_are_right(frame: Ether) -> bool:
-    again = frame.copy()
-    for layer in (IP, TCP, UDP):
-        if layer in again:
-            del again[layer].chksum
-    return bytes(again.__class__(bytes(again))) == bytes(frame)
 
 
 def test_svm_first_the_pvm_frame_passes() -> None:
@@ -65,7 +66,7 @@ def test_differing_segmentation(cut_pvm: list[int], cut_svm: list[int], pvm_firs
                 send(segment(1001 + start, stream[start:end], ack=5001))
         frames = rig.to_client()
         assert _payload(frames) == stream
-        assert all(_sums_are_right(f) for f in frames)
+        assert all(sums_are_right(f) for f in frames)
 
 
 def test_different_bytes_never_leave_and_are_told() -> None:
@@ -166,7 +167,7 @@ def test_ack_waits_for_the_svm() -> None:
         rig.from_peer(segment(1001, ack=5500), 1)
         (frame,) = rig.to_client()
         assert frame[TCP].ack == 5500
-        assert _sums_are_right(frame)
+        assert sums_are_right(frame)
         rig.from_peer(segment(1001, ack=6000), 1)
         assert [f[TCP].ack for f in rig.to_client()] == [6000]
         assert rig.plane.held().frames == 0
@@ -189,7 +190,7 @@ def test_payload_leaves_with_its_ack_lowered_to_the_floor() -> None:
         (frame,) = rig.to_client()
         assert (frame[TCP].ack, bytes(frame[TCP].payload)) == (5400, b"data")
         assert frame[TCP].window == 1000 + (6000 - 5400) // 4
-        assert _sums_are_right(frame)
+        assert sums_are_right(frame)
 
 
 def test_window_edge_is_the_smaller_of_both() -> None:
@@ -198,7 +199,7 @@ def test_window_edge_is_the_smaller_of_both() -> None:
         rig.from_vm(segment(1001, ack=5001, window=1000))
         (frame,) = rig.to_client()
         assert frame[TCP].window == 10
-        assert _sums_are_right(frame)
+        assert sums_are_right(frame)
 
 
 def test_fin_where_the_other_continues_is_a_mismatch() -> None:

@@ -11,7 +11,18 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from colo_ebpf.model import Mode, Phase, VmRole
-from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC, VNI, Rig, beacon, request, segment
+from tests.bpf.rig import (
+    CLIENT,
+    CLIENT_MAC,
+    VM,
+    VM_MAC,
+    VNI,
+    Rig,
+    beacon,
+    request,
+    segment,
+    sums_are_right,
+)
 
 SKEW = 70_000  # the SVM's ISN against the PVM's
 
@@ -163,24 +174,18 @@ def _clocks(frame: Packet) -> tuple[int, int]:
     return dict(frame[TCP].options)["Timestamp"]  # type: ignore[no-any-return]
 
 
-def _sum_is_right(frame: Packet) -> bool:
-    again = frame.copy()
-    del again[TCP].chksum
-    return bytes(Ether(bytes(again))) == bytes(frame)
-
-
 @pytest.mark.parametrize("pads", [2, 1, 3])
 def test_the_svm_hears_its_own_clock_and_speaks_the_pvms(secondary: Rig, pads: int) -> None:
     """Linux 6.15 drops a handshake's ACK whose TSecr it never sent. At odd places, too."""
     _open_with_timestamps(secondary, pads)
     first = secondary.to_vm()[-1]
     assert _clocks(first) == (78, S_CLOCK)
-    assert _sum_is_right(first)
+    assert sums_are_right(first)
     secondary.to_peer()
     secondary.from_vm(segment(1001 + SKEW, b"x", ack=5001, options=_ts(S_CLOCK + 40, 78, pads)))
     ((_, frame),) = _sent(secondary)
     assert _clocks(frame) == (P_CLOCK + 40, 78)
-    assert _sum_is_right(frame)
+    assert sums_are_right(frame)
 
 
 def test_the_svm_is_never_shown_a_clock_it_has_not_reached(secondary: Rig) -> None:
@@ -189,7 +194,7 @@ def test_the_svm_is_never_shown_a_clock_it_has_not_reached(secondary: Rig) -> No
     secondary.from_peer(request(5001, b"y", ack=1001, options=_ts(80, P_CLOCK + 500)), 3)
     (frame,) = secondary.to_vm()
     assert _clocks(frame) == (80, S_CLOCK)
-    assert _sum_is_right(frame)
+    assert sums_are_right(frame)
 
 
 def test_after_a_takeover_no_clock_runs_backwards(secondary: Rig) -> None:
@@ -203,7 +208,7 @@ def test_after_a_takeover_no_clock_runs_backwards(secondary: Rig) -> None:
         secondary.from_vm(segment(1001 + SKEW, b"x", ack=5001, options=clock))
         (frame,) = secondary.to_client()
         assert _clocks(frame) == (P_CLOCK + wanted, 80)
-        assert _sum_is_right(frame)
+        assert sums_are_right(frame)
 
 
 def test_sack_blocks_are_translated(secondary: Rig) -> None:
@@ -215,7 +220,7 @@ def test_sack_blocks_are_translated(secondary: Rig) -> None:
     edges = tuple(edge + SKEW for edge in (1101, 1201, 1301, 1401))
     assert dict(frame[TCP].options)["SAck"] == edges
     assert frame[TCP].ack == 1001 + SKEW
-    assert _sum_is_right(frame)
+    assert sums_are_right(frame)
 
 
 def test_options_that_do_not_fit_together_are_left_alone(secondary: Rig) -> None:
@@ -294,11 +299,11 @@ def test_lasting_clocks_are_translated_both_ways() -> None:
         rig.from_client(request(5001, b"x", ack=1001, options=_ts(90, P_CLOCK + 9)))
         (frame,) = rig.to_vm()
         assert _clocks(frame) == (90, S_CLOCK + 9)
-        assert _sum_is_right(frame)
+        assert sums_are_right(frame)
         rig.from_vm(segment(1001 + SKEW, b"y", ack=5002, options=_ts(S_CLOCK + 10, 90)))
         (frame,) = rig.to_client()
         assert _clocks(frame) == (P_CLOCK + 10, 90)
-        assert _sum_is_right(frame)
+        assert sums_are_right(frame)
 
 
 def test_a_syn_ends_what_was_known_of_the_tuple() -> None:

@@ -16,7 +16,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from colo_ebpf.model import Mode, Phase
-from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC, Rig, request, segment
+from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC, Rig, request, segment, sums_are_right
 
 SKEW, ROUTER = 70000, "192.0.2.254"
 VM6, CLIENT6, ROUTER6 = "2001:db8::10", "2001:db8::1", "2001:db8::fe"
@@ -52,13 +52,7 @@ def test_an_error_for_the_vm_quotes_the_numbers_the_vm_knows(taught: Rig) -> Non
     taught.from_peer(_too_large(1001), 3)
     (got,) = taught.to_vm()
     assert got[TCPerror].seq == 1001 + SKEW
-    assert _sum_is_right(got)
-
-
-def _sum_is_right(frame: Packet) -> bool:
-    again = frame.copy()
-    del again[ICMP].chksum
-    return bool(Ether(bytes(again))[ICMP].chksum == frame[ICMP].chksum)
+    assert sums_are_right(got)
 
 
 @pytest.mark.parametrize("cut", [None, 28])
@@ -70,7 +64,7 @@ def test_an_error_of_the_vm_quotes_the_numbers_the_client_knows(
     assert tag == 3
     if cut is None:
         assert got[TCPerror].ack == 1001
-    assert _sum_is_right(got)
+    assert sums_are_right(got)
 
 
 @pytest.mark.parametrize("cut", range(0, 29, 4))
@@ -78,7 +72,7 @@ def test_what_is_quoted_too_short_is_left_alone(taught: Rig, cut: int) -> None:
     sent = _too_large(1001, cut)
     taught.from_peer(sent, 3)
     (got,) = taught.to_vm()
-    assert _sum_is_right(got)
+    assert sums_are_right(got)
     assert (bytes(got) == bytes(sent)) == (cut < 28)
 
 
@@ -104,8 +98,8 @@ def test_after_a_takeover_and_with_lasting_offsets_too(taught: Rig) -> None:
         taught.from_vm(_refused(1001 + SKEW))
         (out,) = [f for f in taught.to_client() if ICMP in f]
         assert out[TCPerror].ack == 1001
-        assert _sum_is_right(got)
-        assert _sum_is_right(out)
+        assert sums_are_right(got)
+        assert sums_are_right(out)
 
 
 def test_errors_of_ipv6(taught: Rig) -> None:
