@@ -31,6 +31,8 @@
 #include "colo_verifier.h"
 #include "colo_maps.h"
 #include "colo_finish.h"
+#include "colo_lock.h"
+#include "colo_table.h"
 #include "colo_parse.h"
 #include "colo_link.h"
 #include "colo_work.h"
@@ -42,12 +44,15 @@
 #include "colo_pvm.h"
 #include "colo_svm.h"
 
-#define COLO_STAGE_DRAIN	0
+#define COLO_STAGE_DRAIN	0	/* programs that others call; loader.py fills the table */
+#define COLO_STAGE_ENTER	1
+#define COLO_STAGE_PVM		2
+#define COLO_STAGE_SVM		3
 #define COLO_FLUSH_MAX	256	/* slots a flush run looks at: the tap's backlog holds 1000 */
 #define PVM		COLO_PROG_CMP_PVM
 #define SVM		COLO_PROG_CMP_SVM
 
-BPF_PROG_ARRAY(colo_stages, 1);
+BPF_PROG_ARRAY(colo_stages, 4);
 
 static __always_inline struct colo_conf *colo_conf_get(void)
 {
@@ -66,6 +71,7 @@ static __always_inline struct colo_work *colo_work_get(void)
 		__builtin_memset(&work->plan, 0, sizeof(work->plan));
 		__builtin_memset(&work->flow, 0, sizeof(work->flow));
 		work->step = COLO_STEP_DONE;
+		work->drains = 0;
 	}
 	return work;
 }
@@ -252,6 +258,21 @@ static __always_inline int colo_pvm_neighbour(struct __sk_buff *skb, struct colo
 
 /* ---- the hooks ---- */
 
+/*
+ * The frame's connection has no entry: colo_enter makes one and begins with the frame again, at
+ * `stage`. Returns if there is no room.
+ */
+static __always_inline void colo_enter_at(struct __sk_buff *skb, struct colo_work *work,
+					  __u32 stage)
+{
+	__u32 entered = work->entered;
+
+	work->entered = 0;
+	work->stage = stage;
+	if (!entered)
+		colo_stages.call(skb, COLO_STAGE_ENTER);
+}
+
 /* Tap ingress: the PVM has sent a frame. */
 int colo_cmp_pvm(struct __sk_buff *skb)
 {
@@ -292,18 +313,23 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 		colo_dgram_digest(skb, conf, work, buf);
 		return colo_pvm_dgram(skb, conf, work);
 	}
-	flow = colo_flow_get(&work->flow);
-	if (!flow)
+	flow = colo_flows.lookup(&work->flow);
+	if (!flow) {
+		colo_enter_at(skb, work, COLO_STAGE_PVM);
 		return colo_finish(skb, PVM, conf->mode == COLO_SOLO ? COLO_V_PASS : COLO_V_DROP,
 				   COLO_R_TABLE_FULL);
+	}
+	work->entered = 0;
 	if (pkt->flags & COLO_TCP_SYN)
 		colo_tcp_offer(skb, pkt, &work->offer);
-	if (colo_lock(&flow->lock, COLO_LOCK_SPINS))
+	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS))
 		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_BUSY);
 	colo_pvm_prepare(skb, conf, work, buf, flow);
 	if (work->step == COLO_STEP_HASH)
 		colo_walk_hash(work, buf);
 	colo_pvm_conclude(skb, conf, work, flow);
+	if (flow->more && work->plan.verdict != COLO_V_PASS)
+		work->plan.drain = work->now.may_release;
 	work->scale = flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
 	colo_unlock(&flow->lock);
 
@@ -375,13 +401,16 @@ int colo_cmp_svm(struct __sk_buff *skb)
 		return colo_svm_dgram(skb, conf, work);
 	}
 	/* A guest opens connections too, and the SVM may be the first to. */
-	flow = pkt->flags & COLO_TCP_SYN ? colo_flow_get(&work->flow) :
-					   colo_flows.lookup(&work->flow);
-	if (!flow)
+	flow = colo_flows.lookup(&work->flow);
+	if (!flow) {
+		if (pkt->flags & COLO_TCP_SYN)
+			colo_enter_at(skb, work, COLO_STAGE_SVM);
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_FLOW);
+	}
+	work->entered = 0;
 	if (pkt->flags & COLO_TCP_SYN)
 		colo_tcp_offer(skb, pkt, &work->offer);
-	if (colo_lock(&flow->lock, COLO_LOCK_SPINS))
+	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS))
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_BUSY);
 	colo_svm_prepare(skb, conf, work, buf, flow);
 	if (work->step == COLO_STEP_HASH)
@@ -389,6 +418,8 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	colo_svm_conclude(work, flow);
 	if (work->resent && flow->head)
 		colo_svm_meet(skb, work, buf, flow);
+	if (flow->more)
+		work->plan.drain = 1;
 	colo_unlock(&flow->lock);
 
 	if (work->plan.event)
@@ -397,6 +428,25 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	if (work->plan.drain && work->now.may_release)
 		colo_stages.call(skb, COLO_STAGE_DRAIN);
 	return TC_ACT_SHOT;
+}
+
+/*
+ * Goes before colo_cmp_pvm or colo_cmp_svm goes on: the first frame of a connection. A program of
+ * its own for the verifier's sake, like colo_drain. If it cannot be called there is no room.
+ */
+int colo_enter(struct __sk_buff *skb)
+{
+	struct colo_work *work;
+	__u32 zero = 0;
+
+	work = colo_work.lookup(&zero);
+	if (!work)
+		return TC_ACT_SHOT;
+	colo_flow_make(&work->flow);
+	work->entered = 1;
+	colo_stages.call(skb, work->stage);
+	work->entered = 0;
+	return colo_finish(skb, COLO_PROG_ENTER, COLO_V_DROP, COLO_R_TABLE_FULL);
 }
 
 /*
@@ -415,8 +465,8 @@ int colo_drain(struct __sk_buff *skb)
 	if (!conf || !work)
 		return TC_ACT_SHOT;
 	flow = colo_flows.lookup(&work->flow);
-	if (flow)
-		colo_drain_flow(skb, conf, flow, work);
+	if (flow && colo_drain_flow(skb, conf, flow, work) && ++work->drains < COLO_DRAIN_RUNS)
+		colo_stages.call(skb, COLO_STAGE_DRAIN);
 	return TC_ACT_SHOT;
 }
 

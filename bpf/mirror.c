@@ -7,7 +7,7 @@
  *   secondary  link ingress: colo_mir_link ── ACK rewritten ──▶ tap ──▶ SVM
  *              SVM ──▶ tap ingress: colo_mir_svm ── SEQ rewritten, tag epoch ══▶ link
  *   both       colo_last_in and colo_last_out, next to the client side: offsets that outlived
- *              a takeover; colo_beacon, run by the control plane ══▶ link
+ *              a takeover; run by the control plane: colo_beacon ══▶ link, colo_age
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>
@@ -23,11 +23,14 @@
 #include "colo_verifier.h"
 #include "colo_maps.h"
 #include "colo_finish.h"
+#include "colo_lock.h"
+#include "colo_table.h"
 #include "colo_parse.h"
 #include "colo_link.h"
 #include "colo_option.h"
 #include "colo_rewrite.h"
 
+#define COLO_AGE_MAX	256	/* places one run of colo_age looks at */
 #define CLI	COLO_PROG_MIR_CLI
 #define LINK	COLO_PROG_MIR_LINK
 #define OUT	COLO_PROG_MIR_SVM
@@ -57,7 +60,9 @@ static __always_inline int colo_client_track(struct colo_pkt *pkt)
 	struct colo_flow *flow;
 
 	colo_key_from_client(pkt, &key);
-	flow = pkt->flags & COLO_TCP_SYN ? colo_flow_get(&key) : colo_flows.lookup(&key);
+	flow = colo_flows.lookup(&key);
+	if (!flow && pkt->flags & COLO_TCP_SYN)
+		flow = colo_flow_make(&key);
 	if (!flow)
 		return pkt->flags & COLO_TCP_SYN ? -1 : 0;
 	flow->seen_ns = bpf_ktime_get_boot_ns();
@@ -272,4 +277,21 @@ int colo_beacon(struct __sk_buff *skb)
 		return colo_finish(skb, COLO_PROG_BEACON, COLO_V_DROP, COLO_R_CLONE_FAILED);
 	colo_count(COLO_PROG_BEACON, COLO_V_LINK, COLO_R_BEACON, skb->len);
 	return TC_ACT_SHOT;
+}
+
+/*
+ * Run by the control plane, never attached: take out entries of the flow table whose connection
+ * has ended. The input's first four bytes are the place to start at. Returns 0.
+ */
+int colo_age(struct __sk_buff *skb)
+{
+	__u64 now = bpf_ktime_get_boot_ns();
+	__u32 start = 0;
+	int i;
+
+	if (bpf_skb_load_bytes(skb, 0, &start, 4))
+		return 0;
+	for (i = 0; i < COLO_AGE_MAX; i++)
+		colo_place_look((start + i) % COLO_PLACES, now);
+	return 0;
 }

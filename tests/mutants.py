@@ -19,6 +19,7 @@ from tests.capabilities import ROOT
 COMPARE, MIRROR = "tests/bpf/test_compare.py", "tests/bpf/test_mirror.py"
 MODEL = "tests/model/test_stream.py"
 PROTOCOLS, GOLDEN = "tests/bpf/test_protocols.py", "tests/bpf/test_golden.py"
+TABLE, LEADS = "tests/bpf/test_flow_table.py", "tests/bpf/test_leads.py"
 ATTACKS, QUOTED = "tests/bpf/test_attacks.py", "tests/bpf/test_quoted.py"
 _TIMEOUT_S = 300
 
@@ -185,9 +186,58 @@ MUTANTS = [
     Mutant(
         "a full list of boundaries loses its oldest",
         "include/colo_flow.h",
-        "ix = (flow->first_bound + flow->bounds - 1) & (COLO_BOUNDS - 1);",
-        "ix = flow->first_bound++ & (COLO_BOUNDS - 1);",
-        COMPARE,
+        "for (n = COLO_BOUNDS / 2; n < COLO_BOUNDS / 4 * 3; n++)",
+        "for (n = 0; n < COLO_BOUNDS / 4 * 3; n++)",
+        LEADS,
+    ),
+    Mutant(
+        "a full list of boundaries keeps no more",
+        "include/colo_flow.h",
+        "colo_bounds_thin(flow);\n		flow->bounds++;",
+        "return;\n		flow->bounds++;",
+        LEADS,
+    ),
+    Mutant(
+        "the newest boundary is not always there",
+        "include/colo_flow.h",
+        "flow->strode++;",
+        "if (flow->strode++)\n		return;",
+        LEADS,
+    ),
+    Mutant(
+        "a carrier takes no more than one run's frames",
+        "compare.c",
+        "++work->drains < COLO_DRAIN_RUNS",
+        "0",
+        LEADS,
+    ),
+    Mutant(
+        "an entry is taken out while another CPU works on it",
+        "include/colo_table.h",
+        "!colo_flow_ended(flow, now) || colo_flow_lock(flow, &key, 1)",
+        "!colo_flow_ended(flow, now)",
+        TABLE,
+    ),
+    Mutant(
+        "an entry with held frames is taken out",
+        "include/colo_table.h",
+        "if (flow->held || flow->ack_slot || ",
+        "if (",
+        TABLE,
+    ),
+    Mutant(
+        "an entry that was used again is taken for the old one",
+        "include/colo_lock.h",
+        "if (flow->owner == colo_flow_owner(key))",
+        "if (1)",
+        TABLE,
+    ),
+    Mutant(
+        "living connections make room for new ones",
+        "include/colo_table.h",
+        "idle < (__s64)COLO_ENDED_NS",
+        "0",
+        TABLE,
     ),
     Mutant(
         "sequence numbers are compared without their wrap",

@@ -10,7 +10,7 @@
 #ifndef COLO_ABI_H
 #define COLO_ABI_H
 
-#define COLO_ABI_VERSION	2
+#define COLO_ABI_VERSION	3
 
 #define COLO_EPOCH_NONE		0	/* matches nothing, on the link as in the cell */
 #define COLO_TURNING_BIT	1ULL	/* turn word = epoch << 1 | TURNING */
@@ -60,7 +60,9 @@ enum colo_prog {
 	COLO_PROG_LAST_IN = 7,	/* mirror.c, tap egress, before MIR_CLI */
 	COLO_PROG_LAST_OUT = 8,	/* mirror.c, tap ingress, after the others */
 	COLO_PROG_DRAIN = 9,	/* compare.c, called by CMP_PVM and CMP_SVM; counts held frames */
-	COLO_PROGS = 10,
+	COLO_PROG_AGE = 10,	/* mirror.c, run by the control plane; counts entries, not packets */
+	COLO_PROG_ENTER = 11,	/* compare.c, called by CMP_PVM and CMP_SVM */
+	COLO_PROGS = 12,
 };
 
 enum colo_verdict {
@@ -115,6 +117,7 @@ enum colo_reason {
 	COLO_R_AHEAD = 36,		/* SVM output ahead of the PVM's */
 	COLO_R_EMIT_FAILED = 37,	/* the tap refused a clone; the frame stays held */
 	COLO_R_PART = 38,		/* the verified part of a held frame */
+	COLO_R_ENDED = 39,		/* a connection that is over, or idle for long */
 	COLO_REASONS = 64,		/* slots of the counter table, not a reason */
 };
 
@@ -127,6 +130,7 @@ enum colo_live_word {
 	COLO_LIVE_MISMATCHES = 4,	/* mismatches since the maps were made */
 	COLO_LIVE_EVENTS_LOST = 5,	/* ring buffer was full */
 	COLO_LIVE_CARRIED = 6,		/* held frames released by a carrier */
+	COLO_LIVE_FLOWS = 7,		/* entries of colo_flows */
 	COLO_LIVE_WORDS = 8,
 };
 
@@ -194,6 +198,7 @@ struct colo_bound {		/* where a segment of the SVM ended, ahead of the PVM */
 struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u64 lock;		/* of all below; helpers are called without it */
 	__u64 emitter;		/* 1: some CPU is sending held frames of this flow */
+	__u64 owner;		/* whose it is, of the key: an entry may be used again */
 	__u64 epoch;		/* the fields below are of this epoch */
 	__u64 seen_ns;
 	struct colo_side pvm;
@@ -218,11 +223,13 @@ struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u32 unmet;		/* first held frame beyond svm.next, slot + 1; 0: none */
 	__u32 first_bound;	/* bound[] is a ring: its oldest entry */
 	__u32 bounds;		/* used entries of bound[] */
+	__u32 stride;		/* SVM ends to one entry, a power of two; 0: one */
+	__u32 strode;		/* of them in the newest entry */
 	__u32 gen;		/* connections on this tuple; held frames carry it */
 	__u8 p_scale;
 	__u8 s_scale;
 	__u8 s_resends;		/* of bytes the client acknowledged, this epoch */
-	__u8 pad;
+	__u8 more;		/* 1: a carrier could not take all; the flow's next frame goes on */
 	__u32 c_known;		/* 1: c_ack is meant; apart from flags, for mirror.c takes no lock */
 	struct colo_bound bound[COLO_BOUNDS];
 };

@@ -6,7 +6,8 @@
 #ifndef COLO_DRAIN_H
 #define COLO_DRAIN_H
 
-#define COLO_DRAIN_MAX	COLO_CUTS	/* frames one carrier may take: a 64 KB segment meets 45 */
+#define COLO_DRAIN_MAX	COLO_CUTS	/* frames a run takes: a 64 KB segment meets 45 */
+#define COLO_DRAIN_RUNS	8	/* of one carrier; the tap's backlog holds 1000 frames */
 
 /*
  * How many bytes of the frame's payload are verified and have not left, from its start: whole
@@ -88,7 +89,7 @@ static __always_inline __u32 colo_drain_next(struct colo_flow *flow, struct colo
 	__u32 ref = 0, ix;
 	struct colo_slot *slot;
 
-	if (colo_lock(&flow->lock, COLO_LOCK_AGAIN))
+	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_AGAIN))
 		return 0;
 	*floor = flow->floor;
 	*part = 0;
@@ -132,7 +133,7 @@ static __always_inline void colo_drain_keep(struct colo_flow *flow, struct colo_
 {
 	int keep = 0;
 
-	if (!colo_lock(&flow->lock, COLO_LOCK_AGAIN)) {
+	if (!colo_flow_lock(flow, &slot->flow, COLO_LOCK_AGAIN)) {
 		if (!flow->ack_slot && slot->gen == flow->gen) {
 			flow->ack_slot = ref;
 			keep = 1;
@@ -165,9 +166,10 @@ static __always_inline void colo_drain_failed(struct colo_slot *slot, __u32 part
 
 /*
  * Send what may leave of a flow, on the back of skb, which is used up. One CPU at a time per
- * flow (flow->emitter), so that the order holds; helpers are called without the lock.
+ * flow (flow->emitter), so that the order holds; helpers are called without the lock. Returns 1 if
+ * there may be more.
  */
-static __always_inline void colo_drain_flow(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline int colo_drain_flow(struct __sk_buff *skb, struct colo_conf *conf,
 					    struct colo_flow *flow, struct colo_work *work)
 {
 	__u32 ref, ix, floor = 0, edge = 0, part = 0, sent = 0;
@@ -175,8 +177,10 @@ static __always_inline void colo_drain_flow(struct __sk_buff *skb, struct colo_c
 	struct colo_slot *slot;
 	int i;
 
+	flow->more = 1;
 	if (__sync_val_compare_and_swap(&flow->emitter, 0, 1))
-		return;
+		return 0;	/* who is sending looks once more */
+	flow->more = 0;
 	for (i = 0; i < COLO_DRAIN_MAX; i++) {
 		ref = colo_drain_next(flow, work, &floor, &edge, &part);
 		if (!ref)
@@ -210,9 +214,12 @@ static __always_inline void colo_drain_flow(struct __sk_buff *skb, struct colo_c
 		else
 			colo_slot_free(slot);
 	}
+	if (sent == COLO_DRAIN_MAX)
+		flow->more = 1;
 	__sync_val_compare_and_swap(&flow->emitter, 1, 0);
 	if (sent)
 		colo_live_add(COLO_LIVE_CARRIED, sent);
+	return flow->more;
 }
 
 enum colo_flush_result {
@@ -269,7 +276,7 @@ static __always_inline int colo_flush_take(struct colo_work *work, struct colo_s
 			return COLO_FLUSH_SKIP;
 		return colo_slot_claim(slot) ? COLO_FLUSH_LATER : COLO_FLUSH_SENT;
 	}
-	if (colo_lock(&flow->lock, COLO_LOCK_AGAIN))
+	if (colo_flow_lock(flow, &slot->flow, COLO_LOCK_AGAIN))
 		return COLO_FLUSH_LATER;
 	result = colo_flush_unlink(work, slot, flow, ref, due);
 	colo_unlock(&flow->lock);

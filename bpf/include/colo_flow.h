@@ -43,6 +43,7 @@ static __always_inline void colo_flow_turn(struct colo_flow *flow, __u64 epoch, 
 	flow->s_scale = flow->p_scale;
 	flow->s_resends = 0;
 	flow->bounds = 0;
+	flow->stride = 0;
 	flow->unmet = 0;
 	colo_side_begin(&flow->pvm, key, flow->p_high);
 	colo_side_begin(&flow->svm, key, flow->p_high);
@@ -66,6 +67,7 @@ static __always_inline void colo_flow_begin(struct colo_flow *flow, struct colo_
 	flow->held = 0;
 	flow->ack_slot = 0;
 	flow->bounds = 0;
+	flow->stride = 0;
 	flow->unmet = 0;
 	if (now->phase == COLO_TURNING || now->mode == COLO_SOLO)
 		return;	/* anchored by the next proven turn */
@@ -137,17 +139,51 @@ static __always_inline __u32 colo_flow_edge(struct colo_flow *flow, __u32 edge)
 	return edge;
 }
 
-/* Remember where a segment of the SVM ended, ahead of the PVM. */
+static __always_inline struct colo_bound *colo_bound_at(struct colo_flow *flow, __u32 n)
+{
+	return &flow->bound[(flow->first_bound + n) & (COLO_BOUNDS - 1)];
+}
+
+/*
+ * The ring is full: every other entry of its newer half goes, and from now on an entry stands for
+ * twice as many ends. So the entries lie evenly over all that the SVM is ahead, and a PVM that may
+ * send a thirtieth of it meets one. The oldest stay until the PVM has passed them.
+ */
+static __always_inline void colo_bounds_thin(struct colo_flow *flow)
+{
+	__u32 n;
+
+#pragma unroll
+	for (n = COLO_BOUNDS / 2; n < COLO_BOUNDS / 4 * 3; n++)
+		*colo_bound_at(flow, n) = *colo_bound_at(flow, 2 * n - COLO_BOUNDS / 2 + 1);
+	flow->bounds = COLO_BOUNDS / 4 * 3;
+	flow->stride = flow->stride ? flow->stride * 2 : 2;
+}
+
+/* Remember where a segment of the SVM ended, ahead of the PVM. The newest is always there. */
 static __always_inline void colo_flow_bound(struct colo_flow *flow, __u64 digest, __u32 end)
 {
-	__u32 ix;
+	struct colo_bound *bound;
 
-	/* Full: only the last is replaced; the oldest stay until the PVM has passed them. */
-	if (flow->bounds < COLO_BOUNDS)
+	if (!flow->bounds || flow->strode >= flow->stride) {
+		if (flow->bounds >= COLO_BOUNDS)
+			colo_bounds_thin(flow);
 		flow->bounds++;
-	ix = (flow->first_bound + flow->bounds - 1) & (COLO_BOUNDS - 1);
-	flow->bound[ix].digest = digest;
-	flow->bound[ix].end = end;
+		flow->strode = 0;
+	}
+	flow->strode++;
+	bound = colo_bound_at(flow, flow->bounds - 1);
+	bound->digest = digest;
+	bound->end = end;
+}
+
+/* The PVM has passed the oldest `n`. */
+static __always_inline void colo_bounds_pass(struct colo_flow *flow, __u32 n)
+{
+	flow->first_bound += n;
+	flow->bounds -= n;
+	if (flow->bounds < COLO_BOUNDS / 2)
+		flow->stride = 0;
 }
 
 /* Append slot ref - 1 to the flow's held frames. */
@@ -274,7 +310,7 @@ static __always_inline void colo_stops_pvm(struct colo_work *work, struct colo_f
 	for (i = 0; i < COLO_STOPS; i++) {
 		COLO_FORGET();
 		cut_at = colo_cut_at(work);
-		bound = &flow->bound[(flow->first_bound + walk->bound) & (COLO_BOUNDS - 1)];
+		bound = colo_bound_at(flow, walk->bound);
 		at = bound->end - walk->base;
 		if (walk->bound >= flow->bounds || at > cut_at) {
 			colo_stop_add(work, cut_at, 0, walk->cut + 1);
@@ -306,7 +342,7 @@ static __always_inline void colo_stops_svm(struct colo_work *work, struct colo_f
 	walk->held = flow->unmet;
 	walk->last = flow->svm.next;
 #pragma nounroll
-	for (i = 0; i < COLO_STOPS - 1; i++) {
+	for (i = 0; i < COLO_STOPS - 2; i++) {
 		COLO_FORGET();
 		cut_at = colo_cut_at(work);
 		ix = walk->held - 1;
@@ -324,8 +360,13 @@ static __always_inline void colo_stops_svm(struct colo_work *work, struct colo_f
 		walk->last = end;
 		colo_stop_add(work, end - walk->base, slot->digest, 0);
 	}
-	/* Absurdly many: from here on only the end is looked at. */
+	/* Very many: from here on only the last of them and the end are looked at. */
 	COLO_FORGET();
+	ix = flow->tail - 1;
+	slot = colo_hold.lookup(&ix);
+	if (slot && slot->epoch == flow->epoch && slot->digest &&
+	    COLO_AFTER(slot->end, walk->last) && !COLO_AFTER(slot->end, walk->base + walk->limit))
+		colo_stop_add(work, slot->end - walk->base, slot->digest, 0);
 	colo_stop_add(work, walk->limit, 0, work->cuts);
 }
 

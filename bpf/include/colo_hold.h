@@ -18,48 +18,11 @@ BPF_TABLE_PINNED("array", __u32, struct colo_mismatch, colo_mism, COLO_MISMATCHE
 BPF_RINGBUF_OUTPUT(colo_ring, 16);
 
 #define COLO_ALLOC_TRIES	6	/* slots looked at for a free one, each in another part of the ring */
-#define COLO_LOCK_SPINS		300	/* some 50 us: a GSO frame of 64 KB is hashed and cut in less */
-#define COLO_LOCK_AGAIN		4	/* inside a loop, where the next turn tries again */
 #define COLO_HEAD_MAX		256	/* headers of a held frame, a power of two */
 #define COLO_TAGS		4	/* VLAN tags a carrier may have */
 #define COLO_SUM_BYTES		508	/* a multiple of 4 below 512: what older kernels take at once */
 #define COLO_SUMS		((COLO_FRAME_MAX - COLO_HEAD_MAX) / COLO_SUM_BYTES)
 #define COLO_DATA_MAX		(COLO_SUMS * COLO_SUM_BYTES - 64)	/* behind a held frame's headers */
-
-static __always_inline __u64 *colo_live_word(__u32 word)
-{
-	return colo_live.lookup(&word);
-}
-
-static __always_inline void colo_live_add(__u32 word, __s64 n)
-{
-	__u64 *value = colo_live_word(word);
-
-	if (value)
-		__sync_fetch_and_add(value, n);
-}
-
-static __always_inline int colo_lock(__u64 *lock, int spins)
-{
-	int i;
-
-	for (i = 0; i < spins; i++) {
-		if (!__sync_val_compare_and_swap(lock, 0, 1))
-			return 0;
-		/* What takes time, but no branch: the verifier counts those. */
-		bpf_ktime_get_ns();
-		bpf_ktime_get_ns();
-		bpf_ktime_get_ns();
-		bpf_ktime_get_ns();
-	}
-	return -1;
-}
-
-static __always_inline void colo_unlock(__u64 *lock)
-{
-	/* A swap, not a store: it also orders what was written under the lock. */
-	__sync_val_compare_and_swap(lock, 1, 0);
-}
 
 /* Log to the mismatch map and wake the control plane. */
 static __always_inline void colo_event(struct colo_mismatch *event)

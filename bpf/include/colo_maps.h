@@ -34,17 +34,17 @@ BPF_TABLE_PINNED("percpu_array", __u32, struct colo_count, colo_stats,
 BPF_TABLE_PINNED("hash", struct colo_flow_key, struct colo_flow, colo_flows, COLO_FLOWS,
 		 COLO_PIN "/colo_flows");
 
-BPF_PERCPU_ARRAY(colo_blank, struct colo_flow, 1);	/* too large for the stack */
-
-static __always_inline struct colo_flow *colo_flow_get(struct colo_flow_key *key)
+static __always_inline __u64 *colo_live_word(__u32 word)
 {
-	struct colo_flow *flow = colo_flows.lookup(key), *blank;
-	__u32 zero = 0;
+	return colo_live.lookup(&word);
+}
 
-	if (flow)
-		return flow;
-	blank = colo_blank.lookup(&zero);
-	return blank ? colo_flows.lookup_or_try_init(key, blank) : 0;
+static __always_inline void colo_live_add(__u32 word, __s64 n)
+{
+	__u64 *value = colo_live_word(word);
+
+	if (value)
+		__sync_fetch_and_add(value, n);
 }
 
 #endif /* COLO_MAPS_H */

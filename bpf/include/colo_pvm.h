@@ -294,8 +294,7 @@ static __always_inline void colo_pvm_conclude(struct __sk_buff *skb, struct colo
 	if (work->step == COLO_STEP_HASH) {
 		colo_side_store(&work->walk, &flow->pvm);
 		colo_walk_result(work, flow, 1);
-		flow->first_bound += work->walk.bound;	/* the PVM has passed them */
-		flow->bounds -= work->walk.bound;
+		colo_bounds_pass(flow, work->walk.bound);
 		work->kind = COLO_SLOT_STREAM;
 		if (COLO_AFTER(work->end, flow->verified)) {
 			colo_plan_set(plan, COLO_V_HOLD, COLO_R_UNVERIFIED);

@@ -85,6 +85,9 @@ struct colo_work {		/* one per CPU; programs run with BH off and do not nest */
 	struct colo_walk walk;
 	__u64 digest;		/* of a datagram */
 	__u32 step;		/* enum colo_step */
+	__u32 stage;		/* where colo_enter goes on */
+	__u32 entered;		/* 1: it was there, look no more than once */
+	__u32 drains;		/* runs of colo_drain on this frame's back */
 	__u32 end;		/* sequence number after the segment */
 	__u32 scale;		/* window shift of the flow */
 	struct colo_offer offer;	/* of a SYN */

@@ -11,7 +11,7 @@ from ctypes import c_uint32 as u32
 from ctypes import c_uint64 as u64
 from typing import ClassVar
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 TURNING_BIT = 1
 BEACON_ETHERTYPE = 0x88B5
 BOUNDS = 64
@@ -35,6 +35,8 @@ class Prog(enum.IntEnum):
     LAST_IN = 7
     LAST_OUT = 8
     DRAIN = 9
+    AGE = 10
+    ENTER = 11
 
 
 class Verdict(enum.IntEnum):
@@ -91,6 +93,7 @@ class Reason(enum.IntEnum):
     AHEAD = 36
     EMIT_FAILED = 37
     PART = 38
+    ENDED = 39
 
 
 class LiveWord(enum.IntEnum):
@@ -103,6 +106,7 @@ class LiveWord(enum.IntEnum):
     MISMATCHES = 4
     EVENTS_LOST = 5
     CARRIED = 6
+    FLOWS = 7
 
 
 LIVE_WORDS = 8
@@ -217,6 +221,7 @@ class Flow(_Struct):
     _fields_: ClassVar = [
         ("lock", u64),
         ("emitter", u64),
+        ("owner", u64),
         ("epoch", u64),
         ("seen_ns", u64),
         ("pvm", Side),
@@ -241,11 +246,13 @@ class Flow(_Struct):
         ("unmet", u32),
         ("first_bound", u32),
         ("bounds", u32),
+        ("stride", u32),
+        ("strode", u32),
         ("gen", u32),
         ("p_scale", u8),
         ("s_scale", u8),
         ("s_resends", u8),
-        ("pad", u8),
+        ("more", u8),
         ("c_known", u32),
         ("bound", Bound * BOUNDS),
     ]

@@ -18,14 +18,15 @@ from typing import Any
 from colo_ebpf.datapath import abi, headers, sysbpf
 from colo_ebpf.errors import DatapathError, LoadError
 
-_STAGE_DRAIN = 0  # COLO_STAGE_DRAIN
+_STAGES = ("colo_drain", "colo_enter", "colo_cmp_pvm", "colo_cmp_svm")  # by COLO_STAGE_...
 PROGRAMS = {
-    "compare.c": ("colo_cmp_pvm", "colo_cmp_svm", "colo_drain", "colo_flush"),
+    "compare.c": ("colo_cmp_pvm", "colo_cmp_svm", "colo_drain", "colo_enter", "colo_flush"),
     "mirror.c": (
         "colo_mir_cli",
         "colo_mir_link",
         "colo_mir_svm",
         "colo_beacon",
+        "colo_age",
         "colo_last_in",
         "colo_last_out",
     ),
@@ -156,8 +157,9 @@ def load(source: Path, names: tuple[str, ...], pins: Path, sizes: Sizes, cache: 
             except Exception as e:
                 text = _log_text(log)
                 raise LoadError(f"{name}: the verifier refuses {program}:\n{text}") from e
-    if "colo_drain" in programs:
-        bpf[b"colo_stages"][ctypes.c_int(_STAGE_DRAIN)] = ctypes.c_int(programs["colo_drain"])
+    for number, program in enumerate(_STAGES):
+        if program in programs:
+            bpf[b"colo_stages"][ctypes.c_int(number)] = ctypes.c_int(programs[program])
     bpf.free_bcc_memory()
     return Module(bpf, programs)
 
@@ -178,6 +180,7 @@ def check_pins(pins: Path, sizes: Sizes) -> None:
     """Refuse pinned maps of another layout: bcc would bind to them without looking."""
     wanted = {
         "colo_flows": (_size("colo_flow"), sizes.flows),
+        "colo_places": (_size("colo_flow_key"), 2 * sizes.flows),
         "colo_hold": (_size("colo_slot"), sizes.hold_slots),
         "colo_frames": (sizes.frame_bytes, sizes.hold_slots),
         "colo_conf": (_size("colo_conf"), 1),

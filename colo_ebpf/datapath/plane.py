@@ -33,6 +33,7 @@ from colo_ebpf.model import (
 _FLUSH_SLOTS = 256  # COLO_FLUSH_MAX: slots one run looks at
 _FLUSH_ROUNDS = 256  # times round the ring; a frame may wait for the one before it
 _FLUSH_IDLE = 8  # rounds without a frame: another CPU holds on to what is left
+_AGE_PLACES = 256  # COLO_AGE_MAX: places one run looks at
 _HIGH_MARK = 3 / 4  # of the hold store: from here on a checkpoint is due
 
 
@@ -86,11 +87,9 @@ class DataPlane:
         }
         cpus = os.sysconf("SC_NPROCESSORS_CONF")
         self._stats = RawMap(obj_get(str(pins / "colo_stats")), ctypes.sizeof(abi.Count) * cpus)
-        self._tables = [
-            RawMap(obj_get(str(pins / name))) for name in ("colo_flows", "colo_offs", "colo_last")
-        ]
-        flows, offsets, lasting = self._tables
-        self._reap_flows = reap.Reaper(flows)
+        self._tables = [RawMap(obj_get(str(pins / name))) for name in ("colo_offs", "colo_last")]
+        offsets, lasting = self._tables
+        self._aged_to = 0
         self._lasting = LastingOffsets(offsets, lasting)
         self._reap_offsets, self._reap_lasting = reap.Reaper(offsets), reap.Reaper(lasting)
         self._conf = self._first_conf()
@@ -298,14 +297,16 @@ class DataPlane:
         return self._live(LiveWord.HEARD_NS)
 
     def reap(self, now_ns: int) -> None:
-        """Take a few entries of ended connections out of the flow tables."""
+        """Take a few entries of ended connections out of the tables."""
+        start = struct.pack("=I", self._aged_to)
+        test_run(self._mirror.programs["colo_age"], start.ljust(64, b"\0"))
+        self._aged_to = (self._aged_to + _AGE_PLACES) % (2 * self._spec.sizes.flows)
         epoch = self.turn().epoch
         lasting = int(self._conf.lasting_epoch)
-        self._reap_flows.step(lambda raw, full: reap.flow_ended(raw, now_ns, full))
         self._reap_offsets.step(
-            lambda raw, _full: reap.offset_ended(raw, now_ns, (epoch, epoch + 1, lasting))
+            lambda raw: reap.offset_ended(raw, now_ns, (epoch, epoch + 1, lasting))
         )
-        self._reap_lasting.step(lambda raw, _full: reap.lasting_ended(raw, now_ns))
+        self._reap_lasting.step(lambda raw: reap.lasting_ended(raw, now_ns))
 
     # -- events, counters ----------------------------------------------------------------
 

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Connections that have ended leave the flow tables, a few entries at a time.
+"""Offsets of connections that have ended leave their tables, a few entries at a time.
 
-Taking out an idle connection that lives costs one checkpoint at its next frame, never safety: a
-flow without an entry is not verifiable before the next turn. So idle ones go too, sooner if the
-table gets full.
+The flow table needs no daemon for that: `bpf/include/colo_table.h`.
 """
 
 from __future__ import annotations
@@ -13,19 +11,9 @@ from collections.abc import Callable, Collection
 from colo_ebpf.datapath import abi
 from colo_ebpf.datapath.sysbpf import RawMap
 
-ENDED_NS = 60_000_000_000  # after FIN or RST: twice the time a late segment may live
-IDLE_NS = 3_600_000_000_000
+ENDED_NS = 60_000_000_000  # twice the time a late segment may live
 FORGOTTEN_NS = 5 * 86_400_000_000_000  # what connection tracking gives an idle connection
 _PER_STEP = 24
-_FULL = 3 / 4
-
-
-def flow_ended(raw: bytes, now_ns: int, full: bool) -> bool:
-    """May this value of `colo_flows` go?"""
-    flow = abi.Flow.from_buffer_copy(raw)
-    ended = full or flow.flags & (abi.FlowFlag.PVM_FIN | abi.FlowFlag.RESET)
-    patience_ns = ENDED_NS if ended else IDLE_NS
-    return not flow.held and now_ns - int(flow.seen_ns) > patience_ns
 
 
 def offset_ended(raw: bytes, now_ns: int, epochs: Collection[int]) -> bool:
@@ -50,27 +38,22 @@ class Reaper:
     def __init__(self, table: RawMap) -> None:
         self._table = table
         self._key: bytes | None = None
-        self._seen = 0
-        self._full = False
 
-    def step(self, ended: Callable[[bytes, bool], bool]) -> int:
-        """Look at the next entries; `ended(value, table is nearly full)`. Returns how many went."""
+    def step(self, ended: Callable[[bytes], bool]) -> int:
+        """Look at the next entries. Returns how many went."""
         gone = 0
         for _ in range(_PER_STEP):
             key, self._key = self._key, self._table.next_key(self._key)
             if key is not None:
                 gone += self._look(key, ended)
             if self._key is None:
-                self._full = self._seen > self._table.info.max_entries * _FULL
-                self._seen = 0
                 break
         return gone
 
-    def _look(self, key: bytes, ended: Callable[[bytes, bool], bool]) -> int:
+    def _look(self, key: bytes, ended: Callable[[bytes], bool]) -> int:
         """The key after it is known already: taking it out does not end the walk."""
-        self._seen += 1
         value = self._table.get(key)
-        if value is None or not ended(value, self._full):
+        if value is None or not ended(value):
             return 0
         self._table.delete(key)
         return 1

@@ -12,13 +12,14 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import os
 import select
 import socket
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,7 +27,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from colo_ebpf.datapath import abi, netdev
+from colo_ebpf.datapath import abi, netdev, sysbpf
 from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.loader import Sizes, frame_bytes, pin_directory
 from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
@@ -51,13 +52,15 @@ class Rig:
     maps. `close_all` ends them.
     """
 
-    _pool: ClassVar[dict[tuple[VmRole, int, int], Rig]] = {}
+    _pool: ClassVar[dict[tuple[VmRole, int, int, int], Rig]] = {}
 
-    def __new__(cls, role: VmRole = VmRole.PRIMARY, slots: int = 1024, mtu: int = 1500) -> Rig:
-        kind = (role, slots, mtu)
+    def __new__(
+        cls, role: VmRole = VmRole.PRIMARY, slots: int = 1024, mtu: int = 1500, flows: int = 256
+    ) -> Rig:
+        kind = (role, slots, mtu, flows)
         if kind not in cls._pool:
             cls._pool[kind] = super().__new__(cls)
-            cls._pool[kind]._build(role, slots, mtu)
+            cls._pool[kind]._build(role, mtu, Sizes(flows, slots, 64, frame_bytes(mtu)))
         return cls._pool[kind]
 
     @classmethod
@@ -78,7 +81,14 @@ class Rig:
         os.sched_setaffinity(0, self._cpus)
         _enter(self._home)
 
-    def _build(self, role: VmRole, slots: int, mtu: int) -> None:
+    def close(self) -> None:
+        """Before `close_all`: a rig of unusual size."""
+        for kind, rig in list(Rig._pool.items()):
+            if rig is self:
+                del Rig._pool[kind]
+        self._stack.close()
+
+    def _build(self, role: VmRole, mtu: int, sizes: Sizes) -> None:
         self._stack = contextlib.ExitStack()
         tag = f"colot{os.getpid()}x{len(self._pool)}"
         self._host, client, peer = f"{tag}h", f"{tag}c", f"{tag}s"
@@ -97,9 +107,9 @@ class Rig:
         subprocess.run(["mount", "-t", "bpf", "bpf", str(bpffs)], check=True)
         self._stack.callback(bpffs.rmdir)
         self._stack.callback(subprocess.run, ["umount", str(bpffs)], check=True)
-        netdev.in_namespace(self._host, lambda: self._attach(role, slots, mtu, bpffs))
+        netdev.in_namespace(self._host, lambda: self._attach(role, mtu, sizes, bpffs))
 
-    def _attach(self, role: VmRole, slots: int, mtu: int, bpffs: Path) -> None:
+    def _attach(self, role: VmRole, mtu: int, sizes: Sizes, bpffs: Path) -> None:
         netdev.add_address("link0", LOCAL, 24)
         netdev.create_bridge("br0")
         netdev.create_bridge("br1")
@@ -116,7 +126,7 @@ class Rig:
                 link_address=LOCAL,
                 link_timeout_ms=60_000,
                 compare_timeout_ms=60_000,
-                sizes=Sizes(256, slots, 64, frame_bytes(mtu)),
+                sizes=sizes,
             )
         )
 
@@ -192,6 +202,26 @@ class Rig:
         programs = self.plane._compare.programs | self.plane._mirror.programs
         context = struct.pack("=11I", 0, 0, mark, 0, 0, 0, 0, 0, 0, 0, netdev.index_of("tap0"))
         return test_run(programs[program], bytes(frame), context=context)
+
+    def run_many(self, program: str, frames: Iterable[bytes]) -> None:
+        """Like `run`, fast, for frames of one length whose verdict the counters tell."""
+        programs = self.plane._compare.programs | self.plane._mirror.programs
+        frames = iter(frames)
+        first = next(frames)
+        buffer = ctypes.create_string_buffer(first, len(first))
+        context = struct.pack("=11I", *(0,) * 10, netdev.index_of("tap0"))
+        held = ctypes.create_string_buffer(context, len(context))
+        data, ctx = ctypes.addressof(buffer), ctypes.addressof(held)
+        sizes = (len(context), 0)
+        attr = ctypes.create_string_buffer(
+            struct.pack(
+                "<4I2Q4I2Q", programs[program], 0, len(first), 0, data, 0, 1, 0, *sizes, ctx, 0
+            ),
+            144,
+        )
+        for frame in itertools.chain([first], frames):
+            ctypes.memmove(buffer, frame, len(first))
+            assert sysbpf._libc.syscall(sysbpf._NR_BPF, sysbpf._PROG_TEST_RUN, attr, 144) == 0
 
     def map(self, name: str) -> RawMap:
         """One of the VM's pinned maps."""

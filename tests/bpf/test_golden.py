@@ -19,6 +19,7 @@ from scapy.layers.inet import TCP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
+from colo_ebpf.clock import boot_ns
 from colo_ebpf.datapath import abi, netdev
 from colo_ebpf.datapath.abi import Reason
 from colo_ebpf.model import Mode, Phase, VmRole
@@ -146,6 +147,31 @@ def flushed(rig: Rig) -> None:
     rig.plane.flush()
 
 
+def severed(rig: Rig) -> None:
+    """The program cannot be called back (COLO_STAGE_PVM)."""
+    del rig.plane._compare.bpf[b"colo_stages"][ctypes.c_int(2)]
+
+
+def mended(rig: Rig) -> None:
+    """What `severed` and downed devices were before."""
+    program = rig.plane._compare.programs["colo_cmp_pvm"]
+    rig.plane._compare.bpf[b"colo_stages"][ctypes.c_int(2)] = ctypes.c_int(program)
+    netdev.set_up("vx0", 1500)
+    netdev.set_up("tap0", 1500)
+
+
+def aged(rig: Rig) -> None:
+    """The one connection was reset; two minutes later the control plane sweeps the table."""
+    flows = rig.map("colo_flows")
+    (key,) = flows.keys()
+    flow = abi.Flow.from_buffer_copy(flows.get(key) or b"")
+    flow.flags |= abi.FlowFlag.RESET
+    flow.seen_ns = boot_ns() - 120_000_000_000
+    flows.set(key, bytes(flow))
+    for _ in range(2):
+        rig.plane.reap(boot_ns())
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """`frame` is run by `program` unless that hears the link; None: `before` ends with the act."""
@@ -190,6 +216,7 @@ TABLE = [
     Row(R.STORE_FULL, "cmp-pvm", "drop", P, after(connected, full_store), HELLO),
     Row(R.TABLE_FULL, "mir-cli", "drop", P, full_table, request(1, flags="S")),
     Row(R.TABLE_FULL, "cmp-pvm", "drop", P, full_table, HELLO),
+    Row(R.TABLE_FULL, "enter", "drop", P, after(severed, vm(HELLO)), None),
     Row(R.BUSY, "cmp-pvm", "drop", P, after(connected, locked), HELLO),
     Row(R.MALFORMED, "cmp-pvm", "drop", P, nothing, bytes(HELLO)[:50]),
     Row(R.LINK_SILENT, "cmp-pvm", "drop", P, silent, _ARP),
@@ -249,6 +276,7 @@ TABLE = [
     Row(R.PART, "drain", "carry", P, after(connected, vm(HELLO), peer(HALF)), HALF, tag=1),
     Row(R.ACK_RAISED, "cmp-svm", "note", P, connected, segment(1001, ack=5002), tag=1),
     Row(R.AHEAD, "cmp-svm", "note", P, connected, HELLO, tag=1),
+    Row(R.ENDED, "age", "drop", P, after(connected, aged), None),
     Row(
         R.EMIT_FAILED,
         "cmp-svm",
@@ -279,8 +307,7 @@ def test_row(row: Row) -> None:
             _send(rig, row)
             assert rig.count(row.program, row.verdict, reason) == before + 1
         finally:
-            netdev.set_up("vx0", 1500)
-            netdev.set_up("tap0", 1500)
+            mended(rig)
 
 
 def _send(rig: Rig, row: Row) -> None:

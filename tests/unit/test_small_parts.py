@@ -125,19 +125,6 @@ def test_a_note_belongs_to_its_instance(tmp_path: Path) -> None:
     assert notes.load("b/1") is None
 
 
-def _flow(idle_ns: int, flags: int = 0, held: int = 0) -> bytes:
-    return bytes(abi.Flow(seen_ns=10**15 - idle_ns, flags=flags, held=held))
-
-
-def test_which_connections_are_forgotten() -> None:
-    now, fin = 10**15, int(abi.FlowFlag.PVM_FIN)
-    assert reap.flow_ended(_flow(reap.ENDED_NS + 1, fin), now, full=False)
-    assert not reap.flow_ended(_flow(reap.ENDED_NS - 1, fin), now, full=False)
-    assert not reap.flow_ended(_flow(reap.ENDED_NS + 1), now, full=False)
-    assert reap.flow_ended(_flow(reap.ENDED_NS + 1), now, full=True)
-    assert not reap.flow_ended(_flow(reap.IDLE_NS + 1, held=2), now, full=True)
-
-
 def test_an_offset_in_force_is_kept() -> None:
     now = 10**15
     off = abi.Off(seen_ns=now - reap.ENDED_NS - 1)

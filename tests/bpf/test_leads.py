@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One VM is far ahead of the other: what is remembered of it suffices, whichever it is."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from colo_ebpf.datapath import abi
+from tests.bpf.rig import Rig
+from tests.capabilities import require
+from tests.model import frames
+
+ISN, CLIENT_ISN = 1000, 5000
+
+
+@pytest.fixture(autouse=True)
+def _needs() -> None:
+    require("root", "bpf")
+
+
+class Stream:
+    """A connection whose bytes are sent in the sizes a test wants."""
+
+    def __init__(self, rig: Rig, total: int) -> None:
+        self.rig, self.data = rig, random.Random(total).randbytes(total)
+        self.received = bytearray()
+        rig.pair()
+        rig.from_client_raw(frames.of_client(CLIENT_ISN, flags=frames.SYN))
+        for isn, send in ((ISN, rig.from_vm_raw), (ISN + 7, self._to_link)):
+            send(frames.of_vm(isn, ack=CLIENT_ISN + 1, flags=frames.SYN | frames.ACK))
+        rig.to_client_raw()
+
+    def _to_link(self, frame: bytes) -> None:
+        self.rig.from_peer_raw(frame, 1)
+
+    def _frame(self, start: int, size: int) -> bytes:
+        return frames.of_vm(ISN + 1 + start, self.data[start : start + size], CLIENT_ISN + 1)
+
+    def pvm(self, start: int, end: int, size: int) -> None:
+        """The PVM sends [start, end) in segments of `size`."""
+        for at in range(start, end, size):
+            self.rig.from_vm_raw(self._frame(at, min(size, end - at)))
+
+    def svm(self, start: int, end: int, size: int) -> None:
+        """The same of the SVM."""
+        for at in range(start, end, size):
+            self._to_link(self._frame(at, min(size, end - at)))
+
+    def client_has(self) -> int:
+        """How many bytes have arrived, in order and each once."""
+        for raw in self.rig.to_client_raw():
+            segment = frames.parse(raw)
+            if segment is None or not segment.payload:
+                continue
+            assert segment.seq == ISN + 1 + len(self.received), "out of order, or twice"
+            self.received += segment.payload
+        assert self.data.startswith(self.received)
+        return len(self.received)
+
+    def held(self) -> int:
+        """Frames of the PVM that wait."""
+        return self.rig.plane.held().frames
+
+
+@pytest.mark.parametrize(("svm", "pvm"), [(100, 77), (1448, 1000), (1448, 100), (7, 50)])
+def test_the_svm_is_far_ahead(svm: int, pvm: int) -> None:
+    """Entries lie over all of its lead: what is held is never more than a small part of it."""
+    total = 1200 * svm
+    with Rig(slots=4096) as rig:
+        stream = Stream(rig, total)
+        stream.svm(0, total, svm)
+        step = total // 24
+        for at in range(0, total, step):
+            stream.pvm(at, min(at + step, total), pvm)
+            assert stream.client_has() >= at + step - total // 12
+        assert stream.client_has() == total
+        assert stream.held() == 0
+
+
+def test_the_oldest_entries_stay() -> None:
+    """The PVM meets each of the first ends: its frames pass whole, none is copied."""
+    with Rig(slots=4096) as rig:
+        stream = Stream(rig, 100_000)
+        stream.svm(0, 100_000, 100)
+        stream.pvm(0, abi.BOUNDS // 2 * 100, 100)
+        assert rig.count("cmp-pvm", "pass", "verified") == abi.BOUNDS // 2
+        assert stream.client_has() == abi.BOUNDS // 2 * 100
+
+
+def test_the_newest_entry_is_always_there() -> None:
+    """Wherever the SVM stops, the PVM's bytes up to there leave."""
+    with Rig(slots=4096) as rig:
+        stream = Stream(rig, 60_000)
+        at = sent = 0
+        for count in (65, 3, 70, 1, 131, 200, 2):
+            stream.svm(sent, sent + count * 100, 100)
+            sent += count * 100
+            at, before = sent, at
+            stream.pvm(before, at, 1000)
+            assert stream.client_has() == sent
+            assert stream.held() == 0
+
+
+@pytest.mark.parametrize("size", [1, 3, 20])
+def test_the_pvm_is_far_ahead_in_small_frames(size: int) -> None:
+    """One segment of the SVM completes hundreds of them: all leave on its back."""
+    total = 1400 // size * size
+    with Rig(slots=4096) as rig:
+        stream = Stream(rig, 3 * total)
+        for number in range(3):
+            start = number * total
+            stream.pvm(start, start + min(total, 450 * size), size)
+            held = stream.held()
+            assert held == min(total // size, 450)
+            stream.svm(start, start + held * size, held * size)
+            assert stream.client_has() == start + held * size
+            stream.svm(start + held * size, start + total, 1400)
+            stream.pvm(start + held * size, start + total, 1400)
+        assert stream.client_has() == 3 * total
+        assert stream.held() == 0
