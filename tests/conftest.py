@@ -43,8 +43,10 @@ def nothing_left_behind() -> Iterator[None]:
     """Compares namespaces, links, mounts and processes before and after the session."""
     before = _leftovers()
     yield
+    from tests.bpf.hosts import TwoHosts
     from tests.bpf.rig import Rig
 
+    TwoHosts.close()
     Rig.close_all()
     left = _leftovers() - before
     assert not left, f"left behind: {sorted(left)}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.capabilities import ROOT
 
 COMPARE, MIRROR = "tests/bpf/test_compare.py", "tests/bpf/test_mirror.py"
-MODEL = "tests/model/test_stream.py"
+MODEL, PAIR = "tests/model/test_stream.py", "tests/model/test_pair.py"
 PROTOCOLS, GOLDEN = "tests/bpf/test_protocols.py", "tests/bpf/test_golden.py"
 TABLE, LEADS = "tests/bpf/test_flow_table.py", "tests/bpf/test_leads.py"
 ATTACKS, QUOTED = "tests/bpf/test_attacks.py", "tests/bpf/test_quoted.py"
@@ -210,6 +210,20 @@ MUTANTS = [
         "++work->drains < COLO_DRAIN_RUNS",
         "0",
         LEADS,
+    ),
+    Mutant(
+        "a takeover before the client's first answer loses the connection",
+        "include/colo_rewrite.h",
+        "if (learn || colo_off_half(slot))",
+        "if (learn)",
+        MIRROR,
+    ),
+    Mutant(
+        "a takeover forgets what separates the VMs' numbers",
+        "include/colo_rewrite.h",
+        "return conf->mode == COLO_SOLO ? conf->lasting_epoch : epoch;",
+        "return conf->mode == COLO_SOLO ? 0 : epoch;",
+        PAIR,
     ),
     Mutant(
         "an entry is taken out while another CPU works on it",

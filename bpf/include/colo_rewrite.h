@@ -67,11 +67,20 @@ static __always_inline void colo_off_syn(struct colo_off_slot *slot, __u32 isn,
 	slot->flags = COLO_OFF_ISN | (opts->ts ? COLO_OFF_TS_ISN : 0);
 }
 
+/*
+ * The SVM's SYN is known, the PVM's not yet. Whoever serves by the time the first ACK comes has to
+ * learn from it: the primary may have died in between.
+ */
+static __always_inline int colo_off_half(struct colo_off_slot *slot)
+{
+	return (slot->flags & (COLO_OFF_ISN | COLO_OFF_DELTA)) == COLO_OFF_ISN;
+}
+
 /* The first ACK answers the PVM's SYN. */
 static __always_inline void colo_off_learn(struct colo_off_slot *slot, struct colo_pkt *pkt,
 					   struct colo_opts *opts)
 {
-	if ((slot->flags & (COLO_OFF_ISN | COLO_OFF_DELTA)) == COLO_OFF_ISN) {
+	if (colo_off_half(slot)) {
 		slot->delta = slot->isn + 1 - pkt->ack;
 		slot->flags |= COLO_OFF_DELTA;
 		if (slot->flags & COLO_OFF_TS_ISN && opts->ts) {
@@ -140,7 +149,7 @@ static __always_inline int colo_rewrite_in(struct __sk_buff *skb, struct colo_co
 	slot = colo_off_slot(&key, epoch, learn && opts->ts);
 	if (!slot)
 		return 0;
-	if (learn)
+	if (learn || colo_off_half(slot))
 		colo_off_learn(slot, pkt, opts);
 	if (slot->flags & COLO_OFF_DELTA && colo_put_ack(skb, pkt, opts, slot->delta))
 		return -1;

@@ -56,8 +56,8 @@ class Plane(Protocol):
     def learn_offsets(self, entries: list[bytes]) -> None:
         """A new secondary takes over the primary's lasting offsets."""
 
-    def forget_offsets(self) -> None:
-        """Before a fresh VM starts here."""
+    async def forget(self) -> None:
+        """Before a fresh VM starts here: nothing of the one before is left."""
 
     def flush(self) -> FlushReport:
         """Emit what may leave now: past epochs, verified heads, everything when solo."""

@@ -88,7 +88,7 @@ class Steps:
     async def _start(self, role: VmRole, instance: str) -> None:
         """The filters are attached before QEMU can send a frame."""
         await self._plane.leave_bridge()
-        self._plane.forget_offsets()
+        await self._plane.forget()
         await self._plane.take_role(role)
         vm = await self._machine.start(role, instance)
         try:

@@ -52,11 +52,6 @@ class LastingOffsets:
                 raise DatapathError(f"a lasting offset of {len(entry)} bytes was handed over")
             self._put(entry[:size], _DELTAS.unpack(entry[size:]))
 
-    def forget(self) -> None:
-        """A fresh VM: no connection is left."""
-        for key in list(self._lasting.keys()):
-            self._lasting.delete(key)
-
     def _deltas(self, key: bytes) -> Deltas:
         raw = self._lasting.get(key)
         if raw is None:

@@ -87,8 +87,10 @@ class DataPlane:
         }
         cpus = os.sysconf("SC_NPROCESSORS_CONF")
         self._stats = RawMap(obj_get(str(pins / "colo_stats")), ctypes.sizeof(abi.Count) * cpus)
-        self._tables = [RawMap(obj_get(str(pins / name))) for name in ("colo_offs", "colo_last")]
-        offsets, lasting = self._tables
+        names = ("colo_offs", "colo_last", "colo_flows", "colo_dgrams")
+        self._tables = [RawMap(obj_get(str(pins / name))) for name in names]
+        self._of_a_vm = (*self._tables, self._maps["colo_hold"])
+        offsets, lasting = self._tables[:2]
         self._aged_to = 0
         self._lasting = LastingOffsets(offsets, lasting)
         self._reap_offsets, self._reap_lasting = reap.Reaper(offsets), reap.Reaper(lasting)
@@ -235,9 +237,16 @@ class DataPlane:
         self._conf.lasting += len(entries)
         self._write_conf()
 
-    def forget_offsets(self) -> None:
-        """Before a fresh VM: its connections are none of the old one's."""
-        self._lasting.forget()
+    async def forget(self) -> None:
+        """Before a fresh VM: what another one said, held or opened here is none of its.
+
+        A held frame of the VM before would leave at the next takeover, and what is known of its
+        connections would be an anchor and a floor for the new one's.
+        """
+        for one in self._of_a_vm:
+            await asyncio.to_thread(one.clear)
+        self._set_live(LiveWord.HELD, 0)
+        self._set_live(LiveWord.FLOWS, 0)
         self._conf.lasting_epoch, self._conf.lasting = 0, 0
         self._write_conf()
 

@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from colo_ebpf.errors import DatapathError
 
@@ -26,6 +27,10 @@ _OBJ_PIN = 6
 _OBJ_GET = 7
 _OBJ_GET_INFO = 15
 _MAP_LOOKUP_BATCH = 24
+_MAP_TAKE_BATCH = 25
+_MAP_UPDATE_BATCH = 26
+_ARRAYS = (2, 6)  # BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_PERCPU_ARRAY
+_TAKEN_AT_ONCE = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -119,23 +124,50 @@ class RawMap:
         keys = ctypes.create_string_buffer(4 * count)
         values = ctypes.create_string_buffer(self._value_bytes * count)
         batch = ctypes.create_string_buffer(8)
-        attr = struct.pack(
-            "<QQQQIIQQ",
-            0,
-            ctypes.addressof(batch),
-            ctypes.addressof(keys),
-            ctypes.addressof(values),
-            count,
-            self.fd,
-            0,
-            0,
-        )
+        attr = self._batch(0, ctypes.addressof(batch), keys, values, count)
         try:
             _bpf(_MAP_LOOKUP_BATCH, attr, f"read {self.info.name}")
         except DatapathError as e:  # ENOENT: the end was reached, the values are there
             if not isinstance(e.__cause__, FileNotFoundError):
                 raise
         return values.raw
+
+    def _batch(
+        self, start: int, end: int, keys: ctypes.Array[Any], values: ctypes.Array[Any], count: int
+    ) -> bytes:
+        where = (start, end, ctypes.addressof(keys), ctypes.addressof(values))
+        return struct.pack("<QQQQIIQQ", *where, count, self.fd, 0, 0)
+
+    def clear(self) -> None:
+        """As after loading: an array's values are zero, a hash map has no entries.
+
+        Entries that are made meanwhile may stay. Per-CPU maps need `value_bytes` of all CPUs.
+        """
+        if self.info.type in _ARRAYS:
+            self._zero()
+        else:
+            self._take_all()
+
+    def _zero(self) -> None:
+        count = self.info.max_entries
+        keys = ctypes.create_string_buffer(struct.pack(f"={count}I", *range(count)), 4 * count)
+        values = ctypes.create_string_buffer(-(-self._value_bytes // 8) * 8 * count)
+        _bpf(_MAP_UPDATE_BATCH, self._batch(0, 0, keys, values, count), f"clear {self.info.name}")
+
+    def _take_all(self) -> None:
+        keys = ctypes.create_string_buffer(self.info.key_bytes * _TAKEN_AT_ONCE)
+        values = ctypes.create_string_buffer(self._value_bytes * _TAKEN_AT_ONCE)
+        place = ctypes.create_string_buffer(8)  # a bucket's number
+        start = 0
+        while True:
+            attr = self._batch(start, ctypes.addressof(place), keys, values, _TAKEN_AT_ONCE)
+            try:
+                _bpf(_MAP_TAKE_BATCH, attr, f"clear {self.info.name}")
+            except DatapathError as e:  # ENOENT: the end was reached
+                if isinstance(e.__cause__, FileNotFoundError):
+                    return
+                raise
+            start = ctypes.addressof(place)
 
     def delete(self, key: bytes) -> None:
         """Remove one entry, which may be gone already."""

@@ -31,15 +31,16 @@ from colo_ebpf.datapath import abi, netdev, sysbpf
 from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.loader import Sizes, frame_bytes, pin_directory
 from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
-from colo_ebpf.datapath.sysbpf import RawMap, TestRun, _bpf, obj_get, test_run
+from colo_ebpf.datapath.sysbpf import RawMap, TestRun, obj_get, test_run
 from colo_ebpf.model import Mode, Pairing, Phase, PlaneEventKind, VmRole
 from tests.checksum import checksum
+from tests.netns import enter
 
 VM_MAC, CLIENT_MAC = "52:54:00:12:34:56", "52:54:00:00:00:01"
 VM, CLIENT = "192.0.2.10", "192.0.2.1"
 LOCAL, PEER = "198.51.100.1", "198.51.100.2"
 VNI = 77
-_VNET_HEADER = bytes(10)
+VNET_HEADER = bytes(10)
 _WAIT_S = 2.0
 _BACKLOGS = 4
 _SOL_PACKET, _PACKET_AUXDATA, _VLAN_VALID = 263, 8, 16
@@ -71,7 +72,7 @@ class Rig:
 
     def __enter__(self) -> Rig:
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        _enter(os.open(f"/var/run/netns/{self._host}", os.O_RDONLY))
+        enter(os.open(f"/var/run/netns/{self._host}", os.O_RDONLY))
         self._cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(self._cpus)})  # one queue: what comes later is behind
         self._empty()
@@ -79,7 +80,7 @@ class Rig:
 
     def __exit__(self, *_: object) -> None:
         os.sched_setaffinity(0, self._cpus)
-        _enter(self._home)
+        enter(self._home)
 
     def close(self) -> None:
         """Before `close_all`: a rig of unusual size."""
@@ -95,11 +96,11 @@ class Rig:
         for name in (self._host, client, peer):
             netdev.create_namespace(name)
             self._stack.callback(netdev.remove_namespace, name)
-            netdev.in_namespace(name, _without_ipv6)
+            netdev.in_namespace(name, without_ipv6)
         netdev.create_veth("up0", "cl0", self._host, client, mtu)
         netdev.create_veth("link0", "link1", self._host, peer, mtu + 100)
         netdev.in_namespace(peer, lambda: netdev.add_address("link1", PEER, 24))
-        self.client = netdev.in_namespace(client, lambda: _packet_socket("cl0"))
+        self.client = netdev.in_namespace(client, lambda: packet_socket("cl0"))
         self.peer = netdev.in_namespace(peer, _tunnel_socket)
         self._stack.callback(self.client.close)
         self._stack.callback(self.peer.close)
@@ -137,14 +138,14 @@ class Rig:
 
         asyncio.run(attach())
         self._stack.callback(self.plane.close)
-        self.tap, self.tap1 = _open_tap("tap0"), _open_tap("tap1")
+        self.tap, self.tap1 = open_tap("tap0"), open_tap("tap1")
         self._stack.callback(os.close, self.tap)
         self._stack.callback(os.close, self.tap1)
         self._pins = pin_directory(bpffs, "t")
         self._opened: dict[Path, RawMap] = {}
         self._events: list[str] = []
         self.plane._compare.bpf[b"colo_ring"].open_ring_buffer(self._on_event)
-        self._out = {name: _packet_socket(name, 0) for name in ("up0", "tap0", "tap1")}
+        self._out = {name: packet_socket(name, 0) for name in ("up0", "tap0", "tap1")}
         for s in self._out.values():
             self._stack.callback(s.close)
 
@@ -155,18 +156,7 @@ class Rig:
         self.plane.keep_offsets(0)
         self._kept: list[bytes] = []
         self.events()
-        for pin in self._pins.iterdir():
-            if pin.name in ("colo_conf", "colo_stages"):
-                continue
-            cpus = os.sysconf("SC_NPROCESSORS_CONF") if pin.name == "colo_stats" else 1
-            if pin not in self._opened:
-                self._opened[pin] = RawMap(obj_get(str(pin)))
-            values = self._opened[pin]
-            if values.info.key_bytes == 4:
-                _zero(values, cpus)
-            else:
-                for key in list(values.keys()):
-                    values.delete(key)
+        empty_maps(self._pins, self._opened)
         for wire in (self.client, self.peer, self.tap):
             while select.select([wire], [], [], 0)[0]:
                 os.read(wire if isinstance(wire, int) else wire.fileno(), 65536)
@@ -235,7 +225,7 @@ class Rig:
 
     def from_vm_raw(self, frame: bytes) -> None:
         """The local VM sends."""
-        os.write(self.tap, _VNET_HEADER + frame)
+        os.write(self.tap, VNET_HEADER + frame)
 
     def from_vm_vnet(self, frame: bytes) -> None:
         """The local VM sends a frame with a virtio header of its own."""
@@ -243,7 +233,7 @@ class Rig:
 
     def from_second_nic(self, frame: Packet) -> None:
         """The local VM sends from its other NIC."""
-        os.write(self.tap1, _VNET_HEADER + bytes(frame))
+        os.write(self.tap1, VNET_HEADER + bytes(frame))
 
     def from_vm_offloaded_udp(self, frame: Packet, segment_bytes: int) -> None:
         """The local VM leaves UDP segmentation to its NIC (virtio 1.3: GSO_UDP_L4)."""
@@ -356,7 +346,7 @@ class Rig:
         out = []
         self._settled()
         while select.select([self.tap], [], [], 0)[0]:
-            out.append(Ether(os.read(self.tap, 4096)[len(_VNET_HEADER) :]))
+            out.append(Ether(os.read(self.tap, 4096)[len(VNET_HEADER) :]))
         return [frame for frame in out if frame.src == CLIENT_MAC]
 
     def _mark_to_client(self) -> bytes:
@@ -365,29 +355,25 @@ class Rig:
         return mark
 
 
-def _zero(array: RawMap, cpus: int) -> None:
-    """Every value of an array map, in one call (BPF_MAP_UPDATE_BATCH)."""
-    count = array.info.max_entries
-    keys = ctypes.create_string_buffer(struct.pack(f"={count}I", *range(count)), 4 * count)
-    size = (array.info.value_bytes + 7) // 8 * 8 * cpus if cpus > 1 else array.info.value_bytes
-    values = ctypes.create_string_buffer(size * count)
-    where = (0, 0, ctypes.addressof(keys), ctypes.addressof(values))
-    _bpf(26, struct.pack("<QQQQIIQQ", *where, count, array.fd, 0, 0), "zero")
+def empty_maps(pins: Path, opened: dict[Path, RawMap]) -> None:
+    """Every map of a VM as after loading, but for its configuration. `opened` is kept between."""
+    for pin in pins.iterdir():
+        if pin.name in ("colo_conf", "colo_stages"):
+            continue
+        if pin not in opened:
+            cpus = os.sysconf("SC_NPROCESSORS_CONF")
+            per_cpu = ctypes.sizeof(abi.Count) * cpus if pin.name == "colo_stats" else None
+            opened[pin] = RawMap(obj_get(str(pin)), per_cpu)
+        opened[pin].clear()
 
 
-def _without_ipv6() -> None:
+def without_ipv6() -> None:
     """What the hosts say of themselves (router solicitations) would be counted, too."""
     for scope in ("all", "default"):
         Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1\n")
 
 
-def _enter(fd: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000):
-        raise OSError(ctypes.get_errno(), "setns")
-    os.close(fd)
-
-
-def _packet_socket(ifname: str, protocol: int = 3) -> socket.socket:
+def packet_socket(ifname: str, protocol: int = 3) -> socket.socket:
     """Protocol 0: to send only."""
     s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
     s.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE: a burst must not be lost here
@@ -414,7 +400,7 @@ def _tunnel_socket() -> socket.socket:
     return s
 
 
-def _open_tap(ifname: str) -> int:
+def open_tap(ifname: str) -> int:
     fd = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH", ifname.encode(), 0x5002).ljust(40, b"\0"))
     return fd

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 
 import pytest
@@ -333,6 +334,32 @@ def test_solo_flushes_all_and_passes() -> None:
         assert rig.plane.flush().left == 0
         rig.from_vm(segment(1005, b"next", ack=5001))
         assert _payload(rig.to_client()) == b"heldnext"
+
+
+def test_a_fresh_vm_finds_nothing_of_the_one_before() -> None:
+    """What was held for it would leave at the next takeover; what was known would be an anchor."""
+    with established() as rig:
+        rig.from_vm(segment(1001, b"never verified", ack=5009))
+        rig.from_vm(segment(1015, ack=5050))
+        rig.from_vm(datagram(b"never verified"))
+        rig.to_client()
+        assert rig.plane.held().frames == 3
+        rig.plane.set_mode(Mode.WITHHOLD)
+        asyncio.run(rig.plane.forget())
+        assert rig.plane.held().frames == 0
+        live = rig.plane.live()
+        assert (live["held"], live["flows"]) == (0, 0)
+        rig.plane.set_mode(Mode.SOLO)
+        assert rig.plane.flush().emitted == 0
+        rig.from_vm(segment(1001, b"another VM", ack=5001))
+        assert _payload(rig.to_client()) == b"another VM"
+        rig.plane.set_turn(2, Phase.OPEN)
+        rig.plane.set_mode(Mode.PRIMARY)
+        rig.from_vm(segment(1011, b"later", ack=5040))
+        assert rig.to_client() == []
+        rig.from_peer(segment(1011, b"later", ack=5001), 2)
+        (out,) = rig.to_client()
+        assert (out[TCP].ack, bytes(out[TCP].payload)) == (5001, b"later")
 
 
 def test_withheld_and_unconfigured_let_nothing_out() -> None:

@@ -136,6 +136,22 @@ def test_after_a_takeover_the_client_still_sees_the_pvms_numbers(secondary: Rig)
     assert _sent(secondary) == []
 
 
+def test_the_primary_dies_before_the_client_answers_its_syn_ack(secondary: Rig) -> None:
+    """Whoever serves learns from that answer what separates the two VMs' numbers."""
+    secondary.from_peer(request(5000, flags="S"), 3)
+    secondary.from_vm(segment(1000 + SKEW, ack=5001, flags="SA"))
+    secondary.plane.keep_offsets(3)
+    secondary.plane.set_mode(Mode.SOLO)
+    secondary.plane.set_turn(0, Phase.OPEN)
+    secondary.to_peer()
+    secondary.to_vm()
+    secondary.from_client(request(5001, ack=1001))
+    assert [f[TCP].ack for f in secondary.to_vm()] == [1001 + SKEW]
+    secondary.from_vm(segment(1001 + SKEW, b"hello", ack=5001))
+    (frame,) = secondary.to_client()
+    assert (frame[TCP].seq, bytes(frame[TCP].payload)) == (1001, b"hello")
+
+
 def test_a_datagram_of_a_past_epoch_is_in_the_state_already(secondary: Rig) -> None:
     secondary.from_peer(_echo(), 2)
     assert secondary.to_vm() == []

@@ -16,6 +16,7 @@ from colo_ebpf.control.vm import Qemu
 from colo_ebpf.datapath import netdev
 from colo_ebpf.model import VmEvent, VmEventKind, VmRole
 from tests.capabilities import GUEST
+from tests.netns import enter
 
 DISK_BYTES = 16 << 20
 
@@ -79,7 +80,7 @@ class Pair:
     async def __aenter__(self) -> tuple[Side, Side]:
         netdev.create_namespace(self._namespace)
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        _enter(os.open(f"/var/run/netns/{self._namespace}", os.O_RDONLY))
+        enter(os.open(f"/var/run/netns/{self._namespace}", os.O_RDONLY))
         for host in "ab":
             await asyncio.to_thread(netdev.create_tap, f"tap{host}", 1500)
         try:
@@ -109,13 +110,5 @@ class Pair:
     async def __aexit__(self, *_: object) -> None:
         for side in self.sides:
             await side.vm.kill()
-        _enter(self._home)
+        enter(self._home)
         netdev.remove_namespace(self._namespace)
-
-
-def _enter(fd: int) -> None:
-    import ctypes
-
-    if ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000):
-        raise OSError(ctypes.get_errno(), "setns")
-    os.close(fd)
