@@ -63,15 +63,18 @@ class EtcdArbiter:
         records, failures = [], []
         for endpoint in self._etcd.endpoints:
             try:
-                records.append(await EtcdArbiter(self._etcd.only(endpoint), self._key).read())
+                current = await self._current(self._etcd.deadline(), endpoint)
+                records.append(self._record(current))
+            except UnansweredError as e:
+                failures.append(str(e))
             except ArbiterError as e:
                 failures.append(f"{endpoint}: {e}")
         if failures:
             raise ArbiterError("; ".join(failures))
         return max(records, key=lambda record: record.generation)
 
-    async def _current(self, deadline: float) -> KeyValue:
-        reply = await self._etcd.ask(_RANGE, {"key": self._name}, RangeReply, deadline)
+    async def _current(self, deadline: float, only: str = "") -> KeyValue:
+        reply = await self._etcd.ask(_RANGE, {"key": self._name}, RangeReply, deadline, only)
         return self._one(reply.kvs)
 
     async def _put_if(self, same: list[dict[str, str]], mine: Record, deadline: float) -> KeyValue:

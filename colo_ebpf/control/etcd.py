@@ -149,25 +149,23 @@ class Etcd:
         self._order = self.endpoints  # the one that answered last comes first
         self._cluster = ""
 
-    def only(self, endpoint: str) -> Etcd:
-        """The same cluster through one of its endpoints."""
-        one = Etcd([endpoint], self._tls, 0)
-        one.timeout_s, one._cluster = self.timeout_s, self._cluster
-        return one
-
     def deadline(self) -> float:
         """Of an operation that begins now, on the running loop's clock."""
         return asyncio.get_running_loop().time() + self.timeout_s
 
-    async def ask(self, path: str, body: dict[str, Any], kind: type[_T], deadline: float) -> _T:
-        """The first answer of any endpoint; UnansweredError if there is none in time."""
+    async def ask(
+        self, path: str, body: dict[str, Any], kind: type[_T], deadline: float, only: str = ""
+    ) -> _T:
+        """The first answer of any endpoint, or of `only` this one; UnansweredError if there is
+        none in time."""
+        endpoints = [only] if only else self._order
         request = _Request(path, msgspec.json.encode(body), kind)
         async with self._session() as session:
 
             async def post(lane: _Lane[_T], timeout_s: float) -> _T:
                 return await self._post(session, request, lane, timeout_s)
 
-            race = _Race([_Lane(endpoint) for endpoint in self._order], post, deadline)
+            race = _Race([_Lane(endpoint) for endpoint in endpoints], post, deadline)
             winner = await race.run()
         if winner is None or winner.reply is None:
             raise self._unanswered(race.lanes)
@@ -203,13 +201,13 @@ class Etcd:
                 status, text = response.status, await response.read()
         except TimeoutError as e:
             raise _TryError(self._silent, sent=lane.sending) from e
-        except (aiohttp.ClientError, OSError) as e:
+        except (aiohttp.ClientError, OSError, ValueError) as e:
             raise _connection_error(e, lane.sending) from e
         if status != 200:
             raise _refusal(status, text)
         try:
             reply = msgspec.json.decode(text, type=request.kind)
-        except msgspec.DecodeError as e:
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
             raise _TryError(f"not an answer of etcd v3: {e}", sent=True, final=True) from e
         self._check_cluster(reply.header.cluster_id)
         return reply
@@ -258,21 +256,22 @@ class _Race(Generic[_T]):
         """The lane that has a reply; None if all gave up or it is too late."""
         running = {asyncio.create_task(self._lane(number)) for number in range(len(self.lanes))}
         try:
-            async with asyncio.timeout_at(self._deadline):
-                while running:
-                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
-                        task.result()
-                    for lane in self.lanes:
-                        if lane.reply is not None:
-                            return lane
-        except TimeoutError:
-            pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._deadline):
+                    while running and self._winner() is None:
+                        done, running = await asyncio.wait(
+                            running, return_when=asyncio.FIRST_COMPLETED
+                        )
+                        for task in done:
+                            task.result()
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-        return None
+        return self._winner()
+
+    def _winner(self) -> _Lane[_T] | None:
+        return next((lane for lane in self.lanes if lane.reply is not None), None)
 
     async def _lane(self, number: int) -> None:
         """Wait for this endpoint's turn; then try until it answers or is known to be useless."""
@@ -325,7 +324,7 @@ def _refusal(status: int, text: bytes) -> _TryError:
     """An error that etcd answered. Few of them say that nothing was done, or will be."""
     try:
         reply = msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         what = f"not an answer of etcd v3 but HTTP status {status}; is its gRPC gateway enabled?"
         return _TryError(what, sent=True, final=True)
     said = reply.get("message") or reply.get("error") or f"HTTP status {status}"

@@ -17,7 +17,7 @@ from tests.etcd.cluster import Cluster, Member
 from tests.etcd.proxy import Proxy, proxy
 
 A, B = "a/0000000000000001", "a/0000000000000002"
-SHORT_MS = 400
+SHORT_MS, NEVER_MS = 400, 3_600_000
 LONG_S = 30  # far beyond any deadline of the arbiter
 
 
@@ -147,13 +147,14 @@ async def test_the_member_that_is_asked_first_is_lost(
 ) -> None:
     first = await three.arbiter(key).init("a")
     member = three.leader() if who == "leader" else _follower(three)
-    arbiter = three.arbiter(key, endpoints=_asked_first(three, member))
+    arbiter = three.arbiter(key, NEVER_MS, endpoints=_asked_first(three, member))
     assert await arbiter.read() == first
     member.kill() if how == "kill" else member.pause()
     wanted = record.start(first, A)
-    newest = await arbiter.swap(first, wanted)
-    assert _written(newest, wanted)
-    assert await arbiter.read() == newest
+    async with asyncio.timeout(LONG_S):  # the others are asked long before the deadline
+        newest = await arbiter.swap(first, wanted)
+        assert _written(newest, wanted)
+        assert await arbiter.read() == newest
     with pytest.raises(ArbiterError, match=member.endpoint):
         await three.arbiter(key, SHORT_MS).examine()
 
@@ -251,15 +252,28 @@ async def test_members_of_two_clusters_are_no_arbiter(
     await three.arbiter(key).init("a")
     mixed = one.arbiter(key, endpoints=[*one.endpoints, *three.endpoints])
     await mixed.read()
+    with pytest.raises(ArbiterError, match="have to be members of one cluster"):
+        await mixed.examine()
     one.members[0].kill()
     with pytest.raises(ArbiterError, match="have to be members of one cluster"):
         await mixed.read()
 
 
-async def test_something_else_that_speaks_http_is_named(key: str, one: Cluster) -> None:
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+        b'HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n"\xff"',
+        b"HTTP/1.1 404 Not Found\r\ncontent-length: 5\r\n\r\nhello",
+        b"HTTP/1.1 302 Found\r\nlocation: http://192.0.2.1/\r\ncontent-length: 0\r\n\r\n",
+    ],
+)
+async def test_something_else_that_speaks_http_is_named(
+    key: str, one: Cluster, reply: bytes
+) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")
+        writer.write(reply)
         await writer.drain()
         writer.close()
 
