@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from colo_ebpf.control import record
+from colo_ebpf.control import etcd, record
 from colo_ebpf.control.ports import SwapUnknown
 from colo_ebpf.control.record import Record
 from colo_ebpf.errors import ArbiterError
@@ -157,6 +157,19 @@ async def test_the_member_that_is_asked_first_is_lost(
         assert await arbiter.read() == newest
     with pytest.raises(ArbiterError, match=member.endpoint):
         await three.arbiter(key, SHORT_MS).examine()
+
+
+async def test_a_member_that_refuses_is_not_waited_for(
+    one: Cluster, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(etcd, "_PATIENCE_S", NEVER_MS)
+    first = await one.arbiter(key).init("a")
+    gone = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    nobody = f"http://127.0.0.1:{gone.sockets[0].getsockname()[1]}"
+    gone.close()
+    await gone.wait_closed()
+    async with asyncio.timeout(LONG_S):
+        assert await one.arbiter(key, NEVER_MS, [nobody, *one.endpoints]).read() == first
 
 
 async def test_another_leader_changes_nothing(three: Cluster, key: str) -> None:
