@@ -45,10 +45,12 @@ class Proxy:
         writer.close()
 
     async def _request(self, reader: asyncio.StreamReader) -> bytes:
-        head = await reader.readuntil(b"\r\n\r\n")
-        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
-        body = await reader.readexactly(int(fields[b"content-length"]))
-        return head.replace(b"keep-alive", b"close") + body
+        """The whole of it, asking etcd to close the connection after its reply."""
+        first, *fields = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[:-2]
+        named = dict(field.lower().split(b": ", 1) for field in fields)
+        body = await reader.readexactly(int(named[b"content-length"]))
+        kept = [field for field in fields if not field.lower().startswith(b"connection:")]
+        return b"\r\n".join([first, *kept, b"Connection: close", b"", body])
 
 
 @contextlib.asynccontextmanager
