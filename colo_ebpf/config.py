@@ -13,6 +13,7 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -105,10 +106,15 @@ class Management(
 class ArbiterTable(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
 ):
-    """``[arbiter]``: where the record is kept."""
+    """``[arbiter]``: where the record is kept: a directory, or an etcd cluster."""
 
-    path: str
-    kind: Annotated[str, Meta(pattern="^file$")] = "file"
+    kind: Annotated[str, Meta(pattern="^(file|etcd)$")] = "file"
+    path: str = ""
+    endpoints: list[str] = []
+    prefix: Annotated[str, Meta(pattern=r"^(/[A-Za-z0-9._-]+)+$")] = "/colo-ebpf"
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
@@ -195,6 +201,7 @@ def _refuse_unknown(table: dict[str, Any], path: str, file: Path) -> None:
 
 def _cross_check(config: Config, file: Path) -> None:
     timing, sizes = config.timing, config.datapath
+    _check_arbiter(config.arbiter, file)
     if timing.link_timeout_ms >= timing.peer_timeout_ms:
         raise ConfigError(
             f"{file}: timing.link-timeout-ms ({timing.link_timeout_ms}) must be below "
@@ -228,6 +235,42 @@ def _cross_check(config: Config, file: Path) -> None:
         values = [str(getattr(nic, what)).lower() for nic in config.vm.nic]
         if len(set(values)) < len(values):
             raise ConfigError(f"{file}: vm.nic.{what}: two NICs have the same one: {values}")
+
+
+def _check_arbiter(table: ArbiterTable, file: Path) -> None:
+    """Each kind has its own keys: one of the other kind was meant for something else."""
+    tls = {"ca-file": table.ca_file, "cert-file": table.cert_file, "key-file": table.key_file}
+    given = {"path": table.path, "endpoints": table.endpoints, **tls}
+    needed = {"file": "path", "etcd": "endpoints"}[table.kind]
+    strange = [k for k, v in given.items() if v and (k == "path") != (table.kind == "file")]
+    for key in strange:
+        raise ConfigError(f'{file}: arbiter.{key} does not go with arbiter.kind = "{table.kind}"')
+    if not given[needed]:
+        raise ConfigError(f'{file}: arbiter.kind = "{table.kind}" needs arbiter.{needed}')
+    if bool(table.cert_file) != bool(table.key_file):
+        raise ConfigError(f"{file}: arbiter.cert-file and arbiter.key-file come together")
+    for endpoint in table.endpoints:
+        wrong = _endpoint_error(endpoint, table)
+        if wrong:
+            raise ConfigError(f"{file}: arbiter.endpoints: {endpoint!r}: {wrong}")
+
+
+def _endpoint_error(endpoint: str, table: ArbiterTable) -> str:
+    """What is wrong with it ("" if nothing is)."""
+    try:
+        url = urlsplit(endpoint)
+        host, port = url.hostname, url.port
+    except ValueError as e:
+        return str(e)
+    if url.scheme not in ("http", "https") or not host or port is None:
+        return "expected https://HOST:PORT (or http://, in a lab)"
+    if url.path.strip("/") or url.query or url.fragment or "@" in url.netloc:
+        return "nothing but a host and a port may be named"
+    if url.scheme == "http" and (table.ca_file or table.cert_file):
+        return "arbiter.ca-file, cert-file and key-file need https://"
+    if url.scheme == "https" and not table.ca_file:
+        return "https:// needs arbiter.ca-file, the CA that signed the servers' certificates"
+    return ""
 
 
 def parse(text: str, file: Path) -> Config:
@@ -270,6 +313,9 @@ def check_paths(config: Config, file: Path) -> None:
         ("vm.preload", config.vm.preload),
         ("vm.disk.path", config.vm.disk[0].path),
         ("peer.key-file", config.peer.key_file),
+        ("arbiter.ca-file", config.arbiter.ca_file),
+        ("arbiter.cert-file", config.arbiter.cert_file),
+        ("arbiter.key-file", config.arbiter.key_file),
     ):
         if path and not Path(path).exists():
             raise ConfigError(f"{file}: {name}: {path} does not exist")
@@ -317,6 +363,12 @@ address = "198.51.100.1"
 
 [arbiter]
 path = "/mnt/arbiter/web"             # reached by both hosts; NFS: hard,noac,lookupcache=none
+# kind = "etcd"                       # instead of a directory, an etcd cluster:
+# endpoints = ["https://192.0.2.11:2379", "https://192.0.2.12:2379", "https://192.0.2.13:2379"]
+# prefix = "/colo-ebpf"               # the record is below it: /colo-ebpf/web/record
+# ca-file = "/etc/colo-ebpf/etcd-ca.pem"
+# cert-file = "/etc/colo-ebpf/etcd-client.pem"
+# key-file = "/etc/colo-ebpf/etcd-client.key"
 
 [start]
 role = "primary"                      # the one that starts the VM from its image

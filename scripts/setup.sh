@@ -7,8 +7,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 
 packages=(
-	bpftool busybox-static ca-certificates cpio gcc gzip iproute2 libc6-dev
-	linux-headers-cloud-amd64 nginx-light procps python3 python3-bpfcc python3-libnbd python3-venv
+	bpftool busybox-static ca-certificates cpio etcd-server gcc gzip iproute2 libc6-dev
+	linux-headers-cloud-amd64 nginx-light openssl procps python3 python3-bpfcc python3-libnbd python3-venv
 	qemu-system-x86 qemu-utils util-linux
 )
 
@@ -25,7 +25,8 @@ if [ ${#missing[@]} -gt 0 ]; then
 	fi
 	echo "setup: installing ${#missing[@]} packages: ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
-	# nginx serves in the tests' namespaces only: its package must not start one on this host.
+	# nginx and etcd serve in the lab's and the tests' namespaces only: their packages must not
+	# start one on this host, neither now nor when it boots.
 	policy=/usr/sbin/policy-rc.d
 	if [ ! -e "$policy" ]; then
 		printf '#!/bin/sh\nexit 101\n' > "$policy"
@@ -34,6 +35,12 @@ if [ ${#missing[@]} -gt 0 ]; then
 	fi
 	apt-get update -q </dev/null
 	apt-get install -q -y --no-install-recommends "${missing[@]}" </dev/null
+	for package in "${missing[@]}"; do
+		case $package in
+		etcd-server) update-rc.d etcd disable ;;
+		nginx-light) update-rc.d nginx disable ;;
+		esac
+	done
 fi
 
 # bcc and libnbd are Debian's, for Debian's own interpreter only: whatever else `python3` may be

@@ -34,6 +34,10 @@ def _nginx() -> str:
     return "" if shutil.which("nginx") else "nginx is not installed"
 
 
+def _etcd() -> str:
+    return "" if shutil.which("etcd") else "etcd is not installed (package etcd-server)"
+
+
 def _guest() -> str:
     return "" if (GUEST / "initramfs.gz").exists() else "no guest in build/guest: run make guest"
 
@@ -44,6 +48,7 @@ _PROBES: dict[str, Callable[[], str]] = {
     "qemu": _qemu,
     "guest": _guest,
     "nginx": _nginx,
+    "etcd": _etcd,
 }
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from colo_ebpf.config import Config
 from colo_ebpf.control import settings
+from colo_ebpf.control.arbiters import arbiter_of
 from colo_ebpf.control.machine import probe_qemu
 from colo_ebpf.datapath import headers, loader, netdev
 from colo_ebpf.errors import ColoError, DatapathError, VmError
@@ -84,7 +85,16 @@ def _configured(config: Config) -> list[tuple[str, Callable[[], str]]]:
         settings.key(config)
         return f"{config.peer.key_file}"
 
-    return [("client bridge", bridge), ("link MTU", mtu), ("heartbeat key", key)]
+    def arbiter() -> str:
+        record = asyncio.run(arbiter_of(config).examine())
+        return f"generation {record.generation}: {record.describe()}"
+
+    return [
+        ("client bridge", bridge),
+        ("link MTU", mtu),
+        ("heartbeat key", key),
+        ("arbiter", arbiter),
+    ]
 
 
 def readable(one: Finding) -> str:

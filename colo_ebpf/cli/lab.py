@@ -55,11 +55,13 @@ def readable(lab: Lab, facts: dict[str, Any]) -> str:
     for host, one in facts["hosts"].items():
         pids = (str(one["daemon_pid"] or "-"), str(one["qemu_pid"] or "-"))
         rows.append((host, one["namespace"], *pids, one["state"] or "-", one["sentence"] or "-"))
-    client = facts["client"]
+    client, arbiter = facts["client"], facts["arbiter"]
+    where = arbiter.get("path") or f"{arbiter['endpoint']} in namespace {arbiter['namespace']}"
     lines = [
         table(rows),
         f"client: namespace {client['namespace']}, {client['address']} on {client['device']}; "
         f"the guest is {facts['guest_address']}",
+        f"arbiter: {arbiter['kind']}, {where}",
         f"files: {facts['directory']}",
         "to look at it:",
         *(f"  {command}" for command in commands(lab)),
@@ -69,7 +71,7 @@ def readable(lab: Lab, facts: dict[str, Any]) -> str:
 
 def _up(args: argparse.Namespace) -> int:
     lab = _lab(args)
-    lab.up(choose(_wanted(args)))
+    lab.up(choose(_wanted(args)), args.arbiter)
     facts = lab.describe()
     return _print(args, facts, readable(lab, facts))
 
@@ -108,8 +110,9 @@ def _hang(args: argparse.Namespace) -> int:
 def _cut(args: argparse.Namespace) -> int:
     lab = _lab(args)
     lab.require_up()
-    faults.cut(lab, args.path)
-    return _print(args, {"cut": args.path}, f"cut: {args.path}")
+    faults.cut(lab, args.path, args.host)
+    where = f" of host {args.host}" if args.host else ""
+    return _print(args, {"cut": args.path, "host": args.host}, f"cut: {args.path}{where}")
 
 
 def _heal(args: argparse.Namespace) -> int:
@@ -143,6 +146,7 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     named.add_argument("--name", default=DEFAULT_NAME, help="of the lab (default: %(default)s)")
     guest = _guest_options()
     up = inner.add_parser("up", parents=[named, guest], help="build it; wait until protected")
+    up.add_argument("--arbiter", choices=topology.ARBITERS, default="file", help="what it is")
     up.set_defaults(verb=_up)
     for name, verb, summary in (
         ("status", _status, "what runs where"),
@@ -162,8 +166,9 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         one.add_argument("host", choices=topology.HOSTS)
         one.add_argument("--what", choices=faults.WHAT, required=True)
         one.set_defaults(verb=verb)
-    cut = inner.add_parser("cut", parents=[named], help="cut the hosts apart")
+    cut = inner.add_parser("cut", parents=[named], help="cut the hosts apart, or the arbiter off")
     cut.add_argument("path", choices=faults.PATHS)
+    cut.add_argument("--host", choices=topology.HOSTS, default="", help="cut off one (arbiter)")
     cut.set_defaults(verb=_cut)
     demo = inner.add_parser("demo", parents=[named, guest], help="protect, break, check")
     demo.add_argument("--fault", choices=tuple(SCENARIOS), default="host-kill")

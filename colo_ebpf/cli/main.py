@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from colo_ebpf import config as configuration
 from colo_ebpf.cli import lab as lab_cli
@@ -22,6 +22,9 @@ from colo_ebpf.cli import text
 from colo_ebpf.control import ctl
 from colo_ebpf.control.record import Record
 from colo_ebpf.errors import ColoError, ControlError
+
+if TYPE_CHECKING:
+    from colo_ebpf.control.arbiters import OperatedArbiter
 
 DEFAULT_CONFIG = Path(os.environ.get("COLO_EBPF_CONFIG", "/etc/colo-ebpf/config.toml"))
 Verb = Callable[[argparse.Namespace], int]
@@ -171,10 +174,10 @@ def _show_record(args: argparse.Namespace, record: Record) -> int:
     return 0
 
 
-def _arbiter(config: configuration.Config) -> Any:
-    from colo_ebpf.control.arbiter_file import FileArbiter
+def _arbiter(config: configuration.Config) -> OperatedArbiter:
+    from colo_ebpf.control.arbiters import arbiter_of
 
-    return FileArbiter(Path(config.arbiter.path), config.timing.arbiter_timeout_ms)
+    return arbiter_of(config)
 
 
 # --- parser -----------------------------------------------------------------------------

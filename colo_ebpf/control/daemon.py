@@ -22,7 +22,7 @@ from typing import IO, Any
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.config import Config
 from colo_ebpf.control import accel, settings
-from colo_ebpf.control.arbiter_file import FileArbiter
+from colo_ebpf.control.arbiters import arbiter_of
 from colo_ebpf.control.core import Core
 from colo_ebpf.control.ctl import ControlServer
 from colo_ebpf.control.epoch import Command, Do
@@ -65,7 +65,7 @@ class Daemon:
         self.steps = Steps(
             plane,
             machine,
-            FileArbiter(FilePath(config.arbiter.path), config.timing.arbiter_timeout_ms),
+            arbiter_of(config),
             floor=GenerationFloor(FilePath(config.host.state_dir)),
             peer_address=config.peer.link_address,
             current=lambda: self.core.vm,

@@ -9,10 +9,10 @@ from colo_ebpf.datapath import netdev
 from colo_ebpf.errors import LabError
 from colo_ebpf.lab import mounts, network, processes
 from colo_ebpf.lab.lab import Lab
-from colo_ebpf.lab.topology import LINK, LINK_DEVICE, MANAGEMENT, TAP, UPLINK
+from colo_ebpf.lab.topology import ARBITER, HOSTS, LINK, LINK_DEVICE, MANAGEMENT, TAP
 
 WHAT = ("vm", "daemon", "host")
-PATHS = ("link", "management", "all")
+PATHS = ("link", "management", "all", "arbiter")
 
 
 def _running(lab: Lab, host: str, what: str) -> list[int]:
@@ -27,7 +27,7 @@ def kill(lab: Lab, host: str, what: str) -> list[int]:
     """SIGKILL; for `host` everything that runs there at once, wires first. Returns the pids."""
     place, pids = lab.places[host], _running(lab, host, what)
     if what == "host":
-        network.cut(place, UPLINK, LINK, MANAGEMENT)
+        network.cut(place, *network.wires(place))
     processes.send(pids, signal.SIGKILL)
     if what == "host":
         processes.end(place.namespace)
@@ -48,9 +48,25 @@ def hang(lab: Lab, host: str, what: str) -> list[int]:
     return pids
 
 
-def cut(lab: Lab, path: str) -> None:
-    """Nothing passes between the hosts on `link`, `management`, or both (`all`)."""
+def cut(lab: Lab, path: str, host: str = "") -> None:
+    """Nothing passes between the hosts on `link`, `management`, or both (`all`); or nothing to
+    the `arbiter`, from one host or from both."""
+    if path == "arbiter":
+        _cut_arbiter(lab, [host] if host else list(HOSTS))
+        return
+    if host:
+        raise LabError(f"{path} is between the hosts: only `cut arbiter` is for one of them")
     devices = {"link": (LINK,), "management": (MANAGEMENT,), "all": (LINK, MANAGEMENT)}
     if path not in devices:
         raise LabError(f"{path}: not one of {', '.join(PATHS)}")
     network.cut(lab.places["a"], *devices[path])
+
+
+def _cut_arbiter(lab: Lab, hosts: list[str]) -> None:
+    if lab.arbiter != "etcd":
+        raise LabError(
+            f"lab {lab.name} keeps its record in a directory of this machine, which nothing can "
+            "cut off: `colo-ebpf lab up --arbiter etcd`"
+        )
+    for host in hosts:
+        network.cut(lab.places[host], ARBITER)

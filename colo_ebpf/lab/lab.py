@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import secrets
@@ -17,12 +16,12 @@ from typing import Any
 
 from colo_ebpf import config as configuration
 from colo_ebpf.control import ctl
-from colo_ebpf.control.arbiter_file import FileArbiter
 from colo_ebpf.datapath import netdev
 from colo_ebpf.datapath.loader import pin_directory
 from colo_ebpf.errors import ControlError, LabError
+from colo_ebpf.lab import arbiter as arbiters
 from colo_ebpf.lab import mounts, network, processes, topology
-from colo_ebpf.lab.topology import HOSTS, Guest, Place, client_namespace
+from colo_ebpf.lab.topology import HOSTS, Guest, Place, arbiter_namespace, client_namespace
 
 Say = Callable[[str], None]
 PROTECT_S = 180.0
@@ -39,7 +38,7 @@ class Lab:
 
     # -- up ------------------------------------------------------------------------------
 
-    def up(self, guest: Guest) -> None:
+    def up(self, guest: Guest, arbiter: str = "file") -> None:
         """Build, start both daemons, wait until the pair is protected."""
         if self.is_up():
             raise LabError(f"lab {self.name} is up already: `colo-ebpf lab down` first")
@@ -47,7 +46,7 @@ class Lab:
             self.say("cleaning what an earlier lab left")
             self.down()
         try:
-            self.build(guest)
+            self.build(guest, arbiter)
             for place in self.places.values():
                 self.start_daemon(place)
             self.wait_protected()
@@ -56,7 +55,7 @@ class Lab:
             self.down()
             raise
 
-    def build(self, guest: Guest) -> None:
+    def build(self, guest: Guest, arbiter: str = "file") -> None:
         """Everything but the daemons."""
         self.say("building namespaces, links and images")
         mounts.mount_memory(topology.directory(self.name))
@@ -67,11 +66,15 @@ class Lab:
         for place in self.places.values():
             place.run_dir.mkdir(parents=True)
             mounts.mount_bpf(place.bpffs)
-            place.config.write_text(topology.config_text(place, guest))
+            place.config.write_text(topology.config_text(place, guest, arbiter))
             self._image(place, guest)
             configuration.check_paths(configuration.load(place.config), place.config)
-        self._init_arbiter()
-        topology.state_file(self.name).write_text(json.dumps({"guest_address": guest.address}))
+        if arbiter == "etcd":
+            network.add_arbiter(self.name)
+            arbiters.start(self.name)
+        arbiters.init(self.places["a"])
+        asked = {"guest_address": guest.address, "arbiter": arbiter}
+        topology.state_file(self.name).write_text(json.dumps(asked))
 
     def _image(self, place: Place, guest: Guest) -> None:
         if guest.disk:
@@ -79,10 +82,6 @@ class Lab:
             return
         with place.disk.open("wb") as file:
             file.truncate(guest.disk_bytes)
-
-    def _init_arbiter(self) -> None:
-        arbiter = FileArbiter(topology.arbiter_directory(self.name), 2000)
-        asyncio.run(arbiter.init("a"))
 
     def start_daemon(self, place: Place) -> None:
         """As the systemd unit does, in the host's network namespace."""
@@ -105,7 +104,8 @@ class Lab:
 
     def exists(self) -> bool:
         """Anything of this name is there."""
-        names = {client_namespace(self.name), *(p.namespace for p in self.places.values())}
+        names = {client_namespace(self.name), arbiter_namespace(self.name)}
+        names |= {p.namespace for p in self.places.values()}
         return topology.directory(self.name).exists() or bool(names & set(netdev.namespaces()))
 
     def is_up(self) -> bool:
@@ -121,8 +121,15 @@ class Lab:
     @property
     def guest_address(self) -> str:
         """Where the client finds the guest."""
-        text = topology.state_file(self.name).read_text()
-        return str(json.loads(text)["guest_address"])
+        return self._asked("guest_address")
+
+    @property
+    def arbiter(self) -> str:
+        """`file` or `etcd`."""
+        return self._asked("arbiter")
+
+    def _asked(self, what: str) -> str:
+        return str(json.loads(topology.state_file(self.name).read_text())[what])
 
     def ask(self, host: str, command: str = "status") -> Any:
         """Of the daemon; None if it does not answer."""
@@ -142,7 +149,20 @@ class Lab:
                 "address": topology.CLIENT_ADDRESS,
             },
             "guest_address": self.guest_address,
+            "arbiter": self._describe_arbiter(),
             "hosts": {host: self._describe_host(place) for host, place in self.places.items()},
+        }
+
+    def _describe_arbiter(self) -> dict[str, Any]:
+        if self.arbiter == "file":
+            return {"kind": "file", "path": str(topology.arbiter_directory(self.name))}
+        namespace = arbiter_namespace(self.name)
+        pids = processes.in_namespace(namespace)
+        return {
+            "kind": "etcd",
+            "namespace": namespace,
+            "endpoint": topology.arbiter_url(),
+            "pid": pids[0] if pids else None,
         }
 
     def _describe_host(self, place: Place) -> dict[str, Any]:
@@ -216,11 +236,15 @@ class Lab:
     # -- run, heal, down -----------------------------------------------------------------
 
     def namespace_of(self, host: str) -> str:
-        """Of a, b or client."""
-        return client_namespace(self.name) if host == "client" else self.places[host].namespace
+        """Of a, b, client or arbiter."""
+        others = {"client": client_namespace, "arbiter": arbiter_namespace}
+        return others[host](self.name) if host in others else self.places[host].namespace
 
     def heal(self) -> None:
         """Continue what hangs, reconnect what is cut, start the daemons that are gone."""
+        if self.arbiter == "etcd":
+            processes.resume(arbiter_namespace(self.name))
+            arbiters.start(self.name)
         for place in self.places.values():
             network.restore(place)
             processes.resume(place.namespace)
@@ -241,7 +265,7 @@ class Lab:
 
     def down(self) -> None:
         """End and remove everything of this name, however little is left of it."""
-        for host in (*HOSTS, "client"):
+        for host in (*HOSTS, "client", "arbiter"):
             processes.end(self.namespace_of(host))
         network.remove(self.name)
         mounts.remove(topology.directory(self.name), topology.ROOT.parent)

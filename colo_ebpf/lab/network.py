@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from colo_ebpf.datapath import netdev
 from colo_ebpf.lab.topology import (
+    ARBITER,
+    ARBITER_ADDRESS,
+    ARBITER_BRIDGE,
     BRIDGE,
     CLIENT_ADDRESS,
     CLIENT_BRIDGE,
@@ -16,6 +19,7 @@ from colo_ebpf.lab.topology import (
     PREFIX_LENGTH,
     UPLINK,
     Place,
+    arbiter_namespace,
     client_namespace,
 )
 
@@ -39,6 +43,27 @@ def build(lab: str) -> None:
         netdev.in_namespace(place.namespace, lambda place=place: _addresses(place))  # type: ignore[misc]
 
 
+def add_arbiter(lab: str) -> None:
+    """The arbiter's namespace and a wire of its own to each host."""
+    namespace = arbiter_namespace(lab)
+    netdev.create_namespace(namespace)
+    netdev.in_namespace(namespace, _arbiter_side)
+    for place in (Place(lab, host) for host in HOSTS):
+        port = f"{place.host}0"
+        netdev.create_veth(ARBITER, port, place.namespace, namespace, GUEST_MTU)
+        netdev.in_namespace(namespace, lambda port=port: netdev.join_bridge(port, ARBITER_BRIDGE))  # type: ignore[misc]
+        address = place.arbiter_address
+        netdev.in_namespace(
+            place.namespace,
+            lambda address=address: netdev.add_address(ARBITER, address, PREFIX_LENGTH),  # type: ignore[misc]
+        )
+
+
+def _arbiter_side() -> None:
+    netdev.create_bridge(ARBITER_BRIDGE)
+    netdev.add_address(ARBITER_BRIDGE, ARBITER_ADDRESS, PREFIX_LENGTH)
+
+
 def _client_side() -> None:
     netdev.create_bridge(CLIENT_BRIDGE)
     netdev.add_address(CLIENT_BRIDGE, CLIENT_ADDRESS, PREFIX_LENGTH)
@@ -51,8 +76,15 @@ def _addresses(place: Place) -> None:
 
 def remove(lab: str) -> None:
     """Remove the namespaces and with them every device."""
-    for namespace in (client_namespace(lab), *(Place(lab, host).namespace for host in HOSTS)):
+    hosts = [Place(lab, host).namespace for host in HOSTS]
+    for namespace in (client_namespace(lab), arbiter_namespace(lab), *hosts):
         netdev.remove_namespace(namespace)
+
+
+def wires(place: Place) -> list[str]:
+    """The devices that lead out of a host."""
+    known = (UPLINK, LINK, MANAGEMENT, ARBITER)
+    return netdev.in_namespace(place.namespace, lambda: [d for d in known if netdev.exists(d)])
 
 
 def cut(place: Place, *devices: str) -> None:
@@ -63,9 +95,5 @@ def cut(place: Place, *devices: str) -> None:
 
 def restore(place: Place) -> None:
     """Bring the wires of a host up again."""
-
-    def up() -> None:
-        for device in (UPLINK, LINK, MANAGEMENT):
-            netdev.set_up(device)
-
-    netdev.in_namespace(place.namespace, up)
+    for device in wires(place):
+        netdev.in_namespace(place.namespace, lambda device=device: netdev.set_up(device))  # type: ignore[misc]

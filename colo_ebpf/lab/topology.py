@@ -7,6 +7,7 @@
                      └─ b0 ══ up0 ── br0 (host b) ── tap of the VM
     host a link0 ═════ link0 host b      frames, memory, disk, heartbeats
     host a mgmt0 ═════ mgmt0 host b      heartbeats
+    host a arb0 ── brarb ── arb0 host b  the arbiter, where that is etcd (on brarb)
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from pathlib import Path
 
 ROOT = Path("/run/colo-ebpf/lab")
 HOSTS = ("a", "b")
-UPLINK, LINK, MANAGEMENT = "up0", "link0", "mgmt0"
+UPLINK, LINK, MANAGEMENT, ARBITER = "up0", "link0", "mgmt0", "arb0"
 TAP, BRIDGE, LINK_DEVICE = "tap0", "br0", "vxlan0"
 GUEST_MTU, LINK_MTU = 1500, 1600
 CLIENT_BRIDGE = "brlan"
 CLIENT_ADDRESS, DEFAULT_GUEST_ADDRESS, PREFIX_LENGTH = "192.168.77.1", "192.168.77.10", 24
+ARBITERS = ("file", "etcd")
+ARBITER_BRIDGE, ARBITER_ADDRESS, ARBITER_PORT = "brarb", "10.77.3.10", 2379
 MAC = "52:54:00:77:00:10"
 
 
@@ -117,14 +120,29 @@ class Place:
         """On the management network."""
         return f"10.77.2.{self.number}"
 
+    @property
+    def arbiter_address(self) -> str:
+        """On the arbiter's network."""
+        return f"10.77.3.{self.number}"
+
 
 def client_namespace(lab: str) -> str:
     """Where the client lives."""
     return f"{lab}-client"
 
 
+def arbiter_namespace(lab: str) -> str:
+    """Where etcd lives."""
+    return f"{lab}-arbiter"
+
+
+def arbiter_url() -> str:
+    """Where both hosts find etcd."""
+    return f"http://{ARBITER_ADDRESS}:{ARBITER_PORT}"
+
+
 def arbiter_directory(lab: str) -> Path:
-    """Shared by both hosts, reachable whatever is cut."""
+    """The record, reachable for both hosts whatever is cut; or what etcd stores."""
     return ROOT / lab / "arbiter"
 
 
@@ -133,7 +151,13 @@ def key_file(lab: str) -> Path:
     return ROOT / lab / "key"
 
 
-def config_text(place: Place, guest: Guest) -> str:
+def _arbiter_table(lab: str, kind: str) -> dict[str, object]:
+    if kind == "etcd":
+        return {"kind": kind, "endpoints": [arbiter_url()]}
+    return {"kind": kind, "path": str(arbiter_directory(lab))}
+
+
+def config_text(place: Place, guest: Guest, arbiter: str) -> str:
     """The daemon's configuration on this host."""
     peer = place.other
     append = (
@@ -169,7 +193,7 @@ def config_text(place: Place, guest: Guest) -> str:
         },
         "link": {"address": place.link_address, "underlay": LINK, "device": LINK_DEVICE},
         "management": {"address": place.management_address},
-        "arbiter": {"kind": "file", "path": str(arbiter_directory(place.lab))},
+        "arbiter": _arbiter_table(place.lab, arbiter),
         "start": {"role": "primary" if place.host == "a" else "secondary"},
     }
     lines = []

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from colo_ebpf.datapath import netdev
+from colo_ebpf.errors import LabError
 from colo_ebpf.lab import faults, processes, topology
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
@@ -228,6 +229,11 @@ def test_a_qemu_without_colo_is_told_and_the_record_says_nobody_serves(bare: Lab
     _start(bare, "a")
     _says(bare, "a", "has no x-colo capability")
     assert bare.ask("a")["mode"] == "withhold"
+
+
+def test_a_directory_cannot_be_cut_off(bare: Lab) -> None:
+    with pytest.raises(LabError, match="lab up --arbiter etcd"):
+        faults.cut(bare, "arbiter")
 
 
 def test_a_wrong_configuration_ends_the_daemon_with_one_line(bare: Lab) -> None:

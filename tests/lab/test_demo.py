@@ -25,7 +25,7 @@ def _needs() -> None:
 
 
 def _left(lab: Lab) -> list[str]:
-    names = [lab.namespace_of(host) for host in ("a", "b", "client")]
+    names = [lab.namespace_of(host) for host in ("a", "b", "client", "arbiter")]
     found = [f"namespace {name}" for name in names if name in netdev.namespaces()]
     found += [f"process {pid}" for name in names for pid in processes.in_namespace(name)]
     found += [f"mount {point}" for point in mounts.mounted(topology.directory(lab.name))]

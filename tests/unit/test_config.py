@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from colo_ebpf import config
 from colo_ebpf.control import settings
+from colo_ebpf.control.arbiter_etcd import EtcdArbiter
+from colo_ebpf.control.arbiter_file import FileArbiter
+from colo_ebpf.control.arbiters import arbiter_of
 from colo_ebpf.errors import ConfigError
 
 FILE = Path("/etc/colo-ebpf/config.toml")
@@ -80,6 +83,84 @@ def test_a_wrong_value_is_named(old: str, new: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         config.parse(config.EXAMPLE.replace(old, new, 1), FILE)
     assert str(FILE) in str(caught.value)
+
+
+FILE_ARBITER = '[arbiter]\npath = "/mnt/arbiter/web" '
+ETCD = """[arbiter]
+kind = "etcd"
+endpoints = ["https://192.0.2.11:2379", "https://[2001:db8::1]:2379"]
+ca-file = "/etc/ca.pem"
+cert-file = "/etc/client.pem"
+key-file = "/etc/client.key"
+"""
+
+
+def _with_arbiter(text: str) -> str:
+    assert FILE_ARBITER in config.EXAMPLE
+    return config.EXAMPLE.replace(FILE_ARBITER, text)
+
+
+def test_the_arbiter_is_a_directory_or_an_etcd_cluster() -> None:
+    assert isinstance(arbiter_of(config.parse(config.EXAMPLE, FILE)), FileArbiter)
+    assert isinstance(arbiter_of(config.parse(_with_arbiter(ETCD), FILE)), EtcdArbiter)
+    plain = '[arbiter]\nkind = "etcd"\nendpoints = ["http://127.0.0.1:2379"]\n'
+    assert isinstance(arbiter_of(config.parse(_with_arbiter(plain), FILE)), EtcdArbiter)
+
+
+def test_the_commented_etcd_keys_of_the_example_are_in_order() -> None:
+    """As an operator would use them: `path` goes, they come."""
+    kept = [line for line in config.EXAMPLE.splitlines() if not line.startswith('path = "/mnt/')]
+    start = kept.index("[arbiter]")
+    text = "\n".join(
+        line.removeprefix("# ") if number > start else line for number, line in enumerate(kept)
+    )
+    table = config.parse(text, FILE).arbiter
+    assert (table.kind, len(table.endpoints), table.prefix) == ("etcd", 3, "/colo-ebpf")
+    assert table.ca_file
+    assert table.cert_file
+    assert table.key_file
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('kind = "etcd"', 'kind = "zookeeper"', "arbiter.kind: "),
+        ('kind = "etcd"', "", 'arbiter.endpoints does not go with arbiter.kind = "file"'),
+        ('kind = "etcd"', 'kind = "etcd"\npath = "/x"', "arbiter.path does not go with .*etcd"),
+        ('endpoints = ["', 'endpoints = []\n# ["', 'kind = "etcd" needs arbiter.endpoints'),
+        ("endpoints =", "endpoint =", "did you mean 'endpoints'"),
+        ("cert-file =", "# ", "cert-file and arbiter.key-file come together"),
+        ("key-file =", "# ", "cert-file and arbiter.key-file come together"),
+        ("ca-file =", "# ", "https:// needs arbiter.ca-file"),
+        ("https://192", "http://192", "cert-file and key-file need https://"),
+        ("https://192", "192", "expected https://HOST:PORT"),
+        (":2379", "", "expected https://HOST:PORT"),
+        (":2379", ":0x9", "192.0.2.11:0x9'"),
+        (":2379", ":2379/v3", "nothing but a host and a port"),
+        ("https://192", "https://user@192", "nothing but a host and a port"),
+        ('kind = "etcd"', 'kind = "etcd"\nprefix = "colo/"', "arbiter.prefix: "),
+    ],
+)
+def test_a_wrong_arbiter_is_named(old: str, new: str, message: str) -> None:
+    assert old in ETCD
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.parse(_with_arbiter(ETCD.replace(old, new, 1)), FILE)
+    assert str(FILE) in str(caught.value)
+
+
+def test_a_directory_needs_its_path() -> None:
+    with pytest.raises(ConfigError, match=r'kind = "file" needs arbiter\.path'):
+        config.parse(_with_arbiter("[arbiter]\n#"), FILE)
+
+
+def test_missing_certificates_are_named_before_anything_starts(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.touch()
+    text = _with_arbiter(ETCD).replace("/etc/ca.pem", str(there))
+    for line in ("/var/lib/colo-ebpf/vmlinuz", "/var/lib/colo-ebpf/web.raw", "/etc/colo-ebpf/key"):
+        text = text.replace(line, str(there))
+    with pytest.raises(ConfigError, match=r"arbiter\.cert-file: /etc/client\.pem does not exist"):
+        config.check_paths(config.parse(text, FILE), FILE)
 
 
 @given(st.text())

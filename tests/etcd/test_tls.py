@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""TLS with client certificates: who is let in, and what is said to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from colo_ebpf.control import record
+from colo_ebpf.control.etcd import Tls
+from colo_ebpf.errors import ArbiterError
+from tests.capabilities import require
+from tests.etcd.certificates import Certificates
+from tests.etcd.cluster import Cluster, cluster
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    require("etcd")
+    return Certificates(tmp_path_factory.mktemp("ours") / "tls")
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Of a CA that the cluster does not know."""
+    return Certificates(tmp_path_factory.mktemp("others") / "tls")
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory, ours: Certificates) -> Iterator[Cluster]:
+    """A member that wants a client certificate."""
+    with cluster(tmp_path_factory.mktemp("secured"), 1, ours) as one:
+        yield one
+
+
+async def test_client_and_server_know_each_other(secured: Cluster, key: str) -> None:
+    first = await secured.arbiter(key).init("a")
+    won = await secured.arbiter(key).swap(first, record.start(first, "a/0000000000000001"))
+    assert await secured.arbiter(key).examine() == won
+
+
+async def test_a_server_of_another_ca_is_refused(
+    secured: Cluster, others: Certificates, ours: Certificates, key: str
+) -> None:
+    tls = Tls(others.path("ca.pem"), ours.path("client.pem"), ours.path("client.key"))
+    with pytest.raises(ArbiterError, match=r"its certificate is refused: .*arbiter.ca-file"):
+        await secured.arbiter(key, tls=tls).read()
+
+
+async def test_a_server_of_another_name_is_refused(secured: Cluster, key: str) -> None:
+    endpoint = secured.endpoints[0].replace("127.0.0.1", "localhost")
+    with pytest.raises(ArbiterError, match="certificate is refused: Hostname mismatch"):
+        await secured.arbiter(key, endpoints=[endpoint]).read()
+
+
+@pytest.mark.parametrize("shown", ["none", "another CA's"])
+async def test_a_client_without_the_right_certificate_is_refused(
+    secured: Cluster, others: Certificates, ours: Certificates, key: str, shown: str
+) -> None:
+    names = ("", "") if shown == "none" else (others.path("client.pem"), others.path("client.key"))
+    with pytest.raises(ArbiterError, match=r"refuses this client's certificate: .*cert-file"):
+        await secured.arbiter(key, tls=Tls(ours.path("ca.pem"), *names)).read()
+
+
+async def test_plain_http_at_a_tls_port_is_an_error(secured: Cluster, key: str) -> None:
+    endpoint = secured.endpoints[0].replace("https", "http")
+    with pytest.raises(ArbiterError, match="did not answer"):
+        await secured.arbiter(key, 300, [endpoint]).read()
+
+
+@pytest.mark.parametrize("file", ["ca.pem", "client.pem", "client.key"])
+@pytest.mark.parametrize("broken", ["missing", "garbage"])
+async def test_a_broken_file_is_named(
+    secured: Cluster, tmp_path: Path, key: str, file: str, broken: str
+) -> None:
+    made = Certificates(tmp_path / "tls")
+    if broken == "missing":
+        Path(made.path(file)).unlink()
+    else:
+        Path(made.path(file)).write_text("no PEM")
+    with pytest.raises(ArbiterError, match=f"arbiter.*{file}"):
+        await secured.arbiter(key, tls=made.of_client()).read()
+
+
+async def test_a_key_with_a_passphrase_is_refused_without_asking(
+    secured: Cluster, tmp_path: Path, key: str
+) -> None:
+    made = Certificates(tmp_path / "tls")
+    made.encrypt("client.key")
+    with pytest.raises(ArbiterError, match=r"arbiter.cert-file, key-file: .*client.key"):
+        await secured.arbiter(key, tls=made.of_client()).read()
+
+
+async def test_renewed_certificates_are_used_at_once(
+    secured: Cluster, ours: Certificates, others: Certificates, tmp_path: Path, key: str
+) -> None:
+    paths = {name: tmp_path / name for name in ("client.pem", "client.key")}
+    tls = Tls(ours.path("ca.pem"), *(str(path) for path in paths.values()))
+    arbiter = secured.arbiter(key, tls=tls)
+    for issuer in (others, ours):
+        for name, path in paths.items():
+            path.write_bytes(Path(issuer.path(name)).read_bytes())
+        if issuer is others:
+            with pytest.raises(ArbiterError, match="refuses this client's certificate"):
+                await arbiter.init("a")
+    assert (await arbiter.init("a")).generation == 1
