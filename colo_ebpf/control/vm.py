@@ -337,7 +337,7 @@ class Qemu:
         """After a takeover: the replication driver has merged its overlays into the image."""
         nodes = await self._qmp.run("query-named-block-nodes", flat=True)
         overlays = {str(path) for path in cmdline.overlay_paths(self._spec)}
-        return not any(n.get("file") in overlays and n.get("drv") == "qcow2" for n in nodes)
+        return not any(n.get("file") in overlays for n in nodes)
 
     async def kill(self) -> None:
         """End the process and wait until it is gone."""
