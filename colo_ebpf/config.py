@@ -42,6 +42,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     path: str
     overlay_dir: str
     format: Annotated[str, Meta(pattern="^(raw|qcow2)$")] = "raw"
+    overlay_limit_mib: Annotated[int, Meta(ge=0, le=1 << 22)] = 0
 
 
 class VmTable(
@@ -51,7 +52,7 @@ class VmTable(
 
     name: Name
     nic: Annotated[list[Nic], Meta(min_length=1, max_length=8)]
-    disk: Annotated[list[Disk], Meta(min_length=1, max_length=1)]
+    disk: Annotated[list[Disk], Meta(min_length=1, max_length=8)]
     kernel: str = ""
     initrd: str = ""
     append: str = ""
@@ -228,6 +229,9 @@ def _cross_check(config: Config, file: Path) -> None:
         values = [str(getattr(nic, what)).lower() for nic in config.vm.nic]
         if len(set(values)) < len(values):
             raise ConfigError(f"{file}: vm.nic.{what}: two NICs have the same one: {values}")
+    paths = [str(Path(disk.path).absolute()) for disk in config.vm.disk]
+    if len(set(paths)) < len(paths):
+        raise ConfigError(f"{file}: vm.disk.path: two disks have the same one: {paths}")
 
 
 def parse(text: str, file: Path) -> Config:
@@ -268,7 +272,7 @@ def check_paths(config: Config, file: Path) -> None:
         ("vm.kernel", config.vm.kernel),
         ("vm.initrd", config.vm.initrd),
         ("vm.preload", config.vm.preload),
-        ("vm.disk.path", config.vm.disk[0].path),
+        *(("vm.disk.path", disk.path) for disk in config.vm.disk),
         ("peer.key-file", config.peer.key_file),
     ):
         if path and not Path(path).exists():

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from colo_ebpf.control.cmdline import PEER_NODE
+from colo_ebpf.control.cmdline import is_peer_node
 from colo_ebpf.control.epoch import (
     Action,
     Announce,
@@ -35,6 +35,12 @@ _REASONS = {
     PlaneEventKind.SVM_RESET: Reason.SVM_RESET,
     PlaneEventKind.GAP: Reason.GAP,
 }
+
+
+def _of_peer(event: VmEvent) -> bool:
+    """One that names no node is believed to be the peer's: that ends the pair, which is safe."""
+    node = event.data.get("node-name")
+    return node is None or is_peer_node(str(node))
 
 
 class Checkpoints:
@@ -86,9 +92,7 @@ class Checkpoints:
 
     def vm_event(self, vm: Vm, event: VmEvent) -> None:
         """One event of our VM, in order."""
-        local = event.kind is VmEventKind.DISK_BAD and (
-            event.data.get("node-name", PEER_NODE) != PEER_NODE
-        )
+        local = event.kind is VmEventKind.DISK_BAD and not _of_peer(event)
         if self._side is Turns.PRIMARY and not local:
             self._do(self.primary.vm_event(event))
         elif self._side is Turns.SECONDARY:

@@ -16,6 +16,7 @@ from colo_ebpf.model import (
     Endpoints,
     FlushReport,
     HeldReport,
+    LentImage,
     Mode,
     Pairing,
     Phase,
@@ -162,6 +163,12 @@ class Vm(Protocol):
 
     async def overlays_committed(self) -> bool:
         """After a takeover: the overlays are merged into the image and flushed."""
+
+    async def lend_images(self) -> tuple[LentImage, ...]:
+        """Primary of a pair: its images can be read until `take_back_images`."""
+
+    async def take_back_images(self) -> None:
+        """The end of `lend_images`; whoever reads is cut off."""
 
     async def kill(self) -> None:
         """End the process (SIGKILL) and wait until it is gone."""
