@@ -30,6 +30,10 @@ def _qemu() -> str:
     return "" if shutil.which("qemu-system-x86_64") else "qemu-system-x86_64 is not installed"
 
 
+def _qemu_nbd() -> str:
+    return "" if shutil.which("qemu-nbd") else "qemu-nbd is not installed: qemu-utils"
+
+
 def _nginx() -> str:
     return "" if shutil.which("nginx") else "nginx is not installed"
 
@@ -44,6 +48,7 @@ _PROBES: dict[str, Callable[[], str]] = {
     "qemu": _qemu,
     "guest": _guest,
     "nginx": _nginx,
+    "qemu-nbd": _qemu_nbd,
 }
 
 

@@ -7,6 +7,7 @@ machine is driven with `poll` up to a deadline, so a hung server costs the deadl
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import time
@@ -131,7 +132,9 @@ class Connection:
         try:
             yield
         except nbd.Error as e:
-            raise StorageError(f"{self.address}: {e.string}") from e
+            lost = e.errnum == errno.ENOTCONN
+            why = "the server closed the connection" if lost else e.string
+            raise StorageError(f"{self.address}: {why}") from e
         except TimeoutError as e:
             raise StorageError(
                 f"{self.address}: no answer within {self._timeout_ms} ms: is its QEMU stopped or "
@@ -201,11 +204,11 @@ class Connection:
         with self._wrapped():
             cookie = self.handle.aio_block_status(length_bytes, offset_bytes, take)
             self.drive(lambda: bool(self.handle.aio_command_completed(cookie)))
-        return _clipped(words, offset_bytes, length_bytes)
+        return clipped(words, offset_bytes, length_bytes)
 
 
-def _clipped(words: list[int], offset_bytes: int, length_bytes: int) -> list[Extent]:
-    """Pairs of length and flags as extents; the last one may reach beyond what was asked."""
+def clipped(words: list[int], offset_bytes: int, length_bytes: int) -> list[Extent]:
+    """A server's pairs of length and flags as extents. The last may reach beyond what was asked."""
     found, at, end = [], offset_bytes, offset_bytes + length_bytes
     for length, flags in zip(words[::2], words[1::2], strict=True):
         if at < end:
