@@ -161,6 +161,16 @@ class Endpoints:
 
 
 @dataclass(frozen=True, slots=True)
+class OverlayUse:
+    """What a secondary's overlays of one disk take."""
+
+    disk: int
+    used_bytes: int
+    limit_bytes: int
+    free_bytes: int  # left in their file system
+
+
+@dataclass(frozen=True, slots=True)
 class LentImage:
     """A primary's image that may be read for a while, and its replica."""
 

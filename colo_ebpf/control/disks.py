@@ -15,14 +15,19 @@ from urllib.parse import urlsplit
 from colo_ebpf.control.cmdline import DiskSpec, VmSpec
 from colo_ebpf.control.qmp import Monitors
 from colo_ebpf.errors import QmpError, VmError
-from colo_ebpf.model import Endpoints, LentImage, Progress
-from colo_ebpf.storage import export
+from colo_ebpf.model import Endpoints, LentImage, OverlayUse, Progress
+from colo_ebpf.storage import export, overlay
 from colo_ebpf.storage.export import LocalDisk
 
 _log = logging.getLogger(__name__)
 
 _RECONNECT_S = 30  # a lost NBD connection blocks a write rather than failing it
 _POLL_S = 0.02  # of a job's progress; its end is an event
+_FAILED_REQUESTS = (
+    "failed_rd_operations",
+    "failed_wr_operations",
+    "failed_flush_operations",
+)
 _FAILED = ("concluded", "aborting", "null")
 
 
@@ -41,6 +46,7 @@ class Disks:
 
     def __init__(self, spec: VmSpec, instance: str, qmp: Monitors) -> None:
         self._spec, self._instance, self._qmp = spec, instance, qmp
+        self._limit_bytes: list[int] = []
 
     async def _nodes(self) -> list[dict[str, Any]]:
         return [dict(n) for n in await self._qmp.run("query-named-block-nodes", flat=True)]
@@ -167,8 +173,44 @@ class Disks:
 
     async def committed(self) -> bool:
         """QEMU has no overlay open any more: all is in the images."""
-        overlays = [str(path) for disk in self._spec.disks for path in disk.overlays]
-        return not in_use(overlays, await self._nodes())
+        overlays = [path for disk in self._spec.disks for path in disk.overlays]
+        if in_use([str(path) for path in overlays], await self._nodes()):
+            return False
+        for path in overlays:
+            path.unlink(missing_ok=True)  # they may lie in memory
+        return True
+
+    # -- the secondary's overlays -----------------------------------------------------------
+
+    def overlay_use(self) -> tuple[OverlayUse, ...]:
+        """How full the overlays are, disk by disk."""
+        return tuple(
+            OverlayUse(
+                disk.number,
+                overlay.used_bytes(disk.overlays),
+                limit,
+                overlay.free_bytes(disk.overlay_dir),
+            )
+            for disk, limit in zip(self._spec.disks, self._limits(), strict=True)
+        )
+
+    def _limits(self) -> list[int]:
+        """Taken once: what is free then is what there is to share."""
+        if not self._limit_bytes:
+            count = len(self._spec.disks)
+            self._limit_bytes = [
+                disk.overlay_limit_bytes
+                or overlay.share_bytes(disk.overlay_dir, disk.overlays, count)
+                for disk in self._spec.disks
+            ]
+        return self._limit_bytes
+
+    async def failed_requests(self) -> int:
+        """Requests of the guest that failed since QEMU was started."""
+        names = {disk.device for disk in self._spec.disks}
+        found = await self._qmp.run("query-blockstats")
+        stats = [one["stats"] for one in found if one.get("device") in names]
+        return sum(int(one[name]) for one in stats for name in _FAILED_REQUESTS)
 
     # -- looking -------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from colo_ebpf.model import (
     HeldReport,
     LentImage,
     Mode,
+    OverlayUse,
     Pairing,
     Phase,
     PlaneEvent,
@@ -163,6 +164,12 @@ class Vm(Protocol):
 
     async def overlays_committed(self) -> bool:
         """After a takeover: the overlays are merged into the image and flushed."""
+
+    def overlay_use(self) -> tuple[OverlayUse, ...]:
+        """Secondary: how full its overlays are, disk by disk."""
+
+    async def failed_requests(self) -> int:
+        """Disk requests of the guest that failed since QEMU was started."""
 
     async def lend_images(self) -> tuple[LentImage, ...]:
         """Primary of a pair: its images can be read until `take_back_images`."""

@@ -17,7 +17,16 @@ from colo_ebpf.control.cmdline import VmSpec
 from colo_ebpf.control.disks import Disks
 from colo_ebpf.control.qmp import Monitors
 from colo_ebpf.errors import QmpError, VmError
-from colo_ebpf.model import Endpoints, LentImage, Progress, Settled, VmEvent, VmEventKind, VmRole
+from colo_ebpf.model import (
+    Endpoints,
+    LentImage,
+    OverlayUse,
+    Progress,
+    Settled,
+    VmEvent,
+    VmEventKind,
+    VmRole,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -266,6 +275,14 @@ class Qemu:
     async def overlays_committed(self) -> bool:
         """After a takeover: the replication driver has merged its overlays into the image."""
         return await self._disks.committed()
+
+    def overlay_use(self) -> tuple[OverlayUse, ...]:
+        """Secondary: how full its overlays are."""
+        return self._disks.overlay_use()
+
+    async def failed_requests(self) -> int:
+        """Disk requests of the guest that failed, ever."""
+        return await self._disks.failed_requests()
 
     # -- a look at the disks ---------------------------------------------------------------
 

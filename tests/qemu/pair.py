@@ -126,9 +126,11 @@ class Pair:
         directory: Path,
         disk_bytes: Mapping[str, int] | None = None,
         disk_count: Mapping[str, int] | int = 1,
+        fill: bytes = b"",
     ) -> None:
         self._directory = directory
         self._disk_bytes = disk_bytes or {}
+        self._fill = fill
         self._disk_count = (
             dict.fromkeys("ab", disk_count) if isinstance(disk_count, int) else disk_count
         )
@@ -161,6 +163,9 @@ class Pair:
         """Start one side's QEMU."""
         size, count = self._disk_bytes.get(host, DISK_BYTES), self._disk_count[host]
         spec = spec_of(host, self._directory, size, count)
+        for disk in spec.disks:
+            if self._fill:
+                disk.path.write_bytes(self._fill * (size // len(self._fill)))
         vm = await QemuMachine(spec).start(role, f"{host}/{secrets.token_hex(8)}")
         side = Side(vm, spec)
         vm.subscribe(side.events.append)

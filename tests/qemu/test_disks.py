@@ -130,9 +130,7 @@ async def test_a_difference_is_found(tmp_path: Path) -> None:
 
 async def test_a_reader_that_hangs_holds_no_checkpoint_up(tmp_path: Path) -> None:
     """Its answers wait in the sockets' buffers: QEMU drains its disks before each checkpoint."""
-    async with Pair(tmp_path) as (a, b):
-        for side in (a, b):
-            side.spec.disks[0].path.write_bytes(b"Q" * (16 << 20))
+    async with Pair(tmp_path, fill=b"Q") as (a, b):
         (one,) = await a.vm.lend_images()
         with _both(one) as (here, there):
             for round_ in range(10):
