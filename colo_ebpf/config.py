@@ -37,7 +37,7 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """One disk of the guest."""
+    """One disk of the guest. `overlay_limit_mib` 0: a share of what is free in `overlay_dir`."""
 
     path: str
     overlay_dir: str
@@ -229,9 +229,18 @@ def _cross_check(config: Config, file: Path) -> None:
         values = [str(getattr(nic, what)).lower() for nic in config.vm.nic]
         if len(set(values)) < len(values):
             raise ConfigError(f"{file}: vm.nic.{what}: two NICs have the same one: {values}")
+    _check_disks(config, file)
+
+
+def _check_disks(config: Config, file: Path) -> None:
     paths = [str(Path(disk.path).absolute()) for disk in config.vm.disk]
     if len(set(paths)) < len(paths):
         raise ConfigError(f"{file}: vm.disk.path: two disks have the same one: {paths}")
+    for name in ("path", "overlay_dir"):
+        for disk in config.vm.disk:
+            if "," in getattr(disk, name):  # QEMU takes it for the end of the name
+                key = name.replace("_", "-")
+                raise ConfigError(f"{file}: vm.disk.{key}: {getattr(disk, name)!r} has a comma")
 
 
 def parse(text: str, file: Path) -> Config:
@@ -299,6 +308,7 @@ mtu = 1500
 [[vm.disk]]
 path = "/var/lib/colo-ebpf/web.raw"   # the same size on both hosts
 overlay-dir = "/dev/shm/colo-ebpf"    # the secondary's writes since the last checkpoint
+overlay-limit-mib = 0                 # a checkpoint at half of it; 0: a quarter of what is free
 format = "raw"
 
 [host]

@@ -11,8 +11,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from colo_ebpf.errors import StorageError
+
 _BLOCK_BYTES = 512  # st_blocks counts in these, whatever the file system
 _SHARE = 4
+_LEAST_ROOM_BYTES = 16 << 20
 
 
 def used_bytes(files: Iterable[Path]) -> int:
@@ -33,6 +36,19 @@ def free_bytes(directory: Path) -> int:
     except OSError:
         return 0
     return found.f_bavail * found.f_frsize
+
+
+def check_room(directory: Path, limit_bytes: int) -> str:
+    """StorageError if a secondary's overlays would not find room. `limit_bytes` 0: the default."""
+    there = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    free = free_bytes(there)
+    wanted = max(limit_bytes, _LEAST_ROOM_BYTES)
+    if free < wanted:
+        raise StorageError(
+            f"overlay-dir {directory}: {free >> 20} MiB are free, {wanted >> 20} MiB are needed; "
+            "give it a larger file system, or set a smaller overlay-limit-mib"
+        )
+    return f"{directory}: {free >> 20} MiB free"
 
 
 def share_bytes(directory: Path, files: Iterable[Path], disks: int) -> int:

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colo_ebpf.errors import StorageError
+from colo_ebpf.storage import image, overlay
 from colo_ebpf.storage.compare import Range, differing, merged, to_read
 from colo_ebpf.storage.connection import Extent, clipped
 from colo_ebpf.storage.export import ExportFacts, LocalDisk, objections, wrong_names
+from tests.capabilities import require
 
 LOCAL = LocalDisk("parent0", "raw", 1 << 20)
 REMOTE = ExportFacts(
@@ -133,3 +138,39 @@ def test_exactly_the_sectors_that_differ_are_told(differs: list[bool], short: in
 
 def test_ranges_that_touch_are_one() -> None:
     assert merged([Range(0, 4), Range(4, 4), Range(16, 4)]) == [Range(0, 8), Range(16, 4)]
+
+
+def _image(path: Path, image_format: str, size: str) -> Path:
+    require("qemu-nbd")  # of the same package as qemu-img
+    subprocess.run(["qemu-img", "create", "-q", "-f", image_format, path, size], check=True)
+    return path
+
+
+def test_images_are_looked_at_while_they_are_in_use(tmp_path: Path) -> None:
+    raw, qcow2 = _image(tmp_path / "r", "raw", "1M"), _image(tmp_path / "q", "qcow2", "2M")
+    assert image.look(raw, "raw") == image.ImageFacts("raw", 1 << 20)
+    assert image.look(qcow2, "qcow2") == image.ImageFacts("qcow2", 2 << 20)
+    with pytest.raises(StorageError, match='holds a qcow2 image, but its format is "raw"'):
+        image.look(qcow2, "raw")
+    with pytest.raises(StorageError, match="not in qcow2 format"):
+        image.look(raw, "qcow2")
+    with pytest.raises(StorageError, match="does not exist; create it"):
+        image.look(tmp_path / "none", "raw")
+
+
+def test_the_room_for_overlays_is_that_of_the_nearest_directory(tmp_path: Path) -> None:
+    assert "MiB free" in overlay.check_room(tmp_path / "not" / "yet", 0)
+    with pytest.raises(StorageError, match="set a smaller overlay-limit-mib"):
+        overlay.check_room(tmp_path, 1 << 60)
+
+
+def test_what_overlays_occupy_is_counted_and_shared(tmp_path: Path) -> None:
+    one, other = tmp_path / "active0.qcow2", tmp_path / "hidden0.qcow2"
+    assert overlay.used_bytes((one, other)) == 0
+    one.write_bytes(bytes(64 << 10))
+    with other.open("wb") as file:
+        file.truncate(1 << 30)  # a hole is no room
+    assert 64 << 10 <= overlay.used_bytes((one, other)) < 1 << 20
+    single = overlay.share_bytes(tmp_path, (one, other), 1)
+    assert overlay.share_bytes(tmp_path, (one, other), 4) == pytest.approx(single / 4, rel=0.1)
+    assert overlay.free_bytes(tmp_path / "none") == 0
