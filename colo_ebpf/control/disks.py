@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -140,19 +139,23 @@ class Disks:
 
     async def _end_mirror(self, job: str) -> None:
         await self._qmp.run("block-job-cancel", device=job)
+        await self._until_ended(job)
+        await self._qmp.run("job-dismiss", id=job)
+
+    async def _until_ended(self, job: str) -> None:
         try:
             async with asyncio.timeout(self._spec.qmp_timeout_ms / 1000):
                 while (await self._job(job))["status"] not in ("concluded", "null"):
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as e:
             raise VmError(f"{self._instance}: {job} does not end") from e
-        await self._qmp.run("job-dismiss", id=job)
 
     async def cancel_mirrors(self) -> None:
-        """Of a pairing that is given up."""
+        """Of a pairing that is given up. They are over when this returns: a node that one still
+        uses could not be removed, and the next pairing would find its name taken."""
         for disk in self._spec.disks:
-            with contextlib.suppress(QmpError):
-                await self._qmp.run("block-job-cancel", device=_job_of(disk), force=True)
+            await self._try("block-job-cancel", device=_job_of(disk), force=True)
+            await self._until_ended(_job_of(disk))
 
     # -- failover ------------------------------------------------------------------------
 

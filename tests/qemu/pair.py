@@ -8,7 +8,8 @@ import os
 import secrets
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,26 +139,42 @@ class Pair:
         self.sides: list[Side] = []
 
     async def __aenter__(self) -> tuple[Side, Side]:
-        netdev.create_namespace(self._namespace)
-        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        _enter(os.open(f"/var/run/netns/{self._namespace}", os.O_RDONLY))
-        for host in "ab":
-            await asyncio.to_thread(netdev.create_tap, f"tap{host}", 1500)
-            _ip("link", "set", f"tap{host}", "address", _CLIENT_MAC)
+        await self._build()
         try:
             return await self._pair()
         except BaseException:
             await self.__aexit__()
             raise
 
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Where a pair can be made, step by step."""
+        await self._build()
+        try:
+            yield
+        finally:
+            await self.__aexit__()
+
+    async def _build(self) -> None:
+        netdev.create_namespace(self._namespace)
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        _enter(os.open(f"/var/run/netns/{self._namespace}", os.O_RDONLY))
+        for host in "ab":
+            await asyncio.to_thread(netdev.create_tap, f"tap{host}", 1500)
+            _ip("link", "set", f"tap{host}", "address", _CLIENT_MAC)
+
     async def _pair(self) -> tuple[Side, Side]:
         a = await self.start("a", VmRole.PRIMARY)
         await a.vm.cont()
         b = await self.start("b", VmRole.SECONDARY)
+        await self.pair_up(a, b)
+        return a, b
+
+    async def pair_up(self, a: Side, b: Side) -> None:
+        """From a primary that runs and a secondary that was just started."""
         to = await b.vm.listen()
         await a.vm.synchronise(to, lambda progress: None)
         await a.vm.enter_colo(to, lambda progress: None)
-        return a, b
 
     async def start(self, host: str, role: VmRole) -> Side:
         """Start one side's QEMU."""

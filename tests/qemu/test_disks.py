@@ -14,7 +14,7 @@ import pytest
 
 from colo_ebpf.errors import StorageError
 from colo_ebpf.lab import ledger
-from colo_ebpf.model import LentImage, VmEventKind
+from colo_ebpf.model import LentImage, Progress, VmEventKind, VmRole
 from colo_ebpf.storage.compare import CHUNK_BYTES, IN_FLIGHT, Comparison, Range, compare
 from colo_ebpf.storage.connection import Connection, ExportAddress
 from tests.capabilities import require
@@ -95,6 +95,34 @@ async def test_the_primary_goes_on_alone_with_both_disks(tmp_path: Path) -> None
             assert _holds(disk.path.read_bytes(), range(first, 21, 2)), disk
         with pytest.raises(Exception, match="disk 0 is not replicated"):
             await a.vm.lend_images()
+
+
+async def test_a_copy_that_breaks_leaves_nothing_in_the_way_of_the_next(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, disk_count=2, disk_bytes=dict.fromkeys("ab", 256 << 20), fill=b"Q")
+    async with pair.place():
+        a = await pair.start("a", VmRole.PRIMARY)
+        await a.vm.cont()
+        b = await pair.start("b", VmRole.SECONDARY)
+        to = await b.vm.listen()
+
+        under_way = asyncio.Event()
+
+        def look(progress: Progress) -> None:
+            if progress.done:
+                under_way.set()
+
+        copying = asyncio.create_task(a.vm.synchronise(to, look))
+        await under_way.wait()
+        os.kill(b.vm.pid, signal.SIGKILL)
+        copying.cancel()  # as the daemon does when the peer falls silent
+        with pytest.raises(asyncio.CancelledError):
+            await copying
+        await a.vm.leave_pair()
+        assert await a.vm.running()
+        await b.vm.kill()
+        again = await pair.start("b", VmRole.SECONDARY)
+        await pair.pair_up(a, again)
+        assert all(one.differences == () for one in await _verify(a))
 
 
 async def test_a_pair_is_equal_while_its_guest_writes(tmp_path: Path) -> None:
