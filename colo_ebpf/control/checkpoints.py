@@ -71,7 +71,9 @@ class Checkpoints:
     @property
     def want(self) -> str:
         """Secondary: why it wants a checkpoint."""
-        return "" if self.fitness.lasting else self.secondary.want or self.fitness.want
+        if self._side is not Turns.SECONDARY or self.fitness.lasting:
+            return ""
+        return self.secondary.want or self.fitness.want
 
     def facts(self) -> TurnFacts:
         """For the decision."""

@@ -253,6 +253,8 @@ class Core:
             self._record_since_ns = now_ns
             self._begin_attempt()
         self.record = record
+        if self.vm is not None and not self._is_replica(self.vm):
+            self.fitness.serves()
 
     def _begin_attempt(self) -> None:
         self._done.clear()

@@ -47,6 +47,10 @@ class Fitness:
         if loads > self._failed_at:
             self.passing = ""
 
+    def serves(self) -> None:
+        """It is no replica: what a load would have healed was healed before it took over."""
+        self.passing = self.filling = ""
+
     def overlays(self, uses: Sequence[OverlayUse], loads: int) -> None:
         """How full a replica's overlays are."""
         self.filling = ""

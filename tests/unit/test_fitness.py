@@ -88,3 +88,14 @@ def test_what_went_by_with_a_load_does_not_count_once_it_serves() -> None:
     f = Fitness()
     f.failed("its disk failed", 3)
     assert f.unfit(replica=False) == ""
+
+
+def test_one_that_was_promoted_was_whole_then() -> None:
+    """A daemon that adopts it hears of failures of its time as a replica, and of no load since."""
+    f = Fitness()
+    f.failed("its disk failed at some time", 3)
+    f.serves()
+    assert (f.unfit(replica=True), f.want) == ("", "")
+    f.failed("its disk failed", None)
+    f.serves()
+    assert f.unfit(replica=False)
