@@ -53,11 +53,11 @@ class ToyVm:
         self.sick = self.ever_sick = True
         self.emit(VmEventKind.BLOCK_ERROR)
 
-    def emit(self, kind: VmEventKind) -> None:
+    def emit(self, kind: VmEventKind, **data: object) -> None:
         """An event reaches the daemon, if there is one."""
         if kind is VmEventKind.COLO_EXIT:
             self.exited = True
-        event = VmEvent(kind, self.host.world.now_ns)
+        event = VmEvent(kind, self.host.world.now_ns, data)
         self.host.deliver(lambda: self.host.vm_event(self, event))
 
     def die(self) -> None:
