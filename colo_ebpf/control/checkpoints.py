@@ -38,13 +38,13 @@ _REASONS = {
 }
 
 
+_OVERLAYS_EVERY_NS = 50_000_000
+
+
 def of_peer(event: VmEvent) -> bool:
     """A disk error that names no node counts as the peer's: it ends the pair, which is safe."""
     node = event.data.get("node-name")
     return node is None or is_peer_node(str(node))
-
-
-_OVERLAYS_EVERY_NS = 50_000_000
 
 
 class Checkpoints:

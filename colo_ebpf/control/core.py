@@ -93,7 +93,6 @@ class Core:
         self.running: Step | None = None
         self.leaving = False
         self.checkpoints = Checkpoints(timing, plane, effects, note, now_ns)
-        self.fitness = self.checkpoints.fitness
         self.offsets = OffsetCopy()
         self._cancelling = False
         self._record_since_ns = self._mode_since_ns = now_ns
@@ -171,8 +170,13 @@ class Core:
         begun = max(vm.loads(), self.checkpoints.secondary.loads) if replica else None
         self.fitness.failed(why, begun)
 
+    @property
+    def fitness(self) -> Fitness:
+        """Of the VM here."""
+        return self.checkpoints.fitness
+
     def _fresh(self) -> None:
-        self.fitness = self.checkpoints.fitness = Fitness()
+        self.checkpoints.fitness = Fitness()
 
     def unfit(self) -> str:
         """Why the VM here may not be made the only one; "": it may."""

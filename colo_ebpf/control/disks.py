@@ -225,7 +225,9 @@ class Disks:
             if disk.peer_node not in nodes:
                 raise VmError(f"{self._instance}: disk {disk.number} is not replicated")
             to = urlsplit(str(nodes[disk.peer_node]["file"]))
-            lent.append(LentImage(disk.image, str(path), to.hostname or "", to.port or 0))
+            if not to.hostname or not to.port:
+                raise VmError(f"{self._instance}: where disk {disk.number} goes is not known")
+            lent.append(LentImage(disk.image, str(path), to.hostname, to.port))
         await self.withdraw()  # what an earlier daemon may have left open
         path.unlink(missing_ok=True)
         await self._qmp.run(

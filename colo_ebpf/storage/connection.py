@@ -145,9 +145,9 @@ class Connection:
                 f"{self.address}: {e.strerror}: is its QEMU running, and reachable from here?"
             ) from e
 
-    def drive(self, done: Callable[[], bool], timeout_ms: int | None = None) -> None:
+    def drive(self, done: Callable[[], bool]) -> None:
         """Let the protocol go on until `done`; TimeoutError at the deadline."""
-        deadline = time.monotonic() + (timeout_ms or self._timeout_ms) / 1000
+        deadline = time.monotonic() + self._timeout_ms / 1000
         while not done():
             wait_s = deadline - time.monotonic()
             if wait_s <= 0:
@@ -185,7 +185,8 @@ class Connection:
         """The bytes that were asked for."""
         with self._wrapped():
             self.drive(lambda: bool(self.handle.aio_command_completed(reading.cookie)))
-            return bytearray(reading.buffer.to_bytearray())
+            data: bytearray = reading.buffer.to_bytearray()
+        return data
 
     def extents(self, offset_bytes: int, length_bytes: int) -> list[Extent]:
         """Where zeroes are, from the offset on; at least one extent, maybe not all that was asked.
