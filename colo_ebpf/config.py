@@ -38,11 +38,12 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """One disk of the guest."""
+    """One disk of the guest. `overlay_limit_mib` 0: a share of what is free in `overlay_dir`."""
 
     path: str
     overlay_dir: str
     format: Annotated[str, Meta(pattern="^(raw|qcow2)$")] = "raw"
+    overlay_limit_mib: Annotated[int, Meta(ge=0, le=1 << 22)] = 0
 
 
 class VmTable(
@@ -52,7 +53,7 @@ class VmTable(
 
     name: Name
     nic: Annotated[list[Nic], Meta(min_length=1, max_length=8)]
-    disk: Annotated[list[Disk], Meta(min_length=1, max_length=1)]
+    disk: Annotated[list[Disk], Meta(min_length=1, max_length=8)]
     kernel: str = ""
     initrd: str = ""
     append: str = ""
@@ -235,6 +236,18 @@ def _cross_check(config: Config, file: Path) -> None:
         values = [str(getattr(nic, what)).lower() for nic in config.vm.nic]
         if len(set(values)) < len(values):
             raise ConfigError(f"{file}: vm.nic.{what}: two NICs have the same one: {values}")
+    _check_disks(config, file)
+
+
+def _check_disks(config: Config, file: Path) -> None:
+    paths = [str(Path(disk.path).absolute()) for disk in config.vm.disk]
+    if len(set(paths)) < len(paths):
+        raise ConfigError(f"{file}: vm.disk.path: two disks have the same one: {paths}")
+    for name in ("path", "overlay_dir"):
+        for disk in config.vm.disk:
+            if "," in getattr(disk, name):  # QEMU takes it for the end of the name
+                key = name.replace("_", "-")
+                raise ConfigError(f"{file}: vm.disk.{key}: {getattr(disk, name)!r} has a comma")
 
 
 def _check_arbiter(table: ArbiterTable, file: Path) -> None:
@@ -311,7 +324,7 @@ def check_paths(config: Config, file: Path) -> None:
         ("vm.kernel", config.vm.kernel),
         ("vm.initrd", config.vm.initrd),
         ("vm.preload", config.vm.preload),
-        ("vm.disk.path", config.vm.disk[0].path),
+        *(("vm.disk.path", disk.path) for disk in config.vm.disk),
         ("peer.key-file", config.peer.key_file),
         ("arbiter.ca-file", config.arbiter.ca_file),
         ("arbiter.cert-file", config.arbiter.cert_file),
@@ -341,6 +354,7 @@ mtu = 1500
 [[vm.disk]]
 path = "/var/lib/colo-ebpf/web.raw"   # the same size on both hosts
 overlay-dir = "/dev/shm/colo-ebpf"    # the secondary's writes since the last checkpoint
+overlay-limit-mib = 0                 # a checkpoint at half of it; 0: a quarter of what is free
 format = "raw"
 
 [host]

@@ -161,6 +161,26 @@ class Endpoints:
 
 
 @dataclass(frozen=True, slots=True)
+class OverlayUse:
+    """What a secondary's overlays of one disk take."""
+
+    disk: int
+    used_bytes: int
+    limit_bytes: int
+    free_bytes: int  # left in their file system
+
+
+@dataclass(frozen=True, slots=True)
+class LentImage:
+    """A primary's image that may be read for a while, and its replica."""
+
+    export: str  # on both sides
+    path: str  # unix socket of the local image
+    host: str  # the replica's server
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Of a long step, for status and logs. ``total`` 0 = unknown."""
 

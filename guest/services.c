@@ -12,9 +12,10 @@
  *   7002/tcp  dice:   "ROLL"        -> "index value"    random, remembered
  *                     "GET index"   -> "index value"
  *
- * Entry n of the ledger is the 512-byte block n of the disk (numbers start at 1): magic, n,
- * length, chained sum, text. The sum is FNV-1a over (sum before, n, text). An ADD of a
- * number that is there already answers as the first time if the text is the same.
+ * Entry n of the ledger is the 512-byte block n of a disk (numbers start at 1): magic, n,
+ * length, chained sum, text. Several disks take turns. The sum is FNV-1a over (sum before, n,
+ * text). An ADD of a number that is there already answers as the first time if the text is the
+ * same.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -38,6 +39,7 @@
 #define TEXT_MAX	(BLOCK - 32)
 #define ROLLS		65536
 #define PATTERN		251
+#define DISKS		8
 #define LEDGER_MAGIC	0x4745444c4f4c4f43ULL	/* "COLOLDEG" on the disk */
 
 enum service { HTTP, ECHO_TCP, LEDGER, DICE, SERVICES };
@@ -64,7 +66,8 @@ struct connection {
 
 static struct connection connections[CONNECTIONS];
 static char pattern[PATTERN * 64];
-static int disk = -1;
+static int disks[DISKS];
+static unsigned int disk_count;
 static uint64_t ledger_count, ledger_sum = 1469598103934665603ULL;
 static uint64_t rolls[ROLLS];
 static unsigned int roll_count;
@@ -84,22 +87,32 @@ static uint64_t chain(uint64_t sum, uint64_t number, const char *text, size_t le
 	return fnv(sum, text, length);
 }
 
+static int disk_of(uint64_t number)
+{
+	return number && disk_count ? disks[(number - 1) % disk_count] : -1;
+}
+
 static int ledger_read(uint64_t number, struct block *block)
 {
-	if (pread(disk, block, BLOCK, number * BLOCK) != BLOCK)
+	if (pread(disk_of(number), block, BLOCK, number * BLOCK) != BLOCK)
 		return -1;
 	if (block->magic != LEDGER_MAGIC || block->number != number || block->length > TEXT_MAX)
 		return -1;
 	return 0;
 }
 
-/* Find what is on the disk: the ledger outlives the guest. */
-static void ledger_open(const char *path)
+/* Find what is on the disks: the ledger outlives the guest. */
+static void ledger_open(char **paths, int count)
 {
 	struct block block;
+	int fd;
 
-	disk = open(path, O_RDWR | O_DSYNC | O_CLOEXEC);
-	while (disk >= 0 && !ledger_read(ledger_count + 1, &block)) {
+	while (count-- > 0 && disk_count < DISKS) {
+		fd = open(*paths++, O_RDWR | O_DSYNC | O_CLOEXEC);
+		if (fd >= 0)
+			disks[disk_count++] = fd;
+	}
+	while (!ledger_read(ledger_count + 1, &block)) {
 		ledger_count++;
 		ledger_sum = block.sum;
 	}
@@ -126,7 +139,7 @@ static int ledger_add(uint64_t number, const char *text, size_t length, char *re
 	block.length = length;
 	block.sum = chain(ledger_sum, number, text, length);
 	memcpy(block.text, text, length);
-	if (pwrite(disk, &block, BLOCK, number * BLOCK) != BLOCK)
+	if (pwrite(disk_of(number), &block, BLOCK, number * BLOCK) != BLOCK)
 		return snprintf(reply, size, "ERR disk: %s\n", strerror(errno));
 	ledger_count = number;
 	ledger_sum = block.sum;
@@ -340,7 +353,7 @@ int main(int argc, char **argv)
 	int listeners[SERVICES], udp, i;
 
 	signal(SIGPIPE, SIG_IGN);
-	ledger_open(argc > 1 ? argv[1] : "/dev/vda");
+	ledger_open(argv + 1, argc - 1);
 	for (i = 0; i < (int)sizeof(pattern); i++) {
 		unsigned int k = i % PATTERN;
 

@@ -30,6 +30,10 @@ def _qemu() -> str:
     return "" if shutil.which("qemu-system-x86_64") else "qemu-system-x86_64 is not installed"
 
 
+def _qemu_nbd() -> str:
+    return "" if shutil.which("qemu-nbd") else "qemu-nbd is not installed: qemu-utils"
+
+
 def _nginx() -> str:
     return "" if shutil.which("nginx") else "nginx is not installed"
 
@@ -49,6 +53,7 @@ _PROBES: dict[str, Callable[[], str]] = {
     "guest": _guest,
     "nginx": _nginx,
     "etcd": _etcd,
+    "qemu-nbd": _qemu_nbd,
 }
 
 

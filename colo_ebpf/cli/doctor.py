@@ -19,12 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from colo_ebpf.config import Config
+from colo_ebpf.config import Config, Disk
 from colo_ebpf.control import settings
 from colo_ebpf.control.arbiters import arbiter_of
 from colo_ebpf.control.machine import probe_qemu
 from colo_ebpf.datapath import headers, loader, netdev
 from colo_ebpf.errors import ColoError, DatapathError, VmError
+from colo_ebpf.storage.image import look
+from colo_ebpf.storage.overlay import check_room
 
 _QEMU = "qemu-system-x86_64"
 _QMP_S = 20
@@ -89,12 +91,26 @@ def _configured(config: Config) -> list[tuple[str, Callable[[], str]]]:
         record = asyncio.run(arbiter_of(config).examine())
         return f"generation {record.generation}: {record.describe()}"
 
-    return [
+    checks = [
         ("client bridge", bridge),
         ("link MTU", mtu),
         ("heartbeat key", key),
         ("arbiter", arbiter),
     ]
+    for number, disk in enumerate(config.vm.disk):
+        checks += _disk(number, disk)
+    return checks
+
+
+def _disk(number: int, disk: Disk) -> list[tuple[str, Callable[[], str]]]:
+    def image() -> str:
+        found = look(Path(disk.path), disk.format)
+        return f"{disk.path}: {found.format}, {found.virtual_bytes} bytes"
+
+    def overlays() -> str:
+        return check_room(Path(disk.overlay_dir), disk.overlay_limit_mib << 20)
+
+    return [(f"disk {number}", image), (f"overlays {number}", overlays)]
 
 
 def readable(one: Finding) -> str:

@@ -131,6 +131,15 @@ def _checkpoint(args: argparse.Namespace) -> int:
     return 0
 
 
+def _verify(args: argparse.Namespace) -> int:
+    from colo_ebpf.cli import verify
+
+    config = configuration.load(args.config)
+    found = verify.verify(config, args.differences, quiet=args.json)
+    _show(args, found, verify.readable)
+    return 0 if found["equal"] else 1
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from colo_ebpf.cli import doctor
 
@@ -190,6 +199,12 @@ def _common() -> argparse.ArgumentParser:
     return common
 
 
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
@@ -219,6 +234,17 @@ def parser() -> argparse.ArgumentParser:
         "--seconds", type=float, default=0.0, help="go on looking for so long (default: one look)"
     )
     capture.set_defaults(verb=_capture)
+    verify = verbs.add_parser(
+        "verify", parents=[located], help="compare the pair's images byte for byte (on the primary)"
+    )
+    verify.add_argument(
+        "--differences",
+        type=_positive,
+        default=20,
+        metavar="N",
+        help="tell at most so many per disk",
+    )
+    verify.set_defaults(verb=_verify)
     _config_verbs(verbs, common)
     arbiter = verbs.add_parser("arbiter", help="the record of who may speak for the VM")
     records = arbiter.add_subparsers(required=True, metavar="VERB")

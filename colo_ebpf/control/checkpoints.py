@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from colo_ebpf.control.cmdline import PEER_NODE
+from colo_ebpf.control.cmdline import is_peer_node
 from colo_ebpf.control.epoch import (
     Action,
     Announce,
@@ -20,6 +20,7 @@ from colo_ebpf.control.epoch import (
 )
 from colo_ebpf.control.epoch_secondary import Note, SecondaryTurns
 from colo_ebpf.control.facts import Timing, TurnFacts, Turns
+from colo_ebpf.control.fitness import Fitness
 from colo_ebpf.control.peer import PeerState
 from colo_ebpf.control.ports import Plane, Vm
 from colo_ebpf.model import Mode, PlaneEvent, PlaneEventKind, VmEvent, VmEventKind
@@ -37,6 +38,15 @@ _REASONS = {
 }
 
 
+_OVERLAYS_EVERY_NS = 50_000_000
+
+
+def of_peer(event: VmEvent) -> bool:
+    """A disk error that names no node counts as the peer's: it ends the pair, which is safe."""
+    node = event.data.get("node-name")
+    return node is None or is_peer_node(str(node))
+
+
 class Checkpoints:
     """The checkpoints of this daemon's VM, whichever side it is."""
 
@@ -49,12 +59,21 @@ class Checkpoints:
         )
         self.primary = PrimaryTurns(limits)
         self.secondary = SecondaryTurns(timing.arm_timeout_ns)
+        self.fitness = Fitness()
         self.announced = 0
         self.flush_wanted = False
         self._note = note
         self._side = Turns.NONE
         self._vm: Vm | None = None
         self._held_due_ns: int | None = now_ns
+        self._overlays_due_ns = now_ns
+
+    @property
+    def want(self) -> str:
+        """Secondary: why it wants a checkpoint."""
+        if self._side is not Turns.SECONDARY or self.fitness.lasting:
+            return ""
+        return self.secondary.want or self.fitness.want
 
     def facts(self) -> TurnFacts:
         """For the decision."""
@@ -86,9 +105,7 @@ class Checkpoints:
 
     def vm_event(self, vm: Vm, event: VmEvent) -> None:
         """One event of our VM, in order."""
-        local = event.kind is VmEventKind.DISK_BAD and (
-            event.data.get("node-name", PEER_NODE) != PEER_NODE
-        )
+        local = event.kind is VmEventKind.DISK_BAD and not of_peer(event)
         if self._side is Turns.PRIMARY and not local:
             self._do(self.primary.vm_event(event))
         elif self._side is Turns.SECONDARY:
@@ -117,7 +134,17 @@ class Checkpoints:
                 self.secondary.announced(peer.announced)
             if self.secondary.look(now_ns):
                 self._write(self.secondary.counted(self._vm.loads()))
+            self._look_overlays(self._vm, now_ns)
         self._flush()
+
+    def _look_overlays(self, vm: Vm, now_ns: int) -> None:
+        """The primary cannot see them. Under a load they are about to be emptied."""
+        early = now_ns < self._overlays_due_ns and not self.fitness.passing
+        if early or self.secondary.stopped:
+            return
+        self._overlays_due_ns = now_ns + _OVERLAYS_EVERY_NS
+        self.fitness.overlays(vm.overlay_use(), self.secondary.loads)
+        self.fitness.loaded(vm.loads())
 
     def _look_primary(self, peer: PeerState | None, listening: bool, now_ns: int) -> None:
         self._look_held(now_ns)

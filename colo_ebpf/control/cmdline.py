@@ -4,9 +4,9 @@
 Both sides get the same devices in the same order. The NICs offload checksums and TCP
 segmentation; UDP fragmentation is not offered, the data plane would drop such frames.
 
-Disk: a quorum (fifo, threshold 1) under a throttle node that lets it be mirrored while it runs; on
-the secondary the quorum's child is QEMU's `replication` driver over the local image (QEMU
-docs/system/qemu-colo).
+Each disk: a quorum (fifo, threshold 1) under a throttle node that lets it be mirrored while it
+runs; on the secondary the quorum's child is QEMU's `replication` driver over the local image (QEMU
+docs/system/qemu-colo). Disks are told apart by their number, which every node's name ends in.
 """
 
 from __future__ import annotations
@@ -17,10 +17,54 @@ from pathlib import Path
 from colo_ebpf.model import VmRole
 
 _NOT_OFFERED = ("guest_ufo", "host_ufo")
-DISK = "colo-disk0"  # what the guest uses
-QUORUM = "quorum0"
-LOCAL_IMAGE = "parent0"  # also the name of the secondary's export
-PEER_NODE = "nbd0"  # the secondary's export, as a child of the primary's quorum
+_PEER_NODE = "nbd"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpec:
+    """One disk of the VM on one host, and what its parts are called in QEMU."""
+
+    number: int
+    path: Path
+    format: str
+    overlay_dir: Path
+    overlay_limit_bytes: int = 0  # 0: a share of what the file system has
+
+    @property
+    def device(self) -> str:
+        """What the guest uses."""
+        return f"colo-disk{self.number}"
+
+    @property
+    def quorum(self) -> str:
+        """Writes to the local image and, in a pair, to the secondary's."""
+        return f"quorum{self.number}"
+
+    @property
+    def image(self) -> str:
+        """The local image; also the name of its export."""
+        return f"parent{self.number}"
+
+    @property
+    def replica(self) -> str:
+        """Secondary: keeps apart what its own VM writes."""
+        return f"childs{self.number}"
+
+    @property
+    def peer_node(self) -> str:
+        """Primary: the secondary's export, as a child of the quorum."""
+        return f"{_PEER_NODE}{self.number}"
+
+    @property
+    def overlays(self) -> tuple[Path, Path]:
+        """Active and hidden overlay of the secondary."""
+        n = self.number
+        return self.overlay_dir / f"active{n}.qcow2", self.overlay_dir / f"hidden{n}.qcow2"
+
+
+def is_peer_node(name: str) -> bool:
+    """A node of the secondary's export, of whichever disk."""
+    return name.startswith(_PEER_NODE) and name[len(_PEER_NODE) :].isdigit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +83,7 @@ class VmSpec:
     machine: str
     preload: str  # library for TCG, "" for none
     nics: tuple[tuple[str, str], ...]  # tap and MAC of each
-    disk: Path
-    disk_format: str
-    overlay_dir: Path
+    disks: tuple[DiskSpec, ...]
     run_dir: Path
     link_address: str
     nbd_port: int
@@ -63,40 +105,46 @@ def oob_path(spec: VmSpec) -> Path:
     return spec.run_dir / "qmp-oob.sock"
 
 
+def lending_path(spec: VmSpec) -> Path:
+    """Where a primary's images can be read while they are compared."""
+    return spec.run_dir / "images.sock"
+
+
 def trace_path(spec: VmSpec, instance: str) -> Path:
     """QEMU's COLO trace of one instance; outlives the daemon."""
     return spec.run_dir / f"colo-{instance.rpartition('/')[2]}.trace"
 
 
-def overlay_paths(spec: VmSpec) -> tuple[Path, Path]:
-    """Active and hidden overlay of the secondary."""
-    return spec.overlay_dir / "active.qcow2", spec.overlay_dir / "hidden.qcow2"
-
-
-def _disk(spec: VmSpec, role: VmRole) -> list[str]:
-    active, hidden = overlay_paths(spec)
+def _drives(disk: DiskSpec, role: VmRole) -> list[str]:
     drives = [
-        f"if=none,id={LOCAL_IMAGE},driver={spec.disk_format},file.driver=file,"
-        f"file.filename={spec.disk}"
+        f"if=none,id={disk.image},driver={disk.format},file.driver=file,file.filename={disk.path}"
     ]
-    child = LOCAL_IMAGE
+    child = disk.image
     if role is VmRole.SECONDARY:
-        child = "childs0"
+        child = disk.replica
+        active, hidden = disk.overlays
         drives.append(
-            f"if=none,node-name={child},driver=replication,mode=secondary,top-id={DISK},"
+            f"if=none,node-name={child},driver=replication,mode=secondary,top-id={disk.device},"
             f"file.driver=qcow2,file.file.driver=file,file.file.filename={active},"
             f"file.backing.driver=qcow2,file.backing.file.driver=file,"
-            f"file.backing.file.filename={hidden},file.backing.backing={LOCAL_IMAGE}"
+            f"file.backing.file.filename={hidden},file.backing.backing={disk.image}"
         )
     drives.append(
-        f"if=none,id={DISK},driver=throttle,throttle-group=throttle0,werror=report,rerror=report,"
-        f"file.driver=quorum,file.node-name={QUORUM},file.read-pattern=fifo,"
+        f"if=none,id={disk.device},driver=throttle,throttle-group=throttle0,"
+        f"werror=report,rerror=report,"
+        f"file.driver=quorum,file.node-name={disk.quorum},file.read-pattern=fifo,"
         f"file.vote-threshold=1,file.children.0={child}"
     )
+    return drives
+
+
+def _disks(spec: VmSpec, role: VmRole) -> list[str]:
     args = ["-object", "throttle-group,id=throttle0"]
-    for drive in drives:
-        args += ["-drive", drive]
-    return [*args, "-device", f"virtio-blk-pci,id=disk0,drive={DISK}"]
+    for disk in spec.disks:
+        for drive in _drives(disk, role):
+            args += ["-drive", drive]
+        args += ["-device", f"virtio-blk-pci,id=disk{disk.number},drive={disk.device}"]
+    return args
 
 
 def _network(spec: VmSpec) -> list[str]:
@@ -148,7 +196,7 @@ def command_line(spec: VmSpec, role: VmRole, instance: str) -> list[str]:
         *boot,
         *_monitors(spec),
         *_network(spec),
-        *_disk(spec, role),
+        *_disks(spec, role),
         *spec.extra_args,
         *(["-S"] if role is VmRole.PRIMARY else ["-incoming", "defer"]),
     ]

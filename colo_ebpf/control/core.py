@@ -16,11 +16,12 @@ from typing import Protocol
 import msgspec
 
 from colo_ebpf.control import facts
-from colo_ebpf.control.checkpoints import Checkpoints
+from colo_ebpf.control.checkpoints import Checkpoints, of_peer
 from colo_ebpf.control.decide import decide
 from colo_ebpf.control.epoch import Command, Stage
 from colo_ebpf.control.epoch_secondary import Note
 from colo_ebpf.control.facts import Decision, Snapshot, State, Step, TaskKind, Turns
+from colo_ebpf.control.fitness import Fitness
 from colo_ebpf.control.offsets import OffsetCopy
 from colo_ebpf.control.peer import Path, PeerState, PeerView
 from colo_ebpf.control.ports import Plane, SwapUnknown, Vm
@@ -91,7 +92,6 @@ class Core:
         self.history: deque[tuple[int, str]] = deque(maxlen=200)
         self.running: Step | None = None
         self.leaving = False
-        self.unfit = ""
         self.checkpoints = Checkpoints(timing, plane, effects, note, now_ns)
         self.offsets = OffsetCopy()
         self._cancelling = False
@@ -112,12 +112,16 @@ class Core:
         self._pairing: Pairing | None = None
         self._pairing_known = False
         self._published: PeerState | None = None
+        self._wanted = ""
 
     # --- events ------------------------------------------------------------------------
 
-    def adopt(self, vm: Vm) -> None:
-        """A QEMU that an earlier daemon left running, before the first cycle."""
+    def adopt(self, vm: Vm, failed: bool = False) -> None:
+        """A QEMU that an earlier daemon left running, before the first cycle. `failed`: requests
+        to its disks have, nobody can say since which checkpoint."""
         self.vm = vm
+        if failed and vm.role is VmRole.SECONDARY:
+            self.fitness.failed("its disk failed at some time", vm.loads())
 
     def peer_datagram(self, datagram: bytes, path: Path, now_ns: int) -> None:
         """One heartbeat came."""
@@ -145,16 +149,42 @@ class Core:
         kind = event.kind
         if kind is VmEventKind.COLO_EXIT:
             self._colo_exit_ns = now_ns
-        elif kind is VmEventKind.BLOCK_ERROR:
-            self.unfit = "its disk failed"
+        elif kind is VmEventKind.BLOCK_ERROR or (
+            kind is VmEventKind.DISK_BAD and not of_peer(event)
+        ):
+            self._disk_failed(vm, event)
         elif kind is VmEventKind.GONE:
-            self.unfit = ""  # it has no disk any more; `alive` says the rest
+            self._fresh()  # it has no disk any more; `alive` says the rest
         elif kind is VmEventKind.MONITOR_LOST and vm.alive and not self._ends(vm):
-            self.unfit = "its QEMU does not answer"
+            self.fitness.lasting = "its QEMU does not answer"
         self.checkpoints.vm_event(vm, event)
         if kind is VmEventKind.GONE:
             self.effects.publish(_URGENT_COPIES)
         self.cycle(now_ns)
+
+    def _disk_failed(self, vm: Vm, event: VmEvent) -> None:
+        """A request of the guest, or one to the image here that the peer's image could answer."""
+        reason = event.data.get("reason") or event.data.get("error") or "no reason given"
+        why = f"its disk failed ({reason})"
+        replica = self._is_replica(vm)
+        begun = max(vm.loads(), self.checkpoints.secondary.loads) if replica else None
+        self.fitness.failed(why, begun)
+
+    @property
+    def fitness(self) -> Fitness:
+        """Of the VM here."""
+        return self.checkpoints.fitness
+
+    def _fresh(self) -> None:
+        self.checkpoints.fitness = Fitness()
+
+    def unfit(self) -> str:
+        """Why the VM here may not be made the only one; "": it may."""
+        return self.fitness.unfit(self.is_replica())
+
+    def is_replica(self) -> bool:
+        """The VM here is a secondary, made or being made."""
+        return self.vm is not None and self._is_replica(self.vm)
 
     def _ends(self, vm: Vm) -> bool:
         """We are ending it ourselves: that its monitor closes is no news."""
@@ -173,7 +203,8 @@ class Core:
     def vm_started(self, vm: Vm, endpoints: Endpoints | None) -> None:
         """A StartVm step has made a QEMU (called before its step_done)."""
         self.vm, self._endpoints = vm, endpoints
-        self._clean, self._public, self.unfit = True, False, ""
+        self._clean, self._public = True, False
+        self._fresh()
         self._colo_exit_ns = self._yanked_ns = None
 
     def step_done(
@@ -202,7 +233,8 @@ class Core:
         elif self._step_attempt == self._attempt:
             self._done.add(type(step))
         if isinstance(step, facts.EndVm):
-            self.vm, self._endpoints, self.unfit = None, None, ""
+            self.vm = self._endpoints = None
+            self._fresh()
         elif isinstance(step, facts.LeavePair | facts.ContinueAlone | facts.TakeOver):
             self._clean = True
         elif isinstance(step, facts.Yank):
@@ -225,6 +257,8 @@ class Core:
             self._record_since_ns = now_ns
             self._begin_attempt()
         self.record = record
+        if self.vm is not None and not self._is_replica(self.vm):
+            self.fitness.serves()
 
     def _begin_attempt(self) -> None:
         self._done.clear()
@@ -292,7 +326,7 @@ class Core:
             role=vm.role,
             alive=vm.alive,
             settled=vm.settled() if self._is_replica(vm) else Settled.CURRENT,
-            fit=not self.unfit,
+            fit=not self.unfit(),
             clean=self._clean,
             endpoints=self._endpoints,
             colo_exit_ns=self._colo_exit_ns,
@@ -366,6 +400,10 @@ class Core:
             heard_ns <= self.timing.peer_timeout_ns and self.peer.away_since_ns(now_ns) is None
         )
         self.checkpoints.look(state if same else None, listening, now_ns)
+        want = self.checkpoints.want
+        if want and want != self._wanted:
+            self.log(f"asks for a checkpoint: {want}")
+        self._wanted = want
 
     # --- what we say --------------------------------------------------------------------
 
@@ -383,14 +421,14 @@ class Core:
             generation=self.record.generation if self.record else 0,
             instance=vm.instance if vm else "",
             health=self._health(),
-            fit=not self.unfit,
+            fit=not self.unfit(),
             vni=self._offered_vni(),
             endpoints=self._endpoints,
             announced=points.announced,
             armed=points.secondary.armed,
             turned=max(self.plane.turn().epoch, points.secondary.highest),
             loaded=points.secondary.loaded,
-            want=points.secondary.want,
+            want=points.want,
             offsets_at=at,
             offsets=part,
             offsets_have=self.offsets.have,

@@ -3,6 +3,9 @@
 
 Requests: ``{"command": "status" | "checkpoint" | "mismatches"}``. Answers: ``{"ok": value}`` or
 ``{"error": text}``. Only root may connect.
+
+``lend`` opens the VM's images for reading until ``take-back`` on the same connection, or its end:
+see `lending`.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.control.epoch import Reason
-from colo_ebpf.errors import ControlError
+from colo_ebpf.control.lending import Lending
+from colo_ebpf.errors import ColoError, ControlError
 from colo_ebpf.model import PlaneEvent
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ class ControlServer:
     def __init__(self, daemon: Daemon, path: Path) -> None:
         self._daemon, self._path = daemon, path
         self._server: asyncio.Server | None = None
+        self._lending = Lending(lambda: daemon.core)
         self._commands: dict[str, Callable[[], Any]] = {
             "status": daemon.status,
             "checkpoint": self._checkpoint,
@@ -57,11 +62,15 @@ class ControlServer:
         self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while line := await self._line(reader):
-                writer.write(json.dumps(self._answer(line)).encode() + b"\n")
-                await writer.drain()
-        writer.close()
+        try:
+            with contextlib.suppress(ConnectionError):
+                while line := await self._line(reader):
+                    answer = await self._answer(line, writer)
+                    writer.write(json.dumps(answer).encode() + b"\n")
+                    await writer.drain()
+        finally:
+            writer.close()
+            await self._lending.leave(writer)
 
     async def _line(self, reader: asyncio.StreamReader) -> bytes:
         try:
@@ -69,16 +78,19 @@ class ControlServer:
         except ValueError:  # longer than any request
             return b""
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, asker: object) -> dict[str, Any]:
+        lending = {"lend": self._lending.lend, "take-back": self._lending.take_back}
         try:
-            request = json.loads(line)
-            command = self._commands[request["command"]]
+            name = json.loads(line)["command"]
+            known = name in self._commands or name in lending
         except (ValueError, KeyError, TypeError, RecursionError):
-            known = ", ".join(self._commands)
-            return {"error": f'expected {{"command": one of {known}}}'}
+            known = False
+        if not known:
+            names = ", ".join((*self._commands, *lending))
+            return {"error": f'expected {{"command": one of {names}}}'}
         try:
-            return {"ok": command()}
-        except ControlError as e:
+            return {"ok": await lending[name](asker) if name in lending else self._commands[name]()}
+        except ColoError as e:
             return {"error": str(e)}
 
     def _checkpoint(self) -> dict[str, Any]:
@@ -109,23 +121,50 @@ def _mismatch(event: PlaneEvent) -> dict[str, Any]:
     }
 
 
+class Conversation:
+    """Requests to a running daemon over one connection. ControlError if it says no, or nothing."""
+
+    def __init__(self, path: Path, timeout_s: float = 5.0) -> None:
+        self._path, self._timeout_s = path, timeout_s
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout_s)
+
+    def __enter__(self) -> Self:
+        with self._wrapped():
+            self._socket.connect(str(self._path))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def ask(self, command: str) -> Any:
+        """One request."""
+        with self._wrapped():
+            self._socket.sendall(json.dumps({"command": command}).encode() + b"\n")
+            reply = _reply(self._socket)
+        if "error" in reply:
+            raise ControlError(str(reply["error"]))
+        return reply["ok"]
+
+    @contextlib.contextmanager
+    def _wrapped(self) -> Iterator[None]:
+        path = self._path
+        try:
+            yield
+        except (FileNotFoundError, ConnectionRefusedError) as e:
+            text = f"no daemon answers on {path}: is it running, is [host] right?"
+            raise ControlError(text) from e
+        except TimeoutError as e:
+            text = f"the daemon on {path} does not answer within {self._timeout_s} s"
+            raise ControlError(text) from e
+        except OSError as e:
+            raise ControlError(f"{path}: {e.strerror}") from e
+
+
 def ask(path: Path, command: str, timeout_s: float = 5.0) -> Any:
     """One request to a running daemon; ControlError if it does not run or says no."""
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
-            s.settimeout(timeout_s)
-            s.connect(str(path))
-            s.sendall(json.dumps({"command": command}).encode() + b"\n")
-            reply = _reply(s)
-    except (FileNotFoundError, ConnectionRefusedError) as e:
-        raise ControlError(f"no daemon answers on {path}: is it running, is [host] right?") from e
-    except TimeoutError as e:
-        raise ControlError(f"the daemon on {path} does not answer within {timeout_s} s") from e
-    except OSError as e:
-        raise ControlError(f"{path}: {e.strerror}") from e
-    if "error" in reply:
-        raise ControlError(str(reply["error"]))
-    return reply["ok"]
+    with Conversation(path, timeout_s) as conversation:
+        return conversation.ask(command)
 
 
 def _reply(s: socket.socket) -> dict[str, Any]:

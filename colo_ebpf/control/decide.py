@@ -125,13 +125,22 @@ def _primary(s: Snapshot, r: Record) -> Decision:
     why = s.turns.broken or _peer_unusable(s, r.other)
     silent = s.peer.link_age_ns > s.timing.peer_timeout_ns
     if not why and not silent:
-        return paired
+        return _beside_the_sick(s, paired)
     if not why and _daemon_away(s):
         text = "the secondary's daemon is away: waiting for it, its VM goes on"
         since = s.peer.away_since_ns or 0
         probe = Reason.PROBE if s.turns.triggered_ns < since else None
         return replace(paired, sentence=text, ask=probe)
     return _bid(s, r, paired, vm, why or _silence(s))
+
+
+def _beside_the_sick(s: Snapshot, paired: Decision) -> Decision:
+    """Its disk failed; the checkpoint it asks for makes it whole again."""
+    state = s.peer.state
+    if state is None or not state.heals:
+        return paired
+    text = f"{s.who.peer} is unfit until its next checkpoint: {state.want}"
+    return replace(paired, sentence=text)
 
 
 def _secondary(s: Snapshot, r: Record) -> Decision:
@@ -175,7 +184,7 @@ def _peer_unusable(s: Snapshot, instance: str) -> str:
         return ""
     if state.instance != instance or state.health in NO_VM:
         return f"{s.who.peer} says that its VM is gone"
-    return "" if state.fit else f"{s.who.peer} says that its VM is unfit"
+    return "" if state.fit or state.heals else f"{s.who.peer} says that its VM is unfit"
 
 
 def _daemon_away(s: Snapshot) -> bool:
@@ -295,7 +304,8 @@ def _peer_can(s: Snapshot, r: Record) -> bool:
     """The loser is still there to take the claim back."""
     state = s.peer.state
     heard = state is not None and s.peer.age_ns <= s.timing.peer_timeout_ns
-    return heard and r.other != "" and not _peer_unusable(s, r.other)
+    usable = state is not None and state.fit and not _peer_unusable(s, r.other)
+    return heard and r.other != "" and usable
 
 
 def _hand_back(s: Snapshot, r: Record, why: str) -> Decision:

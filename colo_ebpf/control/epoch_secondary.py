@@ -66,6 +66,11 @@ class SecondaryTurns:
         self.on, self.armed, self.loaded, self.want = False, 0, 0, ""
         self._stopped, self._check_at_ns = False, None
 
+    @property
+    def stopped(self) -> bool:
+        """Under a load."""
+        return self._stopped
+
     def note(self) -> Note:
         """To be kept whenever a cell was written."""
         return Note(self.epoch, self.before, self.loads, self.highest)

@@ -80,15 +80,16 @@ class QemuMachine:
     async def start(self, role: VmRole, instance: str) -> Qemu:
         """Start QEMU and connect to its monitors; VmError has the end of its log."""
         spec = self._spec
-        facts = await asyncio.to_thread(image.inspect, spec.disk, spec.disk_format)
-        if role is VmRole.SECONDARY:
-            overlays = cmdline.overlay_paths(spec)
-            await asyncio.to_thread(image.make_overlays, overlays, facts.virtual_bytes)
+        for disk in spec.disks:
+            facts = await asyncio.to_thread(image.inspect, disk.path, disk.format)
+            if role is VmRole.SECONDARY:
+                size_bytes = facts.virtual_bytes
+                await asyncio.to_thread(image.make_overlays, disk.overlays, size_bytes)
         for path in (cmdline.monitor_path(spec), cmdline.oob_path(spec)):
             path.unlink(missing_ok=True)
         pid = await self._spawn(cmdline.command_line(spec, role, instance))
         self._pid_file.write_text(f"{pid} {role.value} {instance}\n")
-        vm = Qemu(spec, role, instance, pid, facts.virtual_bytes)
+        vm = Qemu(spec, role, instance, pid)
         try:
             await self._connect(vm)
             await vm.require_colo()
@@ -142,7 +143,7 @@ class QemuMachine:
         pid = int(pid_text)
         if not _is_ours(pid, f"{self._spec.name}@{instance}"):
             return None
-        vm = Qemu(self._spec, VmRole(role), instance, pid, 0)
+        vm = Qemu(self._spec, VmRole(role), instance, pid)
         try:
             await vm.connect()
             await vm.check_name()

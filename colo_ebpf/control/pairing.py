@@ -145,7 +145,7 @@ def _given_up(s: Snapshot, task: Task) -> str:
     late = withheld_ns > s.timing.checkpoint_timeout_ns
     reasons = (
         f"the VM of {peer} is gone" if dead or (task.instance and gone) else "",
-        "" if state.fit else f"{peer} says that its VM is unfit",
+        "" if state.fit or state.heals else f"{peer} says that its VM is unfit",
         rules.failed(s, Synchronise),
         rules.failed(s, EnterColo),
         rules.failed(s, Swap) if s.pending is None else "",

@@ -54,7 +54,7 @@ class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     generation: int = 0  # of the record, as last read
     instance: str = ""
     health: VmHealth = VmHealth.NONE
-    fit: bool = True  # no disk error: the VM may be made the only one
+    fit: bool = True  # the VM may be made the only one; see `heals`
     vni: int = 0  # the pairing offered, joined or in force
     endpoints: Endpoints | None = None  # secondary: where its QEMU listens for that pairing
     announced: int = 0  # primary: epoch of the checkpoint to come
@@ -66,6 +66,11 @@ class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     offsets: list[bytes] = []  # primary, pairing: lasting offsets
     offsets_have: int = 0  # secondary: how many of them it has
     leaving: bool = False  # the daemon was told to end; its VM runs on
+
+    @property
+    def heals(self) -> bool:
+        """Unfit, but only until the checkpoint it wants is loaded."""
+        return not self.fit and bool(self.want)
 
     def numbered(self, seq: int) -> PeerState:
         """The same, as the datagram of this number."""

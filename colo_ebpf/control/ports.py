@@ -16,7 +16,9 @@ from colo_ebpf.model import (
     Endpoints,
     FlushReport,
     HeldReport,
+    LentImage,
     Mode,
+    OverlayUse,
     Pairing,
     Phase,
     PlaneEvent,
@@ -162,6 +164,18 @@ class Vm(Protocol):
 
     async def overlays_committed(self) -> bool:
         """After a takeover: the overlays are merged into the image and flushed."""
+
+    def overlay_use(self) -> tuple[OverlayUse, ...]:
+        """Secondary: how full its overlays are, disk by disk."""
+
+    async def failed_requests(self) -> int:
+        """Disk requests of the guest that failed since QEMU was started."""
+
+    async def lend_images(self) -> tuple[LentImage, ...]:
+        """Primary of a pair: its images can be read until `take_back_images`."""
+
+    async def take_back_images(self) -> None:
+        """The end of `lend_images`; whoever reads is cut off."""
 
     async def kill(self) -> None:
         """End the process (SIGKILL) and wait until it is gone."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from colo_ebpf.control.epoch import Loaded
@@ -58,6 +59,7 @@ def status(daemon: Daemon, now_ns: int) -> dict[str, Any]:
         "live": daemon.plane.live(),
         "peer": _peer(daemon, now_ns),
         "disk": _disk(daemon),
+        "overlays": _overlays(daemon),
         "step": type(core.running).__name__ if core.running else None,
         "progress": _progress(daemon),
         "history": [
@@ -94,7 +96,7 @@ def _checkpoints(daemon: Daemon, now_ns: int) -> dict[str, Any]:
         else {**_loaded(last), "ago_ms": (now_ns - last.resumed_ns) / MS},
         "recent": [_loaded(one) for one in primary.recent],
         "loaded_epoch": secondary.loaded,
-        "wanted": secondary.want,
+        "wanted": daemon.core.checkpoints.want,
     }
 
 
@@ -135,13 +137,19 @@ def _peer(daemon: Daemon, now_ns: int) -> dict[str, Any]:
 
 def _disk(daemon: Daemon) -> str:
     core = daemon.core
-    if core.unfit:
-        return f"failed: {core.unfit}"
+    if why := core.unfit():
+        return f"failed: {why}"
     if core.record is None:
         return "unknown"
     if core.record.kind is Kind.PAIRED:
         return "replicated"
     return core.record.disk.value
+
+
+def _overlays(daemon: Daemon) -> list[dict[str, int]]:
+    core = daemon.core
+    uses = core.vm.overlay_use() if core.vm is not None and core.is_replica() else ()
+    return [asdict(use) for use in uses]
 
 
 def _progress(daemon: Daemon) -> dict[str, Any] | None:

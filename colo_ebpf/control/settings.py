@@ -7,7 +7,7 @@ from pathlib import Path
 
 from colo_ebpf.config import Config
 from colo_ebpf.control import facts
-from colo_ebpf.control.cmdline import VmSpec
+from colo_ebpf.control.cmdline import DiskSpec, VmSpec
 from colo_ebpf.control.facts import MS
 from colo_ebpf.datapath.loader import Sizes, frame_bytes, hold_slots
 from colo_ebpf.datapath.plane import PlaneNic, PlaneSpec
@@ -45,7 +45,7 @@ def timing(config: Config) -> facts.Timing:
 
 def vm_spec(config: Config, accel: str) -> VmSpec:
     """The VM, with the accelerator that was chosen."""
-    vm, disk, t = config.vm, config.vm.disk[0], config.timing
+    vm, t = config.vm, config.timing
     return VmSpec(
         name=vm.name,
         host=config.host.name,
@@ -59,9 +59,16 @@ def vm_spec(config: Config, accel: str) -> VmSpec:
         machine=vm.machine,
         preload=vm.preload,
         nics=tuple((nic.tap, nic.mac) for nic in vm.nic),
-        disk=Path(disk.path),
-        disk_format=disk.format,
-        overlay_dir=Path(disk.overlay_dir),
+        disks=tuple(
+            DiskSpec(
+                number=number,
+                path=Path(disk.path),
+                format=disk.format,
+                overlay_dir=Path(disk.overlay_dir),
+                overlay_limit_bytes=disk.overlay_limit_mib << 20,
+            )
+            for number, disk in enumerate(vm.disk)
+        ),
         run_dir=Path(config.host.run_dir),
         link_address=config.link.address,
         nbd_port=config.link.nbd_port,

@@ -13,32 +13,36 @@ from typing import Any
 
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.control import cmdline, trace
-from colo_ebpf.control.cmdline import DISK, LOCAL_IMAGE, PEER_NODE, QUORUM, VmSpec
+from colo_ebpf.control.cmdline import VmSpec
+from colo_ebpf.control.disks import Disks
 from colo_ebpf.control.qmp import Monitors
 from colo_ebpf.errors import QmpError, VmError
-from colo_ebpf.model import Endpoints, Progress, Settled, VmEvent, VmEventKind, VmRole
-from colo_ebpf.storage import export
+from colo_ebpf.model import (
+    Endpoints,
+    LentImage,
+    OverlayUse,
+    Progress,
+    Settled,
+    VmEvent,
+    VmEventKind,
+    VmRole,
+)
 
 _log = logging.getLogger(__name__)
 
 NEVER_MS = 4294967295  # x-checkpoint-delay: QEMU's own timer is put out of the way
-_RECONNECT_S = 30  # a lost NBD connection blocks a write rather than failing it
-_MIRROR_JOB = "colo-sync"
 _BANDWIDTH_BYTES = 1 << 40
-_POLL_S = 0.02  # of a job's progress; its end is an event
+_POLL_S = 0.02  # of a migration or a state that has no event
 
 
 class Qemu:
     """A QEMU process and what the control plane asks of it."""
 
-    def __init__(
-        self, spec: VmSpec, role: VmRole, instance: str, pid: int, disk_bytes: int
-    ) -> None:
+    def __init__(self, spec: VmSpec, role: VmRole, instance: str, pid: int) -> None:
         self._spec = spec
         self._role = role
         self._instance = instance
         self._pid = pid
-        self._disk_bytes = disk_bytes
         self._pidfd = os.pidfd_open(pid)
         self._alive = True
         self._gone = asyncio.Event()
@@ -48,6 +52,7 @@ class Qemu:
         self._trace = trace.TraceState()
         self._trace_at = 0
         self._qmp = Monitors(instance, spec.qmp_timeout_ms, self._on_event)
+        self._disks = Disks(spec, instance, self._qmp)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
 
     # -- identity and events -------------------------------------------------------------
@@ -153,75 +158,14 @@ class Qemu:
         """Secondary: export the local image and wait for the migration."""
         spec = self._spec
         await self._capabilities("x-colo")
-        address = {
-            "type": "inet",
-            "data": {"host": spec.link_address, "port": str(spec.nbd_port)},
-        }
-        await self._qmp.run("nbd-server-start", addr=address)
-        await self._qmp.run("nbd-server-add", device=LOCAL_IMAGE, writable=True)
+        await self._disks.offer()
         uri = f"tcp:{spec.link_address}:{spec.migration_port}"
         await self._qmp.run("migrate-incoming", uri=uri)
         return Endpoints(spec.link_address, spec.nbd_port, spec.migration_port)
 
     async def synchronise(self, to: Endpoints, progress: Callable[[Progress], None]) -> None:
-        """Primary: mirror the disk to the export live, then make the export a quorum child."""
-        node = await self._qmp.run("query-named-block-nodes", flat=True)
-        size = next(n["image"]["virtual-size"] for n in node if n.get("node-name") == QUORUM)
-        await export.check_same_size(
-            size, to.address, to.nbd_port, LOCAL_IMAGE, self._spec.qmp_timeout_ms
-        )
-        server = {"type": "inet", "host": to.address, "port": str(to.nbd_port)}
-        await self._qmp.run(
-            "blockdev-add",
-            driver="nbd",
-            node_name=PEER_NODE,
-            server=server,
-            export=LOCAL_IMAGE,
-            reconnect_delay=_RECONNECT_S,
-        )
-        await self._mirror(progress)
-        await self.stop()
-        try:
-            await self._end_mirror()
-            await self._qmp.run("x-blockdev-change", parent=QUORUM, node=PEER_NODE)
-        finally:
-            await self.cont()
-
-    async def _mirror(self, progress: Callable[[Progress], None]) -> None:
-        await self._qmp.run(
-            "blockdev-mirror",
-            job_id=_MIRROR_JOB,
-            device=DISK,
-            target=PEER_NODE,
-            sync="full",
-            on_target_error="report",
-            auto_dismiss=False,
-            copy_mode="write-blocking",
-        )
-        try:
-            async with asyncio.timeout(self._spec.sync_timeout_ms / 1000):
-                while (job := await self._job())["status"] != "ready":
-                    if job["status"] in ("concluded", "aborting", "null"):
-                        raise VmError(
-                            f"{self._instance}: disk synchronisation: {job.get('error', 'ended')}"
-                        )
-                    progress(Progress("disk", job["current-progress"], job["total-progress"]))
-                    await asyncio.sleep(_POLL_S)
-        except TimeoutError as e:
-            raise VmError(f"{self._instance}: disk synchronisation: not done in time") from e
-
-    async def _job(self) -> dict[str, Any]:
-        for job in await self._qmp.run("query-jobs"):
-            if job["id"] == _MIRROR_JOB:
-                return dict(job)
-        return {"status": "null"}
-
-    async def _end_mirror(self) -> None:
-        await self._qmp.run("block-job-cancel", device=_MIRROR_JOB)
-        async with asyncio.timeout(self._spec.qmp_timeout_ms / 1000):
-            while (await self._job())["status"] not in ("concluded", "null"):
-                await asyncio.sleep(_POLL_S)
-        await self._qmp.run("job-dismiss", id=_MIRROR_JOB)
+        """Primary: copy the disks to the secondary's exports live, then replicate every write."""
+        await self._disks.synchronise(to, progress)
 
     async def enter_colo(self, to: Endpoints, progress: Callable[[Progress], None]) -> None:
         """Primary: migrate with x-colo; back when both VMs run under COLO."""
@@ -252,12 +196,8 @@ class Qemu:
     async def leave_pair(self) -> None:
         """Primary, while pairing: drop what ties it to the peer, whatever there is, and run on."""
         await self.yank()
-        for command, arguments in (
-            ("block-job-cancel", {"device": _MIRROR_JOB, "force": True}),
-            ("migrate_cancel", {}),
-        ):
-            with contextlib.suppress(QmpError):
-                await self._qmp.run(command, **arguments)
+        await self._disks.cancel_mirrors()
+        await self._try("migrate_cancel")
         await self.continue_alone()
 
     # -- failover ------------------------------------------------------------------------
@@ -274,10 +214,9 @@ class Qemu:
     async def continue_alone(self) -> None:
         """Primary, after the token. Each step may have been done before."""
         await self.yank()
-        await self._try("x-blockdev-change", parent=QUORUM, child="children.1")
+        await self._disks.leave_children()
         await self._try("x-colo-lost-heartbeat")
-        await self._try("job-dismiss", id=_MIRROR_JOB)
-        await self._try("blockdev-del", node_name=PEER_NODE)
+        await self._disks.forget_children()
         await self._until_running()
 
     async def take_over(self) -> None:
@@ -288,7 +227,7 @@ class Qemu:
             await self._expect(VmEventKind.COLO_EXIT, limit, "take over inside a load")
         if self.settled() is Settled.BROKEN:
             raise VmError(f"{self._instance}: new memory on the old disk: it never runs again")
-        await self._try("nbd-server-stop")
+        await self._disks.withdraw()
         await self._try("x-colo-lost-heartbeat")
         await self._until_running()
 
@@ -335,9 +274,25 @@ class Qemu:
 
     async def overlays_committed(self) -> bool:
         """After a takeover: the replication driver has merged its overlays into the image."""
-        nodes = await self._qmp.run("query-named-block-nodes", flat=True)
-        overlays = {str(path) for path in cmdline.overlay_paths(self._spec)}
-        return not any(n.get("file") in overlays and n.get("drv") == "qcow2" for n in nodes)
+        return await self._disks.committed()
+
+    def overlay_use(self) -> tuple[OverlayUse, ...]:
+        """Secondary: how full its overlays are."""
+        return self._disks.overlay_use()
+
+    async def failed_requests(self) -> int:
+        """Disk requests of the guest that failed, ever."""
+        return await self._disks.failed_requests()
+
+    # -- a look at the disks ---------------------------------------------------------------
+
+    async def lend_images(self) -> tuple[LentImage, ...]:
+        """Primary: its images can be read until `take_back_images`, beside what it does."""
+        return await self._disks.lend(cmdline.lending_path(self._spec))
+
+    async def take_back_images(self) -> None:
+        """Whoever reads them is cut off."""
+        await self._disks.take_back(cmdline.lending_path(self._spec))
 
     async def kill(self) -> None:
         """End the process and wait until it is gone."""

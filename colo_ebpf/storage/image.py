@@ -16,6 +16,8 @@ from colo_ebpf.errors import StorageError
 _TIMEOUT_S = 20
 _F_OFD_GETLK = 36
 _WRITE_LOCK_BYTE = 101
+_QCOW2_MAGIC = b"QFI\xfb"
+_SECTOR_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,39 @@ def _qemu_img(*arguments: str) -> str:
 
 def inspect(path: Path, image_format: str) -> ImageFacts:
     """Facts of an image nobody else writes to. StorageError if missing, in use or unreadable."""
+    _require(path)
+    _refuse_if_written(path)
+    return _info(path, image_format)
+
+
+def look(path: Path, image_format: str) -> ImageFacts:
+    """Facts of an image that may be in use. StorageError also if it seems to be of another format.
+
+    Only a hint: a guest can write what looks like another format into its raw disk.
+    """
+    _require(path)
+    with path.open("rb") as file:
+        looks_qcow2 = file.read(len(_QCOW2_MAGIC)) == _QCOW2_MAGIC
+    if looks_qcow2 and image_format == "raw":
+        raise StorageError(
+            f'image {path}: holds a qcow2 image, but its format is "raw": set format = "qcow2", or '
+            "convert it with qemu-img convert"
+        )
+    found = _info(path, image_format)
+    if found.virtual_bytes % _SECTOR_BYTES:
+        raise StorageError(
+            f"image {path}: {found.virtual_bytes} bytes are no whole number of sectors; enlarge it "
+            "with qemu-img resize"
+        )
+    return found
+
+
+def _require(path: Path) -> None:
     if not path.exists():
         raise StorageError(f"image {path}: does not exist; create it with qemu-img create")
-    _refuse_if_written(path)
+
+
+def _info(path: Path, image_format: str) -> ImageFacts:
     info = json.loads(_qemu_img("info", "-U", "-f", image_format, "--output=json", str(path)))
     return ImageFacts(str(info["format"]), int(info["virtual-size"]))
 

@@ -6,11 +6,16 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Mapping
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from colo_ebpf.control.cmdline import VmSpec
+import pytest
+
+from colo_ebpf.control.cmdline import DiskSpec, VmSpec
 from colo_ebpf.control.machine import QemuMachine
 from colo_ebpf.control.vm import Qemu
 from colo_ebpf.datapath import netdev
@@ -19,6 +24,10 @@ from tests.capabilities import GUEST
 from tests.netns import enter
 
 DISK_BYTES = 16 << 20
+GUEST_ADDRESS, LEDGER = "192.168.77.10", 7001
+TEXT = b"x" * 400
+_CLIENT_ADDRESS, _CLIENT_MAC = "192.168.77.1/24", "02:00:00:77:00:01"
+_BATCH = 8  # what the guest's service takes at once
 
 
 @dataclass
@@ -34,29 +43,33 @@ class Side:
         return [event.kind for event in self.events]
 
 
-def spec_of(host: str, directory: Path, disk_bytes: int = DISK_BYTES) -> VmSpec:
+def spec_of(
+    host: str, directory: Path, disk_bytes: int = DISK_BYTES, disk_count: int = 1
+) -> VmSpec:
     """A 128 MiB guest under TCG; a and b differ in address and tap."""
     run = directory / host
     run.mkdir(parents=True, exist_ok=True)
-    disk = run / "disk.raw"
-    with disk.open("wb") as file:
-        file.truncate(disk_bytes)
+    disks = tuple(
+        DiskSpec(n, run / f"disk{n}.raw", "raw", run / "overlay") for n in range(disk_count)
+    )
+    for disk in disks:
+        with disk.path.open("wb") as file:
+            file.truncate(disk_bytes)
     return VmSpec(
         name="t",
         host=host,
         qemu="qemu-system-x86_64",
         kernel=str(GUEST / "vmlinuz"),
         initrd=str(GUEST / "initramfs.gz"),
-        append="console=ttyS0 quiet mitigations=off random.trust_cpu=on",
+        append="console=ttyS0 quiet mitigations=off random.trust_cpu=on "
+        f"colo.disk=vd{chr(ord('a') + disk_count - 1)}",
         memory_mib=128,
         cpus=1,
         accel="tcg",
         machine="pc",
         preload=str(GUEST / "libtcgdirty.so"),
         nics=((f"tap{host}", "52:54:00:12:34:56"),),
-        disk=disk,
-        disk_format="raw",
-        overlay_dir=run / "overlay",
+        disks=disks,
         run_dir=run,
         link_address="127.0.0.1" if host == "a" else "127.0.0.2",
         nbd_port=10809,
@@ -68,47 +81,132 @@ def spec_of(host: str, directory: Path, disk_bytes: int = DISK_BYTES) -> VmSpec:
     )
 
 
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Until it is true; fails the test after 30 s."""
+    try:
+        async with asyncio.timeout(30):
+            while not condition():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        pytest.fail(f"never: {what}")
+
+
+async def checkpoint(a: Side, b: Side) -> None:
+    """Take one, and see that it went the usual way."""
+    loads, at = b.vm.loads(), len(a.events)
+    await a.vm.trigger_checkpoint()
+    await until(lambda: VmEventKind.RESUME in a.kinds()[at:], "RESUME on the primary")
+    assert b.vm.loads() == loads + 1
+    kinds = [k for k in a.kinds()[at:] if k is not VmEventKind.MIGRATION]
+    assert kinds == [VmEventKind.STOP, VmEventKind.MIGRATION_PASS, VmEventKind.RESUME]
+
+
+class Ledger:
+    """Writes to the disks of a side's guest through its ledger (guest/services.c)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def append(self, count: int) -> None:
+        """So many entries, each on the disk when this returns; of a block each."""
+        with socket.create_connection((GUEST_ADDRESS, LEDGER), timeout=60) as s:
+            answers = s.makefile("rb")
+            for first in range(self.count + 1, self.count + count + 1, _BATCH):
+                numbers = range(first, min(first + _BATCH, self.count + count + 1))
+                s.sendall(b"".join(b"ADD %d %s\n" % (n, TEXT) for n in numbers))
+                for n in numbers:
+                    answer = answers.readline()
+                    assert answer.startswith(b"OK %d " % n), answer
+        self.count += count
+
+
 class Pair:
     """`async with Pair(tmp_path) as (a, b)`: both run under COLO."""
 
-    def __init__(self, directory: Path, disk_bytes: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        disk_bytes: Mapping[str, int] | None = None,
+        disk_count: Mapping[str, int] | int = 1,
+        fill: bytes = b"",
+    ) -> None:
         self._directory = directory
         self._disk_bytes = disk_bytes or {}
+        self._fill = fill
+        self._disk_count = (
+            dict.fromkeys("ab", disk_count) if isinstance(disk_count, int) else disk_count
+        )
         self._namespace = f"colotq{os.getpid()}"
         self.sides: list[Side] = []
 
     async def __aenter__(self) -> tuple[Side, Side]:
-        netdev.create_namespace(self._namespace)
-        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        enter(os.open(f"/var/run/netns/{self._namespace}", os.O_RDONLY))
-        for host in "ab":
-            await asyncio.to_thread(netdev.create_tap, f"tap{host}", 1500)
+        await self._build()
         try:
             return await self._pair()
         except BaseException:
             await self.__aexit__()
             raise
 
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Where a pair can be made, step by step."""
+        await self._build()
+        try:
+            yield
+        finally:
+            await self.__aexit__()
+
+    async def _build(self) -> None:
+        netdev.create_namespace(self._namespace)
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        enter(os.open(f"/var/run/netns/{self._namespace}", os.O_RDONLY))
+        for host in "ab":
+            await asyncio.to_thread(netdev.create_tap, f"tap{host}", 1500)
+            _ip("link", "set", f"tap{host}", "address", _CLIENT_MAC)
+
     async def _pair(self) -> tuple[Side, Side]:
         a = await self.start("a", VmRole.PRIMARY)
         await a.vm.cont()
         b = await self.start("b", VmRole.SECONDARY)
+        await self.pair_up(a, b)
+        return a, b
+
+    async def pair_up(self, a: Side, b: Side) -> None:
+        """From a primary that runs and a secondary that was just started."""
         to = await b.vm.listen()
         await a.vm.synchronise(to, lambda progress: None)
         await a.vm.enter_colo(to, lambda progress: None)
-        return a, b
 
     async def start(self, host: str, role: VmRole) -> Side:
         """Start one side's QEMU."""
-        spec = spec_of(host, self._directory, self._disk_bytes.get(host, DISK_BYTES))
+        size, count = self._disk_bytes.get(host, DISK_BYTES), self._disk_count[host]
+        spec = spec_of(host, self._directory, size, count)
+        for disk in spec.disks:
+            if self._fill:
+                disk.path.write_bytes(self._fill * (size // len(self._fill)))
         vm = await QemuMachine(spec).start(role, f"{host}/{secrets.token_hex(8)}")
         side = Side(vm, spec)
         vm.subscribe(side.events.append)
         self.sides.append(side)
         return side
 
+    async def face(self, host: str) -> None:
+        """From now on the guest that answers is this side's. Waits until it serves."""
+        for side in self.sides:
+            log = side.spec.run_dir / "serial.log"
+            while side.spec.host == "a" and b"serving" not in log.read_bytes():
+                await asyncio.sleep(0.05)
+        for one in "ab":
+            _ip("address", "flush", "dev", f"tap{one}")
+        _ip("address", "add", _CLIENT_ADDRESS, "dev", f"tap{host}")
+
     async def __aexit__(self, *_: object) -> None:
         for side in self.sides:
             await side.vm.kill()
         enter(self._home)
         netdev.remove_namespace(self._namespace)
+
+
+def _ip(*words: str) -> None:
+    """In the namespace of the calling thread."""
+    subprocess.run(["ip", *words], check=True, stdin=subprocess.DEVNULL, timeout=10)

@@ -8,7 +8,6 @@ import dataclasses
 import os
 import signal
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from colo_ebpf.datapath import netdev
 from colo_ebpf.errors import StorageError, VmError
 from colo_ebpf.model import Settled, VmEventKind, VmRole
 from tests.capabilities import require
-from tests.qemu.pair import Pair, Side, spec_of
+from tests.qemu.pair import Ledger, Pair, Side, checkpoint, spec_of, until
 
 
 @pytest.fixture(autouse=True)
@@ -26,31 +25,13 @@ def _needs() -> None:
     require("root", "qemu", "guest")
 
 
-async def _until(condition: Callable[[], bool], what: str) -> None:
-    try:
-        async with asyncio.timeout(30):
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(f"never: {what}")
-
-
-async def _checkpoint(a: Side, b: Side) -> None:
-    loads, at = b.vm.loads(), len(a.events)
-    await a.vm.trigger_checkpoint()
-    await _until(lambda: VmEventKind.RESUME in a.kinds()[at:], "RESUME on the primary")
-    assert b.vm.loads() == loads + 1
-    kinds = [k for k in a.kinds()[at:] if k is not VmEventKind.MIGRATION]
-    assert kinds == [VmEventKind.STOP, VmEventKind.MIGRATION_PASS, VmEventKind.RESUME]
-
-
 async def test_checkpoints_then_the_secondary_takes_over(tmp_path: Path) -> None:
     async with Pair(tmp_path) as (a, b):
         for _ in range(3):
-            await _checkpoint(a, b)
+            await checkpoint(a, b)
         assert b.vm.settled() is Settled.NEW
         os.kill(a.vm.pid, signal.SIGKILL)
-        await _until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
+        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
         await b.vm.take_over()
         await b.vm.announce()
         assert await b.vm.running()
@@ -59,9 +40,32 @@ async def test_checkpoints_then_the_secondary_takes_over(tmp_path: Path) -> None
                 await asyncio.sleep(0.05)
 
 
+def _open_overlays(side: Side) -> list[str]:
+    """Overlay files that a side's QEMU has open, as the kernel knows."""
+    descriptors = Path(f"/proc/{side.vm.pid}/fd").iterdir()
+    names = {str(path) for disk in side.spec.disks for path in disk.overlays}
+    return [name for fd in descriptors if (name := os.readlink(fd)) in names]
+
+
+async def test_the_overlays_are_merged_when_it_says_so(tmp_path: Path) -> None:
+    """Too early a yes would let a host start from an image that lacks what was in its memory."""
+    pair = Pair(tmp_path)
+    async with pair as (a, b):
+        await pair.face("a")
+        await checkpoint(a, b)
+        await pair.face("b")
+        await asyncio.to_thread(Ledger().append, 5_000)
+        os.kill(a.vm.pid, signal.SIGKILL)
+        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
+        await b.vm.take_over()
+        while not await b.vm.overlays_committed():
+            pass
+        assert not _open_overlays(b)
+
+
 async def test_the_primary_continues_alone_from_a_hung_peer(tmp_path: Path) -> None:
     async with Pair(tmp_path) as (a, b):
-        await _checkpoint(a, b)
+        await checkpoint(a, b)
         os.kill(b.vm.pid, signal.SIGSTOP)
         await a.vm.trigger_checkpoint()
         await a.vm.continue_alone()
@@ -117,13 +121,13 @@ async def test_the_secondary_is_whole_after_checkpoints_from_early_boot_on(tmp_p
     async with Pair(tmp_path) as (a, b):
         serial_a, serial_b = (side.spec.run_dir / "serial.log" for side in (a, b))
         for _ in range(25):
-            await _checkpoint(a, b)
+            await checkpoint(a, b)
             assert b"panic" not in serial_b.read_bytes()
-        await _until(lambda: b"serving" in serial_a.read_bytes(), "the guest serves")
+        await until(lambda: b"serving" in serial_a.read_bytes(), "the guest serves")
         for _ in range(5):
-            await _checkpoint(a, b)
+            await checkpoint(a, b)
         os.kill(a.vm.pid, signal.SIGKILL)
-        await _until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
+        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
         await b.vm.take_over()
         await asyncio.to_thread(netdev.add_address, "tapb", "192.168.77.1", 24)
         assert await asyncio.to_thread(_talk, "192.168.77.10") == b"are you there?"

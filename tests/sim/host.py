@@ -142,7 +142,7 @@ class Host:
             log=lambda sentence: self.world.note(f"{self.name}: {sentence}"),
         )
         if self.vm is not None and self.vm.alive:
-            self.core.adopt(self.vm)  # type: ignore[arg-type]
+            self.core.adopt(self.vm, self.vm.ever_sick)  # type: ignore[arg-type]
         self._beat(self._run)
 
     def _beat(self, run: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from colo_ebpf.control.facts import State
 from colo_ebpf.control.peer import Path
+from colo_ebpf.control.record import Kind
 from colo_ebpf.model import Mode
 from tests.sim.host import Host
 from tests.sim.world import MS, World
@@ -38,6 +39,8 @@ def _check(world: World) -> None:
     for host in alone:
         vm = host.vm
         assert vm is not None
+        if vm.sick:
+            raise BrokenError(f"{host.name} serves from a disk that failed")
         if not vm.complete or vm.state < world.client_seen:
             raise BrokenError(f"{host.name} serves without what clients were told")
         if not host.paused and not vm.stopped:
@@ -93,6 +96,7 @@ class History:
         world, rng = self.world, self.world.random
         host = world.hosts[rng.choice("ab")]
         kinds = ["cut", "heal-cut", "pause", "resume", "daemon", "start", "arbiter", "checkpoint"]
+        kinds.append("disk")
         if world.lost_vms == 0:
             kinds += ["crash", "vm"]
         kind = rng.choice(kinds)
@@ -115,12 +119,21 @@ class History:
             world.arbiter_cut ^= {host.name}
         elif kind == "checkpoint" and host.core is not None and host.core.checkpointing:
             self._checkpoint(host)
+        elif kind == "disk":
+            self._fail_disk(host)
         elif kind == "crash":
             world.lost_vms += 1
             host.crash()
         elif kind == "vm" and host.vm is not None and host.vm.alive:
             world.lost_vms += 1
             host.vm.die()
+
+    def _fail_disk(self, host: Host) -> None:
+        """Of a replica: what fails where the VM serves is its guest's to see."""
+        vm = host.vm
+        r = self.world.record
+        if vm is not None and vm.alive and r.kind is Kind.PAIRED and vm.instance == r.other:
+            vm.fail_disk()
 
     def _checkpoint(self, host: Host) -> None:
         from colo_ebpf.control.epoch import Reason

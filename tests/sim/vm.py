@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from colo_ebpf.model import Settled, VmEvent, VmEventKind, VmRole
+from colo_ebpf.model import OverlayUse, Settled, VmEvent, VmEventKind, VmRole
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
@@ -29,6 +29,7 @@ class ToyVm:
         self.complete = role is VmRole.PRIMARY  # a secondary is nothing before COLO
         self.stopped = self.received = self.new = self.exited = False
         self.loaded = 0
+        self.sick = self.ever_sick = False  # a request to its disk failed since the last load
         self.session: Session | None = None
 
     def settled(self) -> Settled:
@@ -43,11 +44,20 @@ class ToyVm:
         """Checkpoints loaded."""
         return self.loaded
 
-    def emit(self, kind: VmEventKind) -> None:
+    def overlay_use(self) -> tuple[OverlayUse, ...]:
+        """Never full."""
+        return ()
+
+    def fail_disk(self) -> None:
+        """A request fails; the daemon hears of it, if there is one."""
+        self.sick = self.ever_sick = True
+        self.emit(VmEventKind.BLOCK_ERROR)
+
+    def emit(self, kind: VmEventKind, **data: object) -> None:
         """An event reaches the daemon, if there is one."""
         if kind is VmEventKind.COLO_EXIT:
             self.exited = True
-        event = VmEvent(kind, self.host.world.now_ns)
+        event = VmEvent(kind, self.host.world.now_ns, data)
         self.host.deliver(lambda: self.host.vm_event(self, event))
 
     def die(self) -> None:
@@ -129,7 +139,7 @@ class Session:
             self.world.lost_vms += 1
             self.end()
             return
-        s.state, s.stopped, s.new = self.primary.state, False, True
+        s.state, s.stopped, s.new, s.sick = self.primary.state, False, True, False
         s.emit(VmEventKind.RESUME)
         s.loaded += 1
 

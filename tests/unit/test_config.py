@@ -46,6 +46,26 @@ def test_a_vm_may_have_several_nics_of_any_mtu() -> None:
     assert len(settings.vm_spec(parsed, "tcg").nics) == 2
 
 
+def _with_disks(count: int) -> str:
+    more = "".join(
+        f'[[vm.disk]]\npath = "/d{n}"\noverlay-dir = "/dev/shm"\n\n' for n in range(1, count)
+    )
+    return config.EXAMPLE.replace("[host]", more + "[host]")
+
+
+def test_a_vm_has_one_to_eight_disks() -> None:
+    parsed = config.parse(_with_disks(8), FILE)
+    assert [disk.number for disk in settings.vm_spec(parsed, "tcg").disks] == list(range(8))
+    with pytest.raises(ConfigError, match=r"vm\.disk: .*length <= 8"):
+        config.parse(_with_disks(9), FILE)
+
+
+def test_two_disks_are_two() -> None:
+    twice = _with_disks(2).replace("/d1", "/var/lib/colo-ebpf/web.raw")
+    with pytest.raises(ConfigError, match="two disks have the same"):
+        config.parse(twice, FILE)
+
+
 def test_two_nics_are_two() -> None:
     twice = _SECOND_NIC.replace("tapweb1", "tapweb")
     with pytest.raises(ConfigError, match="two NICs have the same"):
@@ -73,6 +93,9 @@ def test_two_nics_are_two() -> None:
         ('role = "primary"', 'role = "boss"', "start.role: "),
         ("mtu = 1500", "mtu = 9001", "mtu: .*<= 9000"),
         ("[[vm.disk]]", "[[vm.disk", "not valid TOML"),
+        ("overlay-limit-mib = 0", "overlay-limit-mib = -1", "overlay-limit-mib: .*>= 0"),
+        ("web.raw", "web,x.raw", "vm.disk.path: .* has a comma"),
+        ("/dev/shm/colo-ebpf", "/dev/a,b", "vm.disk.overlay-dir: .* has a comma"),
         ('role = "primary"', 'role = "primary"\n[timing]\nlink-timeout-ms = 900', "must be below"),
         ('role = "primary"', 'role = "primary"\n[timing]\nheartbeat-ms = 90', "at most a third"),
         ("[start]", "[datapath]\ndatagram-buckets = 1000\n\n[start]", "power of two"),

@@ -156,6 +156,34 @@ def test_an_unfit_vm_does_not_bid() -> None:
     assert "not bidding" in d.sentence
 
 
+def _says(me: str, r: Record, **words: Any) -> Snapshot:
+    """The peer is heard, and says this of itself."""
+    s = _at(me, r)
+    state = msgspec.structs.replace(s.peer.state, **words)
+    return replace(s, peer=replace(s.peer, state=state))
+
+
+def test_a_replica_that_a_checkpoint_makes_whole_is_kept() -> None:
+    d = decide(_says("a", PAIRED, fit=False, want="its disk failed"))
+    assert (d.state, d.mode, d.step) == (State.PRIMARY, Mode.PRIMARY, None)
+    assert d.sentence == "b is unfit until its next checkpoint: its disk failed"
+
+
+def test_a_replica_that_is_unfit_for_good_is_left() -> None:
+    d = decide(_says("a", PAIRED, fit=False))
+    assert isinstance(d.step, Swap)
+    assert "b says that its VM is unfit" in d.sentence
+
+
+@pytest.mark.parametrize(("words", "handed"), [({}, True), ({"fit": False, "want": "x"}, False)])
+def test_a_claim_is_handed_back_only_to_one_that_is_fit(
+    words: dict[str, Any], handed: bool
+) -> None:
+    s = _says("a", record.claim(PAIRED, A), **words)
+    s = replace(s, failure=facts.Failure(ContinueAlone(), "no answer", NOW - 1))
+    assert isinstance(decide(s).step, Swap) is handed
+
+
 def test_an_unreachable_arbiter_keeps_everything_withheld() -> None:
     s = _silent(_at("b", PAIRED))
     bid = decide(s).step

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`colo-ebpf verify`: are the images of a protected pair equal? Compared here, byte for byte."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from colo_ebpf.config import Config
+from colo_ebpf.control.ctl import Conversation
+from colo_ebpf.errors import ControlError
+from colo_ebpf.storage.compare import Comparison, Progress, compare
+from colo_ebpf.storage.connection import Connection, ExportAddress
+
+_TELL_EVERY_S = 0.2
+
+
+def verify(config: Config, most: int, quiet: bool) -> dict[str, Any]:
+    """Compare all disks; at most `most` differing ranges of each. Raises ColoError."""
+    with Conversation(Path(config.host.run_dir) / "ctl.sock", _patience_s(config)) as daemon:
+        lent = daemon.ask("lend")["images"]
+        started_s = time.monotonic()
+        disks = [_disk(one, config.timing.qmp_timeout_ms, most, quiet) for one in lent]
+        seconds = time.monotonic() - started_s
+        if not daemon.ask("take-back")["lasted"]:
+            raise ControlError(
+                "the pair ended while its images were compared: that says nothing; see "
+                "`colo-ebpf status`"
+            )
+    return {
+        "equal": all(disk["complete"] and not disk["differences"] for disk in disks),
+        "seconds": seconds,
+        "disks": disks,
+    }
+
+
+def _patience_s(config: Config) -> float:
+    """Opening the images is a few commands to QEMU for each disk."""
+    return (4 + len(config.vm.disk)) * config.timing.qmp_timeout_ms / 1000
+
+
+def _disk(lent: dict[str, Any], timeout_ms: int, most: int, quiet: bool) -> dict[str, Any]:
+    name = str(lent["export"])
+    here = ExportAddress(name, path=str(lent["path"]))
+    there = ExportAddress(name, str(lent["host"]), int(lent["port"]))
+    with (
+        Connection(here, timeout_ms) as local,
+        Connection(there, timeout_ms) as remote,
+        _progress(name, quiet) as progress,
+    ):
+        return {
+            "name": name,
+            "replica": str(there),
+            **plain(compare(local, remote, most, progress)),
+        }
+
+
+def plain(found: Comparison) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "size_bytes": found.size_bytes,
+        "read_bytes": found.read_bytes,
+        "zero_bytes": found.zero_bytes,
+        "again_bytes": found.again_bytes,
+        "complete": found.complete,
+        "differences": [
+            {"offset_bytes": one.offset_bytes, "length_bytes": one.length_bytes}
+            for one in found.differences
+        ],
+    }
+
+
+@contextmanager
+def _progress(name: str, quiet: bool) -> Iterator[Progress]:
+    """A line that is rewritten, on a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    told_s = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told_s
+        now_s = time.monotonic()
+        if now_s - told_s >= _TELL_EVERY_S:
+            told_s = now_s
+            part = f"{done >> 20} of {total >> 20} MiB ({100 * done // total} %)"
+            print(f"\r{name}: {part}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield tell
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def readable(found: dict[str, Any]) -> str:
+    """For people."""
+    lines = [line for disk in found["disks"] for line in _lines(disk)]
+    verdict = "equal" if found["equal"] else "DIFFERENT"
+    return "\n".join([*lines, f"{verdict}, compared in {found['seconds']:.1f} s"])
+
+
+def _lines(disk: dict[str, Any]) -> Iterator[str]:
+    def mib(key: str) -> str:
+        return f"{disk[key] / (1 << 20):.1f} MiB"
+
+    yield (
+        f"{disk['name']}: {mib('size_bytes')}, {mib('read_bytes')} read, {mib('zero_bytes')} zero "
+        f"on both sides; {disk['again_bytes']} bytes looked at again"
+    )
+    for one in disk["differences"]:
+        yield f"{disk['name']}: differs at {one['offset_bytes']}, {one['length_bytes']} bytes"
+    if not disk["complete"]:
+        yield f"{disk['name']}: more differs; the rest was not looked at"

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The disks of one QEMU: the way of a block, in QMP. Every step takes all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from colo_ebpf.control.cmdline import DiskSpec, VmSpec
+from colo_ebpf.control.qmp import Monitors
+from colo_ebpf.errors import QmpError, VmError
+from colo_ebpf.model import Endpoints, LentImage, OverlayUse, Progress
+from colo_ebpf.storage import export, overlay
+from colo_ebpf.storage.export import LocalDisk
+
+_log = logging.getLogger(__name__)
+
+_RECONNECT_S = 30  # a lost NBD connection blocks a write rather than failing it
+_POLL_S = 0.02  # of a job's progress; its end is an event
+_FAILED_REQUESTS = (
+    "failed_rd_operations",
+    "failed_wr_operations",
+    "failed_flush_operations",
+)
+_FAILED = ("concluded", "aborting", "null")
+
+
+def _job_of(disk: DiskSpec) -> str:
+    return f"colo-sync{disk.number}"
+
+
+def in_use(files: list[str], nodes: list[dict[str, Any]]) -> bool:
+    """QEMU has one of the files open. Only a protocol node is sure to be called like its file:
+    what lies above it may be described as JSON."""
+    return any(node.get("file") in files for node in nodes)
+
+
+class Disks:
+    """What `Qemu` does with its disks."""
+
+    def __init__(self, spec: VmSpec, instance: str, qmp: Monitors) -> None:
+        self._spec, self._instance, self._qmp = spec, instance, qmp
+        self._limit_bytes: list[int] = []
+
+    async def _nodes(self) -> list[dict[str, Any]]:
+        return [dict(n) for n in await self._qmp.run("query-named-block-nodes", flat=True)]
+
+    async def _try(self, command: str, **arguments: Any) -> None:
+        try:
+            await self._qmp.run(command, **arguments)
+        except QmpError as e:
+            _log.info("not needed or already done: %s", e)
+
+    # -- pairing -------------------------------------------------------------------------
+
+    async def offer(self) -> None:
+        """Secondary: export every image for writing."""
+        spec = self._spec
+        where = {"host": spec.link_address, "port": str(spec.nbd_port)}
+        await self._qmp.run("nbd-server-start", addr={"type": "inet", "data": where})
+        for disk in spec.disks:
+            await self._qmp.run("nbd-server-add", device=disk.image, writable=True)
+
+    async def synchronise(self, to: Endpoints, progress: Callable[[Progress], None]) -> None:
+        """Primary: mirror every disk to its export live, then make the exports quorum children.
+
+        The VM stands while the one becomes the other, for all disks at once: so the copies are of
+        one moment, and no write misses both.
+        """
+        await self._check(to)
+        server = {"type": "inet", "host": to.address, "port": str(to.nbd_port)}
+        for disk in self._spec.disks:
+            await self._qmp.run(
+                "blockdev-add",
+                driver="nbd",
+                node_name=disk.peer_node,
+                server=server,
+                export=disk.image,
+                reconnect_delay=_RECONNECT_S,
+            )
+        await self._mirror(progress)
+        await self._qmp.run("stop")
+        try:
+            for disk in self._spec.disks:
+                await self._end_mirror(_job_of(disk))
+                await self._qmp.run("x-blockdev-change", parent=disk.quorum, node=disk.peer_node)
+        finally:
+            await self._qmp.run("cont")
+
+    async def _check(self, to: Endpoints) -> None:
+        nodes = {node.get("node-name"): node for node in await self._nodes()}
+        local = []
+        for disk in self._spec.disks:
+            size = int(nodes[disk.quorum]["image"]["virtual-size"])
+            local.append(LocalDisk(disk.image, disk.format, size))
+        await export.preflight(tuple(local), to.address, to.nbd_port, self._spec.qmp_timeout_ms)
+
+    async def _mirror(self, progress: Callable[[Progress], None]) -> None:
+        for disk in self._spec.disks:
+            await self._qmp.run(
+                "blockdev-mirror",
+                job_id=_job_of(disk),
+                device=disk.device,
+                target=disk.peer_node,
+                sync="full",
+                on_target_error="report",
+                auto_dismiss=False,
+                copy_mode="write-blocking",
+            )
+        try:
+            async with asyncio.timeout(self._spec.sync_timeout_ms / 1000):
+                while not await self._mirrored(progress):
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as e:
+            raise VmError(f"{self._instance}: disk synchronisation: not done in time") from e
+
+    async def _mirrored(self, progress: Callable[[Progress], None]) -> bool:
+        jobs = [await self._job(_job_of(disk)) for disk in self._spec.disks]
+        for job in jobs:
+            if job["status"] in _FAILED:
+                raise VmError(
+                    f"{self._instance}: disk synchronisation: {job['id']}: "
+                    f"{job.get('error', 'ended')}"
+                )
+        done = sum(job["current-progress"] for job in jobs)
+        progress(Progress("disk", done, sum(job["total-progress"] for job in jobs)))
+        return all(job["status"] == "ready" for job in jobs)
+
+    async def _job(self, name: str) -> dict[str, Any]:
+        for job in await self._qmp.run("query-jobs"):
+            if job["id"] == name:
+                return dict(job)
+        return {"id": name, "status": "null"}
+
+    async def _end_mirror(self, job: str) -> None:
+        await self._qmp.run("block-job-cancel", device=job)
+        await self._until_ended(job)
+        await self._qmp.run("job-dismiss", id=job)
+
+    async def _until_ended(self, job: str) -> None:
+        try:
+            async with asyncio.timeout(self._spec.qmp_timeout_ms / 1000):
+                while (await self._job(job))["status"] not in ("concluded", "null"):
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as e:
+            raise VmError(f"{self._instance}: {job} does not end") from e
+
+    async def cancel_mirrors(self) -> None:
+        """Of a pairing that is given up. They are over when this returns: a node that one still
+        uses could not be removed, and the next pairing would find its name taken."""
+        for disk in self._spec.disks:
+            await self._try("block-job-cancel", device=_job_of(disk), force=True)
+            await self._until_ended(_job_of(disk))
+
+    # -- failover ------------------------------------------------------------------------
+
+    async def leave_children(self) -> None:
+        """Primary, after the yank and before COLO is left: write to the local images only."""
+        for disk in self._spec.disks:
+            await self._try("x-blockdev-change", parent=disk.quorum, child="children.1")
+
+    async def forget_children(self) -> None:
+        """Primary, out of COLO: the peer's exports are closed."""
+        for disk in self._spec.disks:
+            await self._try("job-dismiss", id=_job_of(disk))
+            await self._try("blockdev-del", node_name=disk.peer_node)
+
+    async def withdraw(self) -> None:
+        """No export any more: no write of an old primary may come in, no check reads on."""
+        await self._try("nbd-server-stop")
+
+    async def committed(self) -> bool:
+        """QEMU has no overlay open any more: all is in the images."""
+        overlays = [path for disk in self._spec.disks for path in disk.overlays]
+        if in_use([str(path) for path in overlays], await self._nodes()):
+            return False
+        for path in overlays:
+            path.unlink(missing_ok=True)  # they may lie in memory
+        return True
+
+    # -- the secondary's overlays -----------------------------------------------------------
+
+    def overlay_use(self) -> tuple[OverlayUse, ...]:
+        """How full the overlays are, disk by disk."""
+        return tuple(
+            OverlayUse(
+                disk.number,
+                overlay.used_bytes(disk.overlays),
+                limit,
+                overlay.free_bytes(disk.overlay_dir),
+            )
+            for disk, limit in zip(self._spec.disks, self._limits(), strict=True)
+        )
+
+    def _limits(self) -> list[int]:
+        """Taken once: what is free then is what there is to share."""
+        if not self._limit_bytes:
+            count = len(self._spec.disks)
+            self._limit_bytes = [
+                disk.overlay_limit_bytes
+                or overlay.share_bytes(disk.overlay_dir, disk.overlays, count)
+                for disk in self._spec.disks
+            ]
+        return self._limit_bytes
+
+    async def failed_requests(self) -> int:
+        """Requests of the guest that failed since QEMU was started."""
+        names = {disk.device for disk in self._spec.disks}
+        found = await self._qmp.run("query-blockstats")
+        stats = [one["stats"] for one in found if one.get("device") in names]
+        return sum(int(one[name]) for one in stats for name in _FAILED_REQUESTS)
+
+    # -- looking -------------------------------------------------------------------------
+
+    async def lend(self, path: Path) -> tuple[LentImage, ...]:
+        """Primary: export every local image for reading, on a unix socket."""
+        nodes = {node.get("node-name"): node for node in await self._nodes()}
+        lent = []
+        for disk in self._spec.disks:
+            if disk.peer_node not in nodes:
+                raise VmError(f"{self._instance}: disk {disk.number} is not replicated")
+            to = urlsplit(str(nodes[disk.peer_node]["file"]))
+            if not to.hostname or not to.port:
+                raise VmError(f"{self._instance}: where disk {disk.number} goes is not known")
+            lent.append(LentImage(disk.image, str(path), to.hostname, to.port))
+        await self.withdraw()  # what an earlier daemon may have left open
+        path.unlink(missing_ok=True)
+        await self._qmp.run(
+            "nbd-server-start",
+            addr={"type": "unix", "data": {"path": str(path)}},
+            max_connections=len(lent),
+        )
+        try:
+            os.chmod(path, 0o600)
+            for one in lent:
+                await self._qmp.run("nbd-server-add", device=one.export, writable=False)
+        except (OSError, QmpError):
+            await self.take_back(path)
+            raise
+        return tuple(lent)
+
+    async def take_back(self, path: Path) -> None:
+        """The end of `lend`."""
+        await self.withdraw()
+        path.unlink(missing_ok=True)

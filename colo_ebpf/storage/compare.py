@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Are two exports of a running pair equal, byte for byte?
+
+Both are written to while they are read: a write reaches one side a moment before the other. So the
+rule is:
+
+- Where both sides say at one look that they read as zeroes, nothing is read.
+- A sector that holds the same bytes on both sides at one look is equal.
+- One that does not is looked at again, up to LOOKS times in all, after pauses of 10 ms, 20 ms, and
+  so on, doubling: together 1.3 s, while a write is under way for milliseconds.
+- One that was not equal at any of these looks is a difference.
+
+So a sector that is rewritten all the time may be called different although it is not, if every look
+falls into a write. A sector that stays different is never called equal.
+
+All that is asked for and not yet read fits into the buffers of the sockets. A check that is
+suspended would else leave a QEMU with answers it cannot send, and QEMU waits for those before each
+checkpoint: with 8 MiB in flight none came through any more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from colo_ebpf.errors import StorageError
+from colo_ebpf.storage.connection import Connection, Extent, Reading
+
+LOOKS = 8
+CHUNK_BYTES = 64 << 10
+IN_FLIGHT = 2  # chunks: 128 KiB fit into a unix socket's default buffer of 208 KiB
+_FIRST_PAUSE_S = 0.01
+_SECTOR_BYTES = 512
+_WINDOW_BYTES = 256 << 20  # what is looked at again is looked at before going on
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A stretch of bytes."""
+
+    offset_bytes: int
+    length_bytes: int
+
+    @property
+    def end_bytes(self) -> int:
+        """The first byte after it."""
+        return self.offset_bytes + self.length_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What was found. Not `complete`: so many differences that the rest was not looked at."""
+
+    size_bytes: int
+    read_bytes: int
+    zero_bytes: int  # on both sides: not read
+    again_bytes: int  # looked at more than once
+    differences: tuple[Range, ...]
+    complete: bool
+
+
+def merged(ranges: Iterable[Range]) -> list[Range]:
+    """Ascending ranges, those that touch made one."""
+    found: list[Range] = []
+    for one in ranges:
+        if found and found[-1].end_bytes == one.offset_bytes:
+            last = found.pop()
+            one = Range(last.offset_bytes, last.length_bytes + one.length_bytes)  # noqa: PLW2901
+        found.append(one)
+    return found
+
+
+def differing(offset_bytes: int, one: bytes | bytearray, other: bytes | bytearray) -> list[Range]:
+    """The sectors of a chunk at this offset that are not the same in both."""
+    if one == other:
+        return []
+    sectors = range(0, len(one), _SECTOR_BYTES)
+    return merged(
+        Range(offset_bytes + at, len(one[at : at + _SECTOR_BYTES]))
+        for at in sectors
+        if one[at : at + _SECTOR_BYTES] != other[at : at + _SECTOR_BYTES]
+    )
+
+
+def to_read(one: list[Extent], other: list[Extent]) -> tuple[list[Range], int]:
+    """What at least one side does not call zero, and the end of what both spoke of."""
+    end = min(extents[-1].offset_bytes + extents[-1].length_bytes for extents in (one, other))
+    edges = {e.offset_bytes for e in (*one, *other) if e.offset_bytes < end} | {end}
+    at = sorted(edges)
+    pieces = (Range(a, b - a) for a, b in pairwise(at))
+    return merged(p for p in pieces if not (_zero(one, p) and _zero(other, p))), end
+
+
+def _zero(extents: list[Extent], piece: Range) -> bool:
+    for extent in extents:
+        if extent.offset_bytes <= piece.offset_bytes < extent.offset_bytes + extent.length_bytes:
+            return extent.zero
+    return False
+
+
+def _chunks(ranges: Iterable[Range]) -> Iterator[Range]:
+    for one in ranges:
+        for at in range(one.offset_bytes, one.end_bytes, CHUNK_BYTES):
+            yield Range(at, min(CHUNK_BYTES, one.end_bytes - at))
+
+
+class Comparing:
+    """One comparison of two connections; `run` does it."""
+
+    def __init__(self, local: Connection, remote: Connection, most: int) -> None:
+        self._local, self._remote, self._most = local, remote, most
+        self._read_bytes = self._zero_bytes = self._again_bytes = 0
+
+    def run(self, progress: Progress = lambda done, total: None) -> Comparison:
+        """Compare all of it, or until more than `most` ranges are found to differ."""
+        size = self._local.size_bytes
+        if size != self._remote.size_bytes:
+            raise StorageError(
+                f"{self._local.address} has {size} bytes, {self._remote.address} "
+                f"{self._remote.size_bytes}: they are no images of one disk"
+            )
+        found: list[Range] = []
+        at = 0
+        while at < size and len(found) <= self._most:
+            end = min(at + _WINDOW_BYTES, size)
+            suspects = self._first_look(at, end, lambda done: progress(done, size))
+            found = merged([*found, *self._look_again(suspects)])
+            at = end
+        progress(at, size)
+        return Comparison(
+            size_bytes=size,
+            read_bytes=self._read_bytes,
+            zero_bytes=self._zero_bytes,
+            again_bytes=self._again_bytes,
+            differences=tuple(found[: self._most]),
+            complete=at == size and len(found) <= self._most,
+        )
+
+    def _first_look(self, at: int, end: int, progress: Callable[[int], None]) -> list[Range]:
+        suspects: list[Range] = []
+        while at < end:
+            extents = [c.extents(at, end - at) for c in (self._local, self._remote)]
+            ranges, spoken_of = to_read(*extents)
+            read = sum(one.length_bytes for one in ranges)
+            self._read_bytes += read
+            self._zero_bytes += spoken_of - at - read
+            for chunk, differ in self._look(ranges):
+                suspects += differ
+                progress(chunk.end_bytes)
+            at = spoken_of
+            progress(at)
+        return merged(suspects)
+
+    def _look_again(self, suspects: list[Range]) -> list[Range]:
+        pause_s = _FIRST_PAUSE_S
+        for _ in range(LOOKS - 1):
+            if not suspects:
+                break
+            time.sleep(pause_s)
+            pause_s *= 2
+            self._again_bytes += sum(one.length_bytes for one in suspects)
+            suspects = merged(one for _, differ in self._look(suspects) for one in differ)
+        return suspects
+
+    def _look(self, ranges: Iterable[Range]) -> Iterator[tuple[Range, list[Range]]]:
+        """Each chunk and what differs in it, both sides read at about the same time."""
+        waiting: deque[tuple[Range, Reading, Reading]] = deque()
+        for chunk in _chunks(ranges):
+            where = (chunk.offset_bytes, chunk.length_bytes)
+            readings = self._local.start_read(*where), self._remote.start_read(*where)
+            waiting.append((chunk, *readings))
+            if len(waiting) == IN_FLIGHT:
+                yield self._finish(*waiting.popleft())
+        while waiting:
+            yield self._finish(*waiting.popleft())
+
+    def _finish(self, chunk: Range, local: Reading, remote: Reading) -> tuple[Range, list[Range]]:
+        one, other = self._local.finish_read(local), self._remote.finish_read(remote)
+        return chunk, differing(chunk.offset_bytes, one, other)
+
+
+def compare(
+    local: Connection, remote: Connection, most: int, progress: Progress = lambda done, total: None
+) -> Comparison:
+    """Compare two exports; at most `most` differing ranges are told."""
+    return Comparing(local, remote, most).run(progress)

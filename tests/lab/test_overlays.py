@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A secondary whose overlays fill: a checkpoint in time, and what happens where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from colo_ebpf.lab.client import Client, Lines
+from colo_ebpf.lab.guest import Wanted, choose
+from colo_ebpf.lab.lab import Lab
+from colo_ebpf.lab.workload import LEDGER, PATIENCE_S, until_serving
+from tests.capabilities import require
+from tests.lab import clean
+
+_LIMIT_MIB = 4
+_BATCH = 200
+_ASKS = f"asks for a checkpoint: the overlays of disk 0 fill: 2 of {_LIMIT_MIB} MiB"
+_EMPTY_BYTES = 600 << 10
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A protected pair; host b's overlays have a small file system of their own."""
+    require("root", "bpf", "qemu", "guest")
+    lab = clean(Lab("colotesto"))
+    try:
+        lab.build(choose(Wanted()))
+        for place in lab.places.values():
+            text = place.config.read_text()
+            limit = f"overlay-limit-mib = {_LIMIT_MIB}\noverlay-dir"
+            place.config.write_text(text.replace("overlay-dir", limit))
+            (place.directory / "overlay").mkdir()
+        _mount(lab)
+        for place in lab.places.values():
+            lab.start_daemon(place)
+        lab.wait_protected()
+        yield lab
+    finally:
+        lab.down()
+
+
+def _mount(lab: Lab) -> None:
+    directory = str(lab.places["b"].directory / "overlay")
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "colo-test", directory], check=True, timeout=10
+    )
+
+
+def _status(lab: Lab, host: str) -> dict[str, Any]:
+    status = lab.ask(host)
+    assert status is not None
+    return dict(status)
+
+
+def _used(lab: Lab) -> int:
+    return sum(one["used_bytes"] for one in _status(lab, "b")["overlays"])
+
+
+def _log(lab: Lab, host: str) -> str:
+    return lab.places[host].log.read_text()
+
+
+async def _append(lab: Lab, first: int, count: int) -> None:
+    client = Client(lab.namespace_of("client"), lab.guest_address)
+    await until_serving(client)
+    lines = Lines(await client.connect(LEDGER))
+    for number in range(first, first + count):
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await lines.ask(f"ADD {number} {'x' * 400}")).startswith("OK")
+    lines.close()
+
+
+def test_a_checkpoint_comes_before_they_are_full(lab: Lab) -> None:
+    before = _status(lab, "a")["checkpoints"]["by_cause"].get("peer", 0)
+    (disk,) = _status(lab, "b")["overlays"]
+    assert disk["limit_bytes"] == _LIMIT_MIB << 20
+    assert "asks for a checkpoint" not in _log(lab, "b")
+    written = 0
+    while _ASKS not in _log(lab, "b"):
+        asyncio.run(_append(lab, written + 1, _BATCH))
+        written += _BATCH
+    assert written > 1000, "half the limit is more than this"
+    lab.wait(
+        lambda: _status(lab, "a")["checkpoints"]["by_cause"].get("peer", 0) > before,
+        "no checkpoint for the secondary",
+        60,
+    )
+    last_bytes = 2 * _BATCH * 512  # the checkpoint may have come while they were written
+    lab.wait(lambda: _used(lab) < _EMPTY_BYTES + last_bytes, "the overlays do not shrink", 30)
+    assert _status(lab, "a")["protected"]
+    assert _status(lab, "b")["disk"] == "replicated"
+
+
+def test_without_room_the_primary_goes_on_alone_until_there_is(lab: Lab) -> None:
+    generation = _status(lab, "a")["record"]["generation"]
+    filler = lab.places["b"].directory / "overlay" / "filler"
+    with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+        while True:
+            assert file.write(bytes(1 << 16))
+    lab.wait(lambda: "no room left, again after" in str(_status(lab, "b")), "b is not unfit", 60)
+    lab.wait(lambda: _status(lab, "a")["mode"] == "solo", "a does not leave the pair", 60)
+    assert _status(lab, "a")["record"]["generation"] > generation
+    asyncio.run(_append(lab, 1, 10))
+    filler.unlink()
+    lab.wait_protected()
+    assert _status(lab, "b")["disk"] == "replicated"

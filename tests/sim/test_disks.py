@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a pair does when a disk fails on one side of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from colo_ebpf.control.record import Kind, host_of
+from colo_ebpf.model import VmEventKind
+from tests.sim.host import Host
+from tests.sim.test_pair import _until_protected
+from tests.sim.vm import ToyVm
+from tests.sim.world import MS, World
+
+
+@pytest.fixture
+def world() -> World:
+    """A protected pair, a the primary."""
+    world = World(3)
+    for host in [Host(world, name) for name in "ab"]:
+        host.start_daemon()
+    assert _until_protected(world, 20_000)
+    return world
+
+
+def _vm(world: World, host: str) -> ToyVm:
+    vm = world.hosts[host].vm
+    assert vm is not None
+    return vm
+
+
+def _until(world: World, condition: Callable[[], bool]) -> None:
+    for _ in range(100):
+        if condition():
+            return
+        world.run(100 * MS, lambda: None)
+    pytest.fail("\n".join(world.log[-30:]))
+
+
+def test_a_write_that_failed_on_the_replica_is_mended_by_a_checkpoint(world: World) -> None:
+    generation, vm, loads = world.record.generation, _vm(world, "b"), _vm(world, "b").loads()
+    vm.fail_disk()
+    core = world.hosts["b"].core
+    assert core is not None
+    assert core.unfit()
+    _until(world, lambda: not core.unfit())
+    assert vm.loads() > loads
+    assert world.record.generation == generation, "the pair lasted"
+
+
+def test_while_it_is_not_mended_the_replica_does_not_bid(world: World) -> None:
+    _vm(world, "b").fail_disk()
+    world.hosts["a"].crash()
+    world.run(3_000 * MS, lambda: None)
+    assert world.record.kind is Kind.PAIRED
+    core = world.hosts["b"].core
+    assert core is not None
+    assert "not bidding" in core.decision.sentence
+
+
+def test_what_fails_after_each_checkpoint_ends_the_pair(world: World) -> None:
+    vm, failed_at = _vm(world, "b"), -1
+
+    def fails_again() -> bool:
+        nonlocal failed_at
+        if vm.loads() > failed_at and vm.alive and not vm.stopped:
+            failed_at = vm.loads()
+            vm.fail_disk()
+        return not vm.alive
+
+    _until(world, fails_again)
+    assert host_of(world.record.owner) == "a"
+
+
+def test_a_write_that_only_the_peers_image_took_makes_the_peer_take_over(world: World) -> None:
+    _vm(world, "a").emit(VmEventKind.DISK_BAD, **{"node-name": "#block114", "type": "write"})
+    _until(world, lambda: host_of(world.record.owner) == "b")
+
+
+def test_a_write_that_the_peers_image_refused_leaves_the_primary_alone(world: World) -> None:
+    generation = world.record.generation
+    _vm(world, "a").emit(VmEventKind.DISK_BAD, **{"node-name": "nbd1", "type": "write"})
+    _until(world, lambda: world.record.generation > generation)
+    assert host_of(world.record.owner) == "a"

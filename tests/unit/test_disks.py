@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is read from QEMU's list of block nodes, and how several disks are told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from colo_ebpf import config
+from colo_ebpf.control import cmdline, settings
+from colo_ebpf.control.disks import in_use
+from colo_ebpf.model import VmRole
+
+# As QEMU 7.2 lists them while it merges a survivor's overlays, and when it has done so.
+_OVERLAYS = ["/o/active0.qcow2", "/o/hidden0.qcow2"]
+_MERGED = [
+    {"node-name": "quorum0", "drv": "quorum", "file": 'json:{"driver": "quorum"}'},
+    {"node-name": "childs0", "drv": "replication", "file": 'json:{"driver": "replication"}'},
+    {"node-name": "#block134", "drv": "raw", "file": "/i/disk.raw"},
+    {"node-name": "#block013", "drv": "file", "file": "/i/disk.raw"},
+]
+_MERGING = [
+    {"node-name": "#block878", "drv": "mirror_top", "file": 'json:{"driver": "qcow2"}'},
+    {"node-name": "#block338", "drv": "qcow2", "file": 'json:{"driver": "qcow2"}'},
+    {"node-name": "#block226", "drv": "file", "file": "/o/active0.qcow2"},
+    *_MERGED,
+]
+
+
+@pytest.mark.parametrize(("nodes", "open_"), [(_MERGING, True), (_MERGED, False)])
+def test_overlays_count_until_qemu_has_closed_them(
+    nodes: list[dict[str, object]], open_: bool
+) -> None:
+    assert in_use(_OVERLAYS, nodes) is open_
+
+
+_SECOND_DISK = """[[vm.disk]]
+path = "/var/lib/colo-ebpf/data.qcow2"
+overlay-dir = "/dev/shm/colo-ebpf"
+format = "qcow2"
+
+[host]"""
+
+
+def _spec() -> cmdline.VmSpec:
+    text = config.EXAMPLE.replace("[host]", _SECOND_DISK)
+    return settings.vm_spec(config.parse(text, Path("example")), "kvm")
+
+
+def test_each_disk_has_its_own_parts() -> None:
+    one, two = _spec().disks
+    assert (one.path.name, two.path.name) == ("web.raw", "data.qcow2")
+    names = [
+        (d.device, d.quorum, d.image, d.replica, d.peer_node, *map(str, d.overlays))
+        for d in (one, two)
+    ]
+    assert not set(names[0]) & set(names[1])
+    assert {d.overlay_dir for d in (one, two)} == {Path("/dev/shm/colo-ebpf")}
+
+
+@pytest.mark.parametrize("role", VmRole)
+def test_each_disk_is_on_the_command_line_in_order(role: VmRole) -> None:
+    line = cmdline.command_line(_spec(), role, "a/0123456789abcdef")
+    devices = [word for word in line if word.startswith("virtio-blk-pci")]
+    assert devices == [f"virtio-blk-pci,id=disk{n},drive=colo-disk{n}" for n in (0, 1)]
+    drives = [line[i + 1] for i, word in enumerate(line) if word == "-drive"]
+    for n, form in ((0, "raw"), (1, "qcow2")):
+        own = [drive for drive in drives if f"id=parent{n}," in drive]
+        assert len(own) == 1
+        assert f"driver={form}," in own[0]
+        child = f"childs{n}" if role is VmRole.SECONDARY else f"parent{n}"
+        assert any(drive.endswith(f"file.children.0={child}") for drive in drives)
+    replicas = [drive for drive in drives if "driver=replication" in drive]
+    wanted = [(f"top-id=colo-disk{n}", f"active{n}.qcow2", f"hidden{n}.qcow2") for n in (0, 1)]
+    wanted = wanted if role is VmRole.SECONDARY else []
+    assert [all(w in r for w in words) for r, words in zip(replicas, wanted, strict=True)] == [
+        True for _ in wanted
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_peers"),
+    [("nbd0", True), ("nbd7", True), ("nbd", False), ("parent0", False), ("#block114", False)],
+)
+def test_which_nodes_are_the_peers(name: str, is_peers: bool) -> None:
+    assert cmdline.is_peer_node(name) is is_peers
