@@ -6,8 +6,8 @@ GUEST := build/guest
 FAULT ?= host-kill
 TESTS ?= tests
 MUTANTS ?=
-EXAMPLES ?= 10000
-SEEDS ?= 100000
+ROUNDS ?= 100
+SEEDS ?= 20000
 
 .PHONY: help setup guest demo test lint mutants soak clean
 
@@ -34,9 +34,14 @@ test: guest ## all tests
 mutants: guest ## plant faults in the C sources, one at a time; each must be found
 	@$(PYTHON) -m tests.mutants $(MUTANTS)
 
-soak: guest ## random schedules and histories for a long time (EXAMPLES=n SEEDS=n)
-	@COLO_SIM_SEEDS=$(SEEDS) $(PYTHON) -m pytest --timeout 0 tests/sim
-	@COLO_MODEL_EXAMPLES=$(EXAMPLES) $(PYTHON) -m pytest --timeout 0 tests/model
+soak: guest ## ten million steps of the models, millions of histories (ROUNDS=n SEEDS=n)
+	@for round in $$(seq $(ROUNDS)); do \
+		echo "soak: round $$round of $(ROUNDS)"; \
+		COLO_SIM_SEEDS=$(SEEDS) COLO_SIM_FIRST=$$((round * $(SEEDS))) \
+			$(PYTHON) -m pytest -q --timeout 0 tests/sim || exit; \
+		COLO_MODEL_EXAMPLES=2000 COLO_PAIR_EXAMPLES=100 \
+			$(PYTHON) -m pytest -q --timeout 0 tests/model || exit; \
+	done
 
 clean: ## remove everything that was built
 	@rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

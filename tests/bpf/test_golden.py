@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from scapy.layers.inet import TCP
@@ -186,6 +186,8 @@ class Row:
     mark: int = 0
     tag: int | None = None
     role: VmRole = VmRole.PRIMARY
+    flow: dict[str, int] = field(default_factory=dict)  # of the connection, behind it
+    held: int | None = None  # frames, behind it
 
 
 P, S = Mode.PRIMARY, VmRole.SECONDARY
@@ -193,7 +195,16 @@ R = Reason
 TABLE = [
     Row(R.SOLO, "cmp-pvm", "pass", Mode.SOLO, nothing, HELLO),
     Row(R.RELEASED, "cmp-pvm", "pass", P, nothing, HELLO, mark=0xC0100001),
-    Row(R.VERIFIED, "cmp-pvm", "pass", P, after(connected, peer(HELLO)), HELLO),
+    Row(
+        R.VERIFIED,
+        "cmp-pvm",
+        "pass",
+        P,
+        after(connected, peer(HELLO)),
+        HELLO,
+        flow={"verified": 1006, "floor": 5001, "bounds": 0},
+        held=0,
+    ),
     Row(
         R.VERIFIED,
         "cmp-pvm",
@@ -203,17 +214,80 @@ TABLE = [
         segment(1001, b"hello", ack=5400, window=900),
         out=segment(1001, b"hello", ack=5001, window=999),
     ),
-    Row(R.OLD, "cmp-pvm", "pass", P, after(connected, peer(HELLO), vm(HELLO)), HELLO),
+    Row(
+        R.OLD,
+        "cmp-pvm",
+        "pass",
+        P,
+        after(connected, peer(HELLO), vm(HELLO)),
+        HELLO,
+        flow={"verified": 1006},
+        held=0,
+    ),
     Row(R.ACK, "cmp-pvm", "pass", P, connected, segment(1001, ack=5001)),
-    Row(R.ACK_FLOOR, "cmp-pvm", "hold", P, connected, segment(1001, ack=5002)),
-    Row(R.UNVERIFIED, "cmp-pvm", "hold", P, connected, HELLO),
-    Row(R.TURNING, "cmp-pvm", "hold", P, after(connected, turn(1)), HELLO),
+    Row(
+        R.ACK_FLOOR,
+        "cmp-pvm",
+        "hold",
+        P,
+        connected,
+        segment(1001, ack=5002),
+        flow={"floor": 5001, "p_ack": 5002, "held": 0},
+        held=1,
+    ),
+    Row(
+        R.UNVERIFIED,
+        "cmp-pvm",
+        "hold",
+        P,
+        connected,
+        HELLO,
+        flow={"verified": 1001, "held": 1, "p_high": 1006},
+        held=1,
+    ),
+    Row(
+        R.TURNING,
+        "cmp-pvm",
+        "hold",
+        P,
+        after(connected, turn(1)),
+        HELLO,
+        flow={"verified": 1001, "anchor": 1001, "held": 1},
+        held=1,
+    ),
     Row(R.TURNING, "cmp-pvm", "hold", P, turn(1), _ARP),
     Row(R.ORDER, "cmp-pvm", "hold", P, after(connected, peer(HELLO), silent), HELLO),
-    Row(R.HELD_AGAIN, "cmp-pvm", "drop", P, after(connected, vm(HELLO)), HELLO),
-    Row(R.GAP, "cmp-pvm", "drop", P, connected, segment(1010, b"x", ack=5001)),
+    Row(
+        R.HELD_AGAIN,
+        "cmp-pvm",
+        "drop",
+        P,
+        after(connected, vm(HELLO)),
+        HELLO,
+        flow={"held": 1},
+        held=1,
+    ),
+    Row(
+        R.GAP,
+        "cmp-pvm",
+        "drop",
+        P,
+        connected,
+        segment(1010, b"x", ack=5001),
+        flow={"verified": 1001, "p_high": 1011, "held": 0},
+        held=0,
+    ),
     Row(R.GAP, "cmp-svm", "drop", P, connected, segment(1010, b"x"), tag=1),
-    Row(R.STORE_FULL, "cmp-pvm", "drop", P, after(connected, full_store), HELLO),
+    Row(
+        R.STORE_FULL,
+        "cmp-pvm",
+        "drop",
+        P,
+        after(connected, full_store),
+        HELLO,
+        flow={"held": 0, "p_high": 1006},
+        held=1024,
+    ),
     Row(R.TABLE_FULL, "mir-cli", "drop", P, full_table, request(1, flags="S")),
     Row(R.TABLE_FULL, "cmp-pvm", "drop", P, full_table, HELLO),
     Row(R.TABLE_FULL, "enter", "drop", P, after(severed, vm(HELLO)), None),
@@ -229,7 +303,16 @@ TABLE = [
     Row(R.STALE_EPOCH, "cmp-svm", "drop", P, turn(2, Phase.OPEN), HELLO, tag=1),
     Row(R.EPOCH_AHEAD, "cmp-svm", "drop", P, nothing, HELLO, tag=2),
     Row(R.NO_FLOW, "cmp-svm", "drop", P, nothing, HELLO, tag=1),
-    Row(R.NOT_ANCHORED, "cmp-pvm", "hold", P, nothing, HELLO),
+    Row(
+        R.NOT_ANCHORED,
+        "cmp-pvm",
+        "hold",
+        P,
+        nothing,
+        HELLO,
+        flow={"anchor": 0, "verified": 0},
+        held=1,
+    ),
     Row(
         R.MISMATCH,
         "cmp-svm",
@@ -272,10 +355,39 @@ TABLE = [
     Row(R.PLAIN, "mir-svm", "link", Mode.SECONDARY, nothing, HELLO, role=S),
     Row(R.NO_CONF, "cmp-pvm", "drop", P, unconfigured, HELLO),
     Row(R.CARRIED, "cmp-svm", "carry", P, vm(datagram(b"x")), datagram(b"x"), tag=1),
-    Row(R.CARRIED, "drain", "carry", P, after(connected, vm(HELLO)), HELLO, tag=1),
+    Row(
+        R.CARRIED,
+        "drain",
+        "carry",
+        P,
+        after(connected, vm(HELLO)),
+        HELLO,
+        tag=1,
+        flow={"verified": 1006, "held": 0, "head": 0, "emitter": 0},
+        held=0,
+    ),
     Row(R.PART, "drain", "carry", P, after(connected, vm(HELLO), peer(HALF)), HALF, tag=1),
-    Row(R.ACK_RAISED, "cmp-svm", "note", P, connected, segment(1001, ack=5002), tag=1),
-    Row(R.AHEAD, "cmp-svm", "note", P, connected, HELLO, tag=1),
+    Row(
+        R.ACK_RAISED,
+        "cmp-svm",
+        "note",
+        P,
+        connected,
+        segment(1001, ack=5002),
+        tag=1,
+        flow={"floor": 5002},
+    ),
+    Row(
+        R.AHEAD,
+        "cmp-svm",
+        "note",
+        P,
+        connected,
+        HELLO,
+        tag=1,
+        flow={"bounds": 1, "verified": 1001},
+        held=0,
+    ),
     Row(R.ENDED, "age", "drop", P, after(connected, aged), None),
     Row(
         R.EMIT_FAILED,
@@ -306,8 +418,20 @@ def test_row(row: Row) -> None:
                 return
             _send(rig, row)
             assert rig.count(row.program, row.verdict, reason) == before + 1
+            _look(rig, row)
         finally:
             mended(rig)
+
+
+def _look(rig: Rig, row: Row) -> None:
+    """The maps as the frame left them."""
+    if row.held is not None:
+        assert rig.plane.held().frames == row.held
+    if row.flow:
+        flows = rig.map("colo_flows")
+        (key,) = flows.keys()
+        flow = abi.Flow.from_buffer_copy(flows.get(key) or b"")
+        assert {name: getattr(flow, name) for name in row.flow} == row.flow
 
 
 def _send(rig: Rig, row: Row) -> None:

@@ -428,12 +428,12 @@ class Pair(RuleBasedStateMachine):
 
 
 Pair.TestCase.settings = settings(
-    max_examples=int(os.environ.get("COLO_MODEL_EXAMPLES", "150")),
+    max_examples=int(os.environ.get("COLO_PAIR_EXAMPLES", "150")),
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
-    derandomize="COLO_MODEL_EXAMPLES" not in os.environ,
+    derandomize="COLO_PAIR_EXAMPLES" not in os.environ,
     phases=[Hypotheses.generate] if "COLO_MODEL_QUICK" in os.environ else list(Hypotheses),
 )
 TestPair = Pair.TestCase
@@ -441,5 +441,5 @@ TestPair = Pair.TestCase
 
 def test_that_were_five_thousand_steps() -> None:
     """Of all histories together."""
-    if "COLO_MODEL_EXAMPLES" not in os.environ:
+    if "COLO_PAIR_EXAMPLES" not in os.environ:
         assert Pair.steps >= 5_000
