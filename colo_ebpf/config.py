@@ -128,6 +128,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     arm_timeout_ms: Ms = 200
     longest_epoch_ms: Ms = 60_000
     qmp_timeout_ms: Ms = 5000
+    hang_timeout_ms: Ms = 1000
     checkpoint_timeout_ms: Ms = 10_000
     daemon_grace_ms: Ms = 20_000
     arbiter_timeout_ms: Ms = 2000

@@ -129,6 +129,8 @@ class VmEventKind(enum.Enum):
     BLOCK_ERROR = "BLOCK_IO_ERROR"
     SHUTDOWN = "SHUTDOWN"
     MONITOR_LOST = "MONITOR_LOST"
+    HUNG = "HUNG"  # the process does not answer, out of band either
+    ANSWERS = "ANSWERS"  # after that
     GONE = "GONE"
 
 

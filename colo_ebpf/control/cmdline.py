@@ -89,6 +89,7 @@ class VmSpec:
     nbd_port: int
     migration_port: int
     qmp_timeout_ms: int
+    hang_timeout_ms: int
     start_timeout_ms: int
     sync_timeout_ms: int
     checkpoint_timeout_ms: int

@@ -153,12 +153,16 @@ class Core:
             kind is VmEventKind.DISK_BAD and not of_peer(event)
         ):
             self._disk_failed(vm, event)
+        elif kind is VmEventKind.HUNG:
+            self.fitness.hung = "its QEMU hangs"
+        elif kind is VmEventKind.ANSWERS:
+            self.fitness.hung = ""
         elif kind is VmEventKind.GONE:
             self._fresh()  # it has no disk any more; `alive` says the rest
         elif kind is VmEventKind.MONITOR_LOST and vm.alive and not self._ends(vm):
             self.fitness.lasting = "its QEMU does not answer"
         self.checkpoints.vm_event(vm, event)
-        if kind is VmEventKind.GONE:
+        if kind in (VmEventKind.GONE, VmEventKind.HUNG):
             self.effects.publish(_URGENT_COPIES)
         self.cycle(now_ns)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""May the VM here be made the only one, as far as its disks go? Pure.
+"""May the VM here be made the only one, as far as its disks and its process go? Pure.
 
 A replica is loaded anew by each checkpoint, its overlays are emptied, and with them whatever went
 wrong since the last one: a failed request, an overlay that is full. So it is unfit until the next
@@ -26,6 +26,7 @@ class Fitness:
     """Of one VM. Loads are counted as `SecondaryTurns.loads` does: those begun, not only done."""
 
     lasting: str = ""
+    hung: str = ""  # QEMU does not answer: until it does
     passing: str = ""  # while it is a replica, until a load
     filling: str = ""  # nothing failed yet, but a checkpoint should come before it does
     _failed_at: int = -RELAPSES  # loads when it failed
@@ -65,9 +66,9 @@ class Fitness:
 
     def unfit(self, replica: bool) -> str:
         """Why it may not be made the only one; "": it may."""
-        return self.lasting or (self.passing if replica else "")
+        return self.lasting or self.hung or (self.passing if replica else "")
 
     @property
     def want(self) -> str:
-        """Why a replica wants a checkpoint. One that is unfit for good wants nothing."""
-        return "" if self.lasting else self.passing or self.filling
+        """Why a replica wants a checkpoint. One that cannot load it wants nothing."""
+        return "" if self.lasting or self.hung else self.passing or self.filling

@@ -73,9 +73,11 @@ class Monitors:
         """Execute in band; underscores in argument names become dashes."""
         return await self._execute(self._main, command, arguments, timeout_ms, oob=False)
 
-    async def run_oob(self, command: str, /, **arguments: Any) -> Any:
+    async def run_oob(
+        self, command: str, timeout_ms: int | None = None, /, **arguments: Any
+    ) -> Any:
         """Execute out of band: answered even while the main loop is stuck."""
-        return await self._execute(self._oob, command, arguments, None, oob=True)
+        return await self._execute(self._oob, command, arguments, timeout_ms, oob=True)
 
     async def _execute(
         self,

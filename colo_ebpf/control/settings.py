@@ -74,6 +74,7 @@ def vm_spec(config: Config, accel: str) -> VmSpec:
         nbd_port=config.link.nbd_port,
         migration_port=config.link.migration_port,
         qmp_timeout_ms=t.qmp_timeout_ms,
+        hang_timeout_ms=t.hang_timeout_ms,
         start_timeout_ms=t.start_timeout_ms,
         sync_timeout_ms=t.sync_timeout_ms,
         checkpoint_timeout_ms=t.checkpoint_timeout_ms,

@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 NEVER_MS = 4294967295  # x-checkpoint-delay: QEMU's own timer is put out of the way
 _BANDWIDTH_BYTES = 1 << 40
+_ASKS = 4  # whether QEMU answers, in the time after which it is taken for hung
 _POLL_S = 0.02  # of a migration or a state that has no event
 
 
@@ -51,6 +52,7 @@ class Qemu:
         self._colo_exited = False
         self._trace = trace.TraceState()
         self._trace_at = 0
+        self._asking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._qmp = Monitors(instance, spec.qmp_timeout_ms, self._on_event)
         self._disks = Disks(spec, instance, self._qmp)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
@@ -95,6 +97,7 @@ class Qemu:
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._alive = False
+        self._asking.cancel()
         self._gone.set()
         self._on_event(VmEvent(VmEventKind.GONE, boot_ns()))
 
@@ -112,8 +115,27 @@ class Qemu:
             self._waiters.remove((kind, future))
 
     async def connect(self) -> None:
-        """Open both monitors."""
+        """Open both monitors, and ask from now on whether anybody is there."""
         await self._qmp.connect(cmdline.monitor_path(self._spec), cmdline.oob_path(self._spec))
+        self._asking = asyncio.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        """A process that is stopped does not answer out of band either; one whose main loop waits
+        for a peer does. HUNG and ANSWERS tell of the change."""
+        limit_ms, hung = self._spec.hang_timeout_ms, False
+        while self._alive:
+            try:
+                await self._qmp.run_oob("query-yank", limit_ms)
+                silent = False
+            except QmpError as e:
+                _log.info("%s", e)
+                silent = True
+            if silent is not hung and self._alive:
+                hung = silent
+                self._on_event(
+                    VmEvent(VmEventKind.HUNG if hung else VmEventKind.ANSWERS, boot_ns())
+                )
+            await asyncio.sleep(limit_ms / 1000 / _ASKS)
 
     async def check_name(self) -> None:
         """The process is the instance its pid file names."""
@@ -300,4 +322,5 @@ class Qemu:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
             await self._gone.wait()
+        self._asking.cancel()
         await self._qmp.close()

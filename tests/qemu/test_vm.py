@@ -40,6 +40,16 @@ async def test_checkpoints_then_the_secondary_takes_over(tmp_path: Path) -> None
                 await asyncio.sleep(0.05)
 
 
+async def test_a_process_that_is_stopped_is_noticed_and_so_is_its_coming_back(
+    tmp_path: Path,
+) -> None:
+    async with Pair(tmp_path) as (_, b):
+        os.kill(b.vm.pid, signal.SIGSTOP)
+        await until(lambda: VmEventKind.HUNG in b.kinds(), "HUNG")
+        os.kill(b.vm.pid, signal.SIGCONT)
+        await until(lambda: VmEventKind.ANSWERS in b.kinds(), "ANSWERS")
+
+
 def _open_overlays(side: Side) -> list[str]:
     """Overlay files that a side's QEMU has open, as the kernel knows."""
     descriptors = Path(f"/proc/{side.vm.pid}/fd").iterdir()
