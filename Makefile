@@ -9,7 +9,7 @@ MUTANTS ?=
 ROUNDS ?= 100
 SEEDS ?= 20000
 
-.PHONY: help setup guest demo test lint mutants soak clean
+.PHONY: help setup guest demo test lint mutants matrix soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -33,6 +33,9 @@ test: guest ## all tests
 
 mutants: guest ## plant faults in the C sources, one at a time; each must be found
 	@$(PYTHON) -m tests.mutants $(MUTANTS)
+
+matrix: guest ## every line of docs/failure-scenarios.md with real VMs, about 12 minutes
+	@COLO_MATRIX=1 timeout 3600 $(PYTHON) -m pytest -v --timeout 300 tests/matrix
 
 soak: guest ## ten million steps of the models, millions of histories (ROUNDS=n SEEDS=n)
 	@for round in $$(seq $(ROUNDS)); do \

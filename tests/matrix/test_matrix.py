@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The rows of docs/failure-scenarios.md, one after the other, on one pair that heals in between.
+
+One ledger connection lives through all of them. After each row: who served is who should, never
+two at a time; every entry was answered rightly; the pair is protected again. After the last the
+guest still knows everything that clients were ever told. `make matrix` runs all rows,
+`make test` those that are marked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from colo_ebpf.control import ctl
+from colo_ebpf.lab import faults, processes
+from colo_ebpf.lab.guest import Wanted, choose
+from colo_ebpf.lab.lab import Lab
+from colo_ebpf.lab.topology import HOSTS, arbiter_namespace
+from tests.capabilities import ROOT, require
+from tests.lab import clean
+from tests.matrix.clients import Clients, Load
+from tests.matrix.rows import ROWS, Moment, Place, Row, Then, stop_etcd
+
+_CHOSEN = [row for row in ROWS if row.often or "COLO_MATRIX" in os.environ]
+_GROWTH = 20  # entries that show that somebody serves
+_SILENCE_S = 1.0
+_LIMIT_S = 60.0
+_TABLE = ROOT / "docs" / "failure-scenarios.md"
+
+
+class Pair:
+    """The lab and its clients."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab, self.clients = lab, Clients(lab)
+
+    def status(self, host: str) -> dict[str, Any]:
+        """Of a daemon; empty if it does not answer."""
+        return dict(self.lab.ask(host) or {})
+
+    def place(self) -> Place:
+        """Who is what."""
+        (primary,) = [h for h in HOSTS if self.status(h).get("role") == "primary"]
+        return Place(self.lab, primary, "b" if primary == "a" else "a")
+
+    def entries(self) -> int:
+        """Answered so far."""
+        self.clients.check_writer()
+        return len(self.clients.ledger.entries)
+
+    def until(self, condition: Any, what: str) -> None:
+        """Bounded; says what the daemons said."""
+        self.lab.wait(condition, what, _LIMIT_S)
+
+    def until_growth(self) -> None:
+        """Somebody answers."""
+        wanted = self.entries() + _GROWTH
+        self.until(lambda: self.entries() >= wanted, "the ledger stands still")
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    """Protected, with a client; ended by the checks of the whole."""
+    require("root", "bpf", "qemu", "guest", "etcd")
+    lab = clean(Lab("colotestm"))
+    made: Pair | None = None
+    try:
+        lab.up(choose(Wanted()), arbiter="etcd")
+        made = Pair(lab)
+        made.clients.begin()
+        yield made
+    finally:
+        wrong = made.clients.end() if made else []
+        lab.down()
+    assert wrong == []
+
+
+def _pairing(pair: Pair, place: Place) -> bool:
+    """A replica is being made, and its QEMU is there."""
+    there = processes.pids_of(place.lab.places[place.secondary].namespace, "vm")
+    return bool(there) and pair.status(place.primary).get("state") == "pairing"
+
+
+def _prepare(pair: Pair, place: Place, moment: Moment) -> None:
+    lab = place.lab
+    if moment is Moment.CHECKPOINT:  # the SVM cannot answer: the request stays open
+        faults.hang(lab, place.secondary, "vm")
+        ctl.ask(lab.places[place.primary].run_dir / "ctl.sock", "checkpoint")
+        pair.until(
+            lambda: pair.status(place.primary)["checkpoints"]["stage"] == "triggered",
+            "no checkpoint was triggered",
+        )
+    elif moment is Moment.RESYNC:
+        faults.kill(lab, place.secondary, "vm")
+        pair.until(lambda: _pairing(pair, place), "no new pairing begins")
+    elif moment is Moment.FAILOVER:  # won by nobody yet: the arbiter is asked and does not answer
+        stop_etcd(place)
+        faults.kill(lab, place.primary, "vm")
+        pair.until(
+            lambda: "bidding" in pair.status(place.secondary).get("sentence", ""), "nobody bids"
+        )
+
+
+def _inject(row: Row, place: Place) -> None:
+    row.inject(place)
+    if row.moment is Moment.CHECKPOINT:
+        pids = processes.pids_of(place.lab.places[place.secondary].namespace, "vm")
+        processes.send(pids, signal.SIGCONT)
+    if row.moment is Moment.FAILOVER:
+        processes.resume(arbiter_namespace(place.lab.name))
+
+
+def _then(pair: Pair, row: Row, place: Place, since: float) -> None:
+    if row.then is Then.NOBODY:
+        pair.until(lambda: pair.clients.silent_s() > _SILENCE_S, "somebody speaks")
+        return
+    other = place.secondary
+    if row.then is Then.OTHER:
+        pair.until(
+            lambda: pair.clients.serving(since)[-1:] == [other], f"{other} does not take over"
+        )
+    pair.until_growth()
+
+
+def _served(row: Row, place: Place, order: list[str]) -> str:
+    """Complaint about who has spoken, in order: each of the two at most once."""
+    allowed = {
+        Then.SAME: [[place.primary], []],
+        Then.OTHER: [[place.secondary], [place.primary, place.secondary]],
+    }
+    either = [[], [place.primary], [place.secondary], [place.primary, place.secondary]]
+    good = order in allowed.get(row.then, either)
+    return "" if good else f"{row.then.value} was to serve; who spoke, in order: {order}"
+
+
+@pytest.mark.parametrize("row", _CHOSEN, ids=lambda row: row.name)
+def test_row(row: Row, pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    begun = time.monotonic()
+    pair.lab.wait_protected()
+    place = pair.place()
+    load: Load | None = pair.clients.load() if row.moment is Moment.LOAD else None
+    pair.until_growth()
+    _prepare(pair, place, row.moment)
+    since = time.monotonic()
+    _inject(row, place)
+    _then(pair, row, place, since)
+    pair.lab.heal()
+    pair.lab.wait_protected()
+    healed = time.monotonic()
+    pair.until_growth()
+    wrong = pair.clients.finish(load) if load else []
+    outage_ms = pair.clients.ledger.gaps.longest_ms(since, time.monotonic())
+    with capsys.disabled():
+        took = f"protected after {healed - since:.1f} s, row {healed - begun:.1f} s"
+        print(f"\n  {row.name}: ledger silent {outage_ms:.0f} ms, {took}", end=" ", flush=True)
+    assert wrong + pair.clients.ledger.wrong == []
+    assert _served(row, place, pair.clients.serving(since)) == ""
+
+
+def test_the_images_are_equal(pair: Pair) -> None:
+    """Behind all of it."""
+    pair.lab.wait_protected()
+    place = pair.place()
+    host = pair.lab.places[place.primary]
+    enter = ["nsenter", f"--net=/run/netns/{host.namespace}"]
+    words = ["verify", "--config", str(host.config), "--yes"]
+    done = subprocess.run(
+        [*enter, sys.executable, "-m", "colo_ebpf.cli.main", *words],
+        capture_output=True,
+        text=True,
+        timeout=_LIMIT_S,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_row_is_in_the_table() -> None:
+    """And the table has no other."""
+    lines = [line for line in _TABLE.read_text().splitlines() if line.startswith("| ")]
+    cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    table = {(c[0], c[1], c[2]) for c in cells if c[1] in {m.value for m in Moment}}
+    assert table == {(row.fault, row.moment.value, row.then.value) for row in ROWS}
+    assert len(ROWS) >= 40
