@@ -122,8 +122,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """``[timing]``: every deadline."""
 
     heartbeat_ms: Ms = 20
-    peer_timeout_ms: Ms = 250
-    link_timeout_ms: Ms = 150
+    peer_timeout_ms: Ms = 150
+    link_timeout_ms: Ms = 100
     compare_timeout_ms: Ms = 60
     arm_timeout_ms: Ms = 200
     longest_epoch_ms: Ms = 60_000

@@ -516,7 +516,12 @@ def _planted(mutant: Mutant, directory: Path) -> Path:
 def _run(killer: str, sources: Path) -> int:
     """Exit code of the test, on these sources."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:warnings", killer]
-    environment = {**os.environ, "COLO_EBPF_BPF": str(sources), "COLO_MODEL_QUICK": "1"}
+    environment = {
+        **os.environ,
+        "COLO_EBPF_BPF": str(sources),
+        "COLO_MODEL_QUICK": "1",
+        "COLO_TESTS_BESIDE": "1",
+    }
     done = subprocess.run(
         command,
         cwd=ROOT,

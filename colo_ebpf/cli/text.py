@@ -48,7 +48,8 @@ def status(s: dict[str, Any]) -> str:
         (
             "peer",
             f"{peer['name']}: {peer['state'] or 'unheard'}; link {_ms(peer['link_age_ms'])}, "
-            f"management {_ms(peer['management_age_ms'])}, frames {_ms(peer['plane_age_ms'])} ago",
+            f"management {_ms(peer['management_age_ms'])}, frames {_ms(peer['plane_age_ms'])} ago; "
+            f"the link's longest silence: {_ms(peer['link_longest_ms'])}",
         ),
         ("disk", s["disk"]),
     ]

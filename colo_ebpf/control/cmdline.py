@@ -90,6 +90,7 @@ class VmSpec:
     migration_port: int
     qmp_timeout_ms: int
     hang_timeout_ms: int
+    reconnect_s: int  # so long a lost NBD connection blocks a write before it fails it
     start_timeout_ms: int
     sync_timeout_ms: int
     checkpoint_timeout_ms: int

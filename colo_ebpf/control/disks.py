@@ -20,7 +20,6 @@ from colo_ebpf.storage.export import LocalDisk
 
 _log = logging.getLogger(__name__)
 
-_RECONNECT_S = 30  # a lost NBD connection blocks a write rather than failing it
 _POLL_S = 0.02  # of a job's progress; its end is an event
 _FAILED_REQUESTS = (
     "failed_rd_operations",
@@ -81,7 +80,7 @@ class Disks:
                 node_name=disk.peer_node,
                 server=server,
                 export=disk.image,
-                reconnect_delay=_RECONNECT_S,
+                reconnect_delay=self._spec.reconnect_s,
             )
         await self._mirror(progress)
         await self._qmp.run("stop")

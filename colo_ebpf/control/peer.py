@@ -123,6 +123,7 @@ def unseal(datagram: bytes, key: bytes) -> PeerState:
 class _PathView:
     seq: int = -1
     heard_ns: int | None = None
+    longest_ns: int = 0  # between two states of one run of the peer's daemon
     refused_ns: int | None = None  # first and last time its host said that nobody listens
     refused_last_ns: int = 0
 
@@ -186,11 +187,13 @@ class PeerView:
             self._retired.add(self.state.boot)
             self.state = None
             for view in self._paths.values():
-                view.seq = -1
+                view.seq, view.longest_ns = -1, 0
         view = self._paths[path]
         if state.seq <= view.seq:
             self._refuse(RefusedError(Refusal.STALE))
             return False
+        if view.seq >= 0 and view.heard_ns is not None:
+            view.longest_ns = max(view.longest_ns, now_ns - view.heard_ns)
         view.seq, view.heard_ns, view.refused_ns = state.seq, now_ns, None
         self.echo = state.boot
         if self.state is not None and state.seq <= self.state.seq:
@@ -210,6 +213,10 @@ class PeerView:
         """Time since the path last carried a state (since our start if never)."""
         heard = self._paths[path].heard_ns
         return now_ns - (self.started_ns if heard is None else heard)
+
+    def longest_ns(self, path: Path) -> int:
+        """The longest silence of a path since the peer's daemon runs."""
+        return self._paths[path].longest_ns
 
     def away_since_ns(self, now_ns: int) -> int | None:
         """Since when the peer's daemon is known not to run while its host does; else None.

@@ -128,6 +128,7 @@ def _peer(daemon: Daemon, now_ns: int) -> dict[str, Any]:
         "state": state.state if state else None,
         "health": state.health.value if state else None,
         "link_age_ms": peer.age_ns(Path.LINK, now_ns) / MS,
+        "link_longest_ms": peer.longest_ns(Path.LINK) / MS,
         "management_age_ms": peer.age_ns(Path.MANAGEMENT, now_ns) / MS,
         "plane_age_ms": (now_ns - heard_ns) / MS if heard_ns else None,
         "refused": {why.name.lower(): count for why, count in peer.refusals.items()},

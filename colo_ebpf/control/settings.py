@@ -43,6 +43,15 @@ def timing(config: Config) -> facts.Timing:
     )
 
 
+def reconnect_s(peer_timeout_ms: int) -> int:
+    """Longer than any silence the pair tolerates, so that no write fails before the pair has ended.
+
+    Not much longer: QEMU cannot be made to give up waiting (yank reaches only sockets that are
+    open), and a primary whose secondary was killed goes on alone when the time is over.
+    """
+    return 1 + peer_timeout_ms // 1000
+
+
 def vm_spec(config: Config, accel: str) -> VmSpec:
     """The VM, with the accelerator that was chosen."""
     vm, t = config.vm, config.timing
@@ -75,6 +84,7 @@ def vm_spec(config: Config, accel: str) -> VmSpec:
         migration_port=config.link.migration_port,
         qmp_timeout_ms=t.qmp_timeout_ms,
         hang_timeout_ms=t.hang_timeout_ms,
+        reconnect_s=reconnect_s(t.peer_timeout_ms),
         start_timeout_ms=t.start_timeout_ms,
         sync_timeout_ms=t.sync_timeout_ms,
         checkpoint_timeout_ms=t.checkpoint_timeout_ms,

@@ -76,6 +76,7 @@ def spec_of(
         migration_port=4444,
         qmp_timeout_ms=10_000,
         hang_timeout_ms=1000,
+        reconnect_s=1,
         start_timeout_ms=60_000,
         sync_timeout_ms=60_000,
         checkpoint_timeout_ms=20_000,

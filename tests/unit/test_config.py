@@ -24,7 +24,7 @@ def test_the_example_is_in_order_and_reaches_every_part() -> None:
     assert settings.who(parsed).starts
     assert settings.plane_spec(parsed).nics[0].tap == "tapweb"
     assert settings.vm_spec(parsed, "kvm").memory_mib == 2048
-    assert settings.timing(parsed).peer_timeout_ns == 250_000_000
+    assert settings.timing(parsed).peer_timeout_ns == 150_000_000
 
 
 _SECOND_NIC = """[[vm.nic]]

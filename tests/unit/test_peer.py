@@ -93,3 +93,16 @@ def test_a_refused_port_means_a_daemon_away_for_a_while() -> None:
     assert view.away_since_ns(60_000 * MS) is None
     view.receive(_said(2), Path.LINK, 70 * MS)
     assert view.away_since_ns(71 * MS) is None
+
+
+def test_the_longest_silence_is_that_of_one_run_of_the_daemon() -> None:
+    view = _view()
+    for seq, at_ms in enumerate((10, 30, 95, 100)):
+        view.receive(_said(seq), Path.LINK, at_ms * MS)
+    assert view.longest_ns(Path.LINK) == 65 * MS
+    assert view.longest_ns(Path.MANAGEMENT) == 0
+    view.receive(_said(0, boot="restarted"), Path.LINK, 900 * MS)
+    assert view.echo != "restarted" or view.longest_ns(Path.LINK) == 0
+    view.receive(_said(1, boot="restarted"), Path.LINK, 920 * MS)
+    view.receive(_said(2, boot="restarted"), Path.LINK, 945 * MS)
+    assert view.longest_ns(Path.LINK) <= 25 * MS

@@ -139,3 +139,9 @@ def test_the_ledgers_sums_chain() -> None:
     assert f"{first:016x}" == "0e9bc97a836fd9a8"
     assert f"{ledger.chain(first, 2, 'text2'):016x}" == "96bae5d254a22109"
     assert ledger.block(bytes(2048), 1) is None
+
+
+@pytest.mark.parametrize("peer_timeout_ms", [1, 150, 999, 1000, 2500, 60_000])
+def test_a_write_waits_longer_than_any_silence_and_little_longer(peer_timeout_ms: int) -> None:
+    waits_ms = settings.reconnect_s(peer_timeout_ms) * 1000
+    assert peer_timeout_ms < waits_ms <= peer_timeout_ms + 1000
