@@ -265,12 +265,15 @@ int colo_mir_svm(struct __sk_buff *skb)
 	return bpf_redirect(conf->link_ifindex, 0);
 }
 
-/* Run by the control plane: tell the peer's plane that this one is there. */
+/*
+ * Run by the control plane: tell the peer's plane that this one is there. A VM that serves alone has
+ * no peer; one that is withheld is about to, and its peer has to fall silent.
+ */
 int colo_beacon(struct __sk_buff *skb)
 {
 	struct colo_conf *conf = colo_conf_get();
 
-	if (!conf || !conf->vni || conf->mode == COLO_SOLO)
+	if (!conf || !conf->vni || conf->mode == COLO_SOLO || conf->mode == COLO_WITHHOLD)
 		return colo_finish(skb, COLO_PROG_BEACON, COLO_V_DROP, COLO_R_NO_PAIR);
 	if (colo_link_tag(skb, conf, colo_epoch_get(), 0) ||
 	    bpf_clone_redirect(skb, conf->link_ifindex, 0))

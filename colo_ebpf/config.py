@@ -130,7 +130,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     qmp_timeout_ms: Ms = 5000
     hang_timeout_ms: Ms = 1000
     checkpoint_timeout_ms: Ms = 10_000
-    daemon_grace_ms: Ms = 20_000
+    daemon_grace_ms: Ms = 30_000
     arbiter_timeout_ms: Ms = 2000
     start_timeout_ms: Ms = 60_000
     sync_timeout_ms: Ms = 600_000

@@ -291,8 +291,8 @@ MUTANTS = [
     Mutant(
         "a solo host goes on talking over the link",
         "mirror.c",
-        "if (!conf || !conf->vni || conf->mode == COLO_SOLO)",
-        "if (!conf || !conf->vni)",
+        "|| conf->mode == COLO_SOLO || conf->mode == COLO_WITHHOLD)",
+        ")",
         MIRROR,
     ),
     Mutant(

@@ -298,6 +298,7 @@ TABLE = [
     Row(R.WITHHELD, "cmp-pvm", "drop", Mode.WITHHOLD, nothing, HELLO),
     Row(R.TOO_BIG, "cmp-pvm", "drop", P, large_udp, None),
     Row(R.BEACON, "beacon", "link", P, beat, None),
+    Row(R.NO_PAIR, "beacon", "drop", Mode.WITHHOLD, beat, None),
     Row(R.BEACON, "cmp-svm", "drop", P, nothing, beacon(), tag=1),
     Row(R.NOT_OURS, "cmp-svm", "drop", P, nothing, HELLO),
     Row(R.STALE_EPOCH, "cmp-svm", "drop", P, turn(2, Phase.OPEN), HELLO, tag=1),

@@ -158,7 +158,7 @@ _LATER = [
     Row("secondary's QEMU killed", C, Then.SAME, _kill("secondary", "vm")),
     Row("primary's host killed", C, Then.OTHER, _kill("primary", "host"), True),
     Row("primary's QEMU killed", C, Then.OTHER, _kill("primary", "vm")),
-    Row("primary's daemon killed", C, Then.SAME, _kill("primary", "daemon")),
+    Row("primary's daemon killed", C, Then.NOBODY, _kill("primary", "daemon")),
     Row("secondary's daemon killed", C, Then.SAME, _kill("secondary", "daemon")),
     Row("link cut", C, Then.SAME, _cut("link")),
     Row("secondary's QEMU killed", R, Then.SAME, _kill("secondary", "vm")),
