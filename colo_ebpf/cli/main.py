@@ -12,13 +12,14 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colo_ebpf import config as configuration
 from colo_ebpf.cli import lab as lab_cli
-from colo_ebpf.cli import text
+from colo_ebpf.cli import planned, text
 from colo_ebpf.control import ctl
 from colo_ebpf.control.record import Record
 from colo_ebpf.errors import ColoError, ControlError
@@ -131,6 +132,19 @@ def _checkpoint(args: argparse.Namespace) -> int:
     return 0
 
 
+def _switchover(args: argparse.Namespace) -> int:
+    socket = _socket(args)
+    confirm(args, "Let the secondary of the pair take over, and the primary become the secondary?")
+    _show(args, planned.carry_out(socket, "switchover", args.json), planned.readable)
+    return 0
+
+
+def _history(args: argparse.Namespace) -> int:
+    now_s = time.time()
+    _show(args, ctl.ask(_socket(args), "history"), lambda rows: text.history(rows, now_s))
+    return 0
+
+
 def _verify(args: argparse.Namespace) -> int:
     from colo_ebpf.cli import verify
 
@@ -218,6 +232,8 @@ def parser() -> argparse.ArgumentParser:
     for name, verb, summary in (
         ("run", _run, "the daemon of one VM on this host"),
         ("status", _status, "what the daemon does and why"),
+        ("history", _history, "what the daemon said lately, and when"),
+        ("switchover", _switchover, "let the two hosts change places (on either of them)"),
         ("checkpoint", _checkpoint, "take a checkpoint now (on the primary)"),
         ("counters", _counters, "packets by program, verdict and reason"),
         ("mismatches", _mismatches, "the last places where the two VMs differed"),

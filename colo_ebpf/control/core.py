@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from colo_ebpf.control import facts
+from colo_ebpf.control import facts, planned
 from colo_ebpf.control.checkpoints import Checkpoints, of_peer
 from colo_ebpf.control.decide import decide
 from colo_ebpf.control.epoch import Command, Stage
@@ -26,7 +26,8 @@ from colo_ebpf.control.offsets import OffsetCopy
 from colo_ebpf.control.peer import Path, PeerState, PeerView
 from colo_ebpf.control.ports import Plane, SwapUnknown, Vm
 from colo_ebpf.control.record import VNI_MAX, Kind, Record
-from colo_ebpf.errors import ArbiterError, ColoError
+from colo_ebpf.control.wishes import Wishes
+from colo_ebpf.errors import ArbiterError, ColoError, ControlError
 from colo_ebpf.model import (
     Endpoints,
     Mode,
@@ -94,6 +95,7 @@ class Core:
         self.leaving = False
         self.checkpoints = Checkpoints(timing, plane, effects, note, now_ns)
         self.offsets = OffsetCopy()
+        self.wishes = Wishes(who.host)
         self._cancelling = False
         self._record_since_ns = self._mode_since_ns = now_ns
         self._confirmed = False
@@ -264,10 +266,23 @@ class Core:
         self._done.clear()
         self._attempt += 1
 
+    # --- what an operator asks ------------------------------------------------------------
+
+    def switch_over(self, now_ns: int) -> str:
+        """Begin a switchover; its token. ControlError if nothing can come of it."""
+        why = planned.no_switchover(self.snapshot(now_ns), self.decision)
+        if why or self.record is None:
+            raise ControlError(f"no switchover: {why}")
+        self.wishes.wish = facts.Wish(self.effects.token(), now_ns, self.record.other)
+        token = self.wishes.wish.token
+        self.cycle(now_ns)
+        return token
+
     # --- the decision cycle ---------------------------------------------------------------
 
     def cycle(self, now_ns: int) -> None:
         """Decide and make it so, until nothing changes any more."""
+        self.wishes.hear(self.peer.state, self.record, now_ns)
         for _ in range(_SETTLE_ROUNDS):
             before = self.decision
             self._apply(decide(self.snapshot(now_ns)), now_ns)
@@ -311,6 +326,7 @@ class Core:
             last_read_ns=self._last_read_ns,
             fresh_vni=int(token[:6], 16) % VNI_MAX + 1,
             fresh_instance=f"{self.who.host}/{token}",
+            wish=self.wishes.wish,
         )
 
     def _sent(self) -> Record | None:
@@ -340,9 +356,11 @@ class Core:
 
     def _apply(self, d: Decision, now_ns: int) -> None:
         if d.sentence != self.decision.sentence:
-            self.log(d.sentence)
-            self.history.append((now_ns, d.sentence))
+            self._tell(d.sentence, now_ns)
         self.decision = d
+        if d.answer is not None:
+            self.wishes.settle(d.answer)
+            self._tell(d.answer.sentence, now_ns)
         self._take_task(d, now_ns)
         if d.cancels and isinstance(self.running, PAIR_STEPS) and not self._cancelling:
             self._cancelling = True
@@ -350,10 +368,15 @@ class Core:
         if d.state is not State.UNKNOWN:
             self._set_plane(d, now_ns)
             self.checkpoints.take_side(d.turns, self.vm, d.state is State.JOINING, now_ns)
+        self.checkpoints.still = d.still
         if d.ask is not None:
             self.checkpoints.primary.ask(d.ask, now_ns)
         if d.step is not None and self.running is None:
             self._start(d.step)
+
+    def _tell(self, sentence: str, now_ns: int) -> None:
+        self.log(sentence)
+        self.history.append((now_ns, sentence))
 
     def _take_task(self, d: Decision, now_ns: int) -> None:
         old, new = self._task, d.task
@@ -433,6 +456,8 @@ class Core:
             offsets=part,
             offsets_have=self.offsets.have,
             leaving=self.leaving,
+            switchover=self.wishes.asked_of_peer,
+            answer=self.wishes.answer,
         )
 
     def _offered_vni(self) -> int:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The control socket: one line of JSON in, one line of JSON out, on `<run_dir>/ctl.sock`.
 
-Requests: ``{"command": "status" | "checkpoint" | "mismatches"}``. Answers: ``{"ok": value}`` or
-``{"error": text}``. Only root may connect.
+Requests: ``{"command": name, ...}``, with the words that the command takes. Answers:
+``{"ok": value}`` or ``{"error": text}``. Only root may connect.
 
 ``lend`` opens the VM's images for reading until ``take-back`` on the same connection, or its end:
 see `lending`.
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.lending import Lending
+from colo_ebpf.control.report import history, planned
 from colo_ebpf.errors import ColoError, ControlError
 from colo_ebpf.model import PlaneEvent
 
@@ -42,6 +43,9 @@ class ControlServer:
             "status": daemon.status,
             "checkpoint": self._checkpoint,
             "mismatches": self._mismatches,
+            "history": lambda: history(daemon, boot_ns()),
+            "switchover": self._switchover,
+            "planned": lambda: planned(daemon),
         }
 
     async def start(self) -> None:
@@ -104,6 +108,9 @@ class ControlServer:
         core.cycle(now_ns)
         return {"asked": True, "epoch": core.checkpoints.primary.epoch}
 
+    def _switchover(self) -> dict[str, Any]:
+        return {"token": self._daemon.core.switch_over(boot_ns())}
+
     def _mismatches(self) -> list[dict[str, Any]]:
         return [_mismatch(event) for event in self._daemon.plane.mismatches()]
 
@@ -137,10 +144,11 @@ class Conversation:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def ask(self, command: str) -> Any:
+    def ask(self, command: str, **words: int) -> Any:
         """One request."""
+        request = {"command": command, **words}
         with self._wrapped():
-            self._socket.sendall(json.dumps({"command": command}).encode() + b"\n")
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
             reply = _reply(self._socket)
         if "error" in reply:
             raise ControlError(str(reply["error"]))
@@ -161,10 +169,10 @@ class Conversation:
             raise ControlError(f"{path}: {e.strerror}") from e
 
 
-def ask(path: Path, command: str, timeout_s: float = 5.0) -> Any:
+def ask(path: Path, command: str, timeout_s: float = 5.0, **words: int) -> Any:
     """One request to a running daemon; ControlError if it does not run or says no."""
     with Conversation(path, timeout_s) as conversation:
-        return conversation.ask(command)
+        return conversation.ask(command, **words)
 
 
 def _reply(s: socket.socket) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colo_ebpf.control import pairing, record
+from colo_ebpf.control import pairing, planned, record
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.facts import (
     ContinueAlone,
@@ -52,8 +52,8 @@ def decide(s: Snapshot) -> Decision:
         )
     decision = _for_record(s, s.record)
     if _behind(s, s.record):
-        return replace(decision, step=rested(s, Read()))
-    return decision
+        decision = replace(decision, step=rested(s, Read()))
+    return planned.answered(s, decision)
 
 
 def _for_record(s: Snapshot, r: Record) -> Decision:
@@ -125,7 +125,7 @@ def _primary(s: Snapshot, r: Record) -> Decision:
     why = s.turns.broken or _peer_unusable(s, r.other)
     silent = s.peer.link_age_ns > s.timing.peer_timeout_ns
     if not why and not silent:
-        return _beside_the_sick(s, paired)
+        return planned.beside_the_well(s, r, _beside_the_sick(s, paired))
     if not why and _daemon_away(s):
         text = "the secondary's daemon is away: waiting for it, its VM goes on"
         since = s.peer.away_since_ns or 0

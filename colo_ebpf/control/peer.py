@@ -42,6 +42,15 @@ class Path(enum.Enum):
     MANAGEMENT = "management"
 
 
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What became of a planned operation."""
+
+    token: str  # whose it is
+    done: bool
+    sentence: str
+    outage_ns: int = 0  # the old primary: from withholding until the other one is active
+
+
 class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything one daemon says of itself."""
 
@@ -66,6 +75,8 @@ class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     offsets: list[bytes] = []  # primary, pairing: lasting offsets
     offsets_have: int = 0  # secondary: how many of them it has
     leaving: bool = False  # the daemon was told to end; its VM runs on
+    switchover: str = ""  # secondary: token of the one its operator asks for
+    answer: Answer | None = None  # to the last planned operation
 
     @property
     def heals(self) -> bool:

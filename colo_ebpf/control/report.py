@@ -62,10 +62,33 @@ def status(daemon: Daemon, now_ns: int) -> dict[str, Any]:
         "overlays": _overlays(daemon),
         "step": type(core.running).__name__ if core.running else None,
         "progress": _progress(daemon),
-        "history": [
-            {"ago_ms": (now_ns - at_ns) // MS, "at_ns": at_ns, "sentence": sentence}
-            for at_ns, sentence in list(core.history)[-_HISTORY:]
-        ],
+        "history": history(daemon, now_ns)[-_HISTORY:],
+    }
+
+
+def history(daemon: Daemon, now_ns: int) -> list[dict[str, Any]]:
+    """The last sentences, the newest last."""
+    return [
+        {"ago_ms": (now_ns - at_ns) // MS, "at_ns": at_ns, "sentence": sentence}
+        for at_ns, sentence in daemon.core.history
+    ]
+
+
+def planned(daemon: Daemon) -> dict[str, Any]:
+    """The planned operation under way, and the last answer to one."""
+    core = daemon.core
+    wish, answer = core.wishes.wish, core.wishes.answer
+    return {
+        "token": wish.token if wish else None,
+        "sentence": core.decision.sentence,
+        "answer": None
+        if answer is None
+        else {
+            "token": answer.token,
+            "done": answer.done,
+            "sentence": answer.sentence,
+            "outage_ms": answer.outage_ns / MS,
+        },
     }
 
 
