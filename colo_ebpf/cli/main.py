@@ -139,6 +139,14 @@ def _switchover(args: argparse.Namespace) -> int:
     return 0
 
 
+def _failover(args: argparse.Namespace) -> int:
+    socket = _socket(args)
+    confirm(args, ctl.ask(socket, "may-fail-over", generation=args.generation)["question"])
+    answer = planned.carry_out(socket, "failover", args.json, generation=args.generation)
+    _show(args, answer, planned.readable)
+    return 0
+
+
 def _history(args: argparse.Namespace) -> int:
     now_s = time.time()
     _show(args, ctl.ask(_socket(args), "history"), lambda rows: text.history(rows, now_s))
@@ -261,6 +269,18 @@ def parser() -> argparse.ArgumentParser:
         help="tell at most so many per disk",
     )
     verify.set_defaults(verb=_verify)
+    failover = verbs.add_parser(
+        "failover", parents=[located], help="let the VM here serve alone, against the daemon's will"
+    )
+    failover.add_argument("--force", action="store_true", required=True)
+    failover.add_argument(
+        "--generation",
+        type=_positive,
+        required=True,
+        metavar="N",
+        help="of the record that is overridden (`arbiter show` prints it)",
+    )
+    failover.set_defaults(verb=_failover)
     _config_verbs(verbs, common)
     arbiter = verbs.add_parser("arbiter", help="the record of who may speak for the VM")
     records = arbiter.add_subparsers(required=True, metavar="VERB")

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from colo_ebpf.control import facts, planned
+from colo_ebpf.control import facts
 from colo_ebpf.control.checkpoints import Checkpoints, of_peer
 from colo_ebpf.control.decide import decide
 from colo_ebpf.control.epoch import Command, Stage
@@ -27,7 +27,7 @@ from colo_ebpf.control.peer import Path, PeerState, PeerView
 from colo_ebpf.control.ports import Plane, SwapUnknown, Vm
 from colo_ebpf.control.record import VNI_MAX, Kind, Record
 from colo_ebpf.control.wishes import Wishes
-from colo_ebpf.errors import ArbiterError, ColoError, ControlError
+from colo_ebpf.errors import ArbiterError, ColoError
 from colo_ebpf.model import (
     Endpoints,
     Mode,
@@ -265,18 +265,6 @@ class Core:
     def _begin_attempt(self) -> None:
         self._done.clear()
         self._attempt += 1
-
-    # --- what an operator asks ------------------------------------------------------------
-
-    def switch_over(self, now_ns: int) -> str:
-        """Begin a switchover; its token. ControlError if nothing can come of it."""
-        why = planned.no_switchover(self.snapshot(now_ns), self.decision)
-        if why or self.record is None:
-            raise ControlError(f"no switchover: {why}")
-        self.wishes.wish = facts.Wish(self.effects.token(), now_ns, self.record.other)
-        token = self.wishes.wish.token
-        self.cycle(now_ns)
-        return token
 
     # --- the decision cycle ---------------------------------------------------------------
 

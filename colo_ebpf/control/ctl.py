@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from colo_ebpf.clock import boot_ns
+from colo_ebpf.control import operations
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.lending import Lending
 from colo_ebpf.control.report import history, planned
@@ -46,6 +47,10 @@ class ControlServer:
             "history": lambda: history(daemon, boot_ns()),
             "switchover": self._switchover,
             "planned": lambda: planned(daemon),
+        }
+        self._of_generation: dict[str, Callable[[int], Any]] = {
+            "may-fail-over": self._may_fail_over,
+            "failover": self._failover,
         }
 
     async def start(self) -> None:
@@ -85,15 +90,20 @@ class ControlServer:
     async def _answer(self, line: bytes, asker: object) -> dict[str, Any]:
         lending = {"lend": self._lending.lend, "take-back": self._lending.take_back}
         try:
-            name = json.loads(line)["command"]
-            known = name in self._commands or name in lending
+            request = json.loads(line)
+            name = request["command"]
+            known = name in self._commands or name in lending or name in self._of_generation
         except (ValueError, KeyError, TypeError, RecursionError):
             known = False
         if not known:
-            names = ", ".join((*self._commands, *lending))
+            names = ", ".join((*self._commands, *lending, *self._of_generation))
             return {"error": f'expected {{"command": one of {names}}}'}
         try:
-            return {"ok": await lending[name](asker) if name in lending else self._commands[name]()}
+            if name in lending:
+                return {"ok": await lending[name](asker)}
+            if name in self._of_generation:
+                return {"ok": self._of_generation[name](_generation(request))}
+            return {"ok": self._commands[name]()}
         except ColoError as e:
             return {"error": str(e)}
 
@@ -109,10 +119,24 @@ class ControlServer:
         return {"asked": True, "epoch": core.checkpoints.primary.epoch}
 
     def _switchover(self) -> dict[str, Any]:
-        return {"token": self._daemon.core.switch_over(boot_ns())}
+        return {"token": operations.switch_over(self._daemon.core, boot_ns())}
+
+    def _may_fail_over(self, generation: int) -> dict[str, Any]:
+        question = operations.question(self._daemon.core, generation, boot_ns())
+        return {"question": question}
+
+    def _failover(self, generation: int) -> dict[str, Any]:
+        return {"token": operations.fail_over(self._daemon.core, generation, boot_ns())}
 
     def _mismatches(self) -> list[dict[str, Any]]:
         return [_mismatch(event) for event in self._daemon.plane.mismatches()]
+
+
+def _generation(request: dict[str, Any]) -> int:
+    value = request.get("generation")
+    if not isinstance(value, int) or value < 1:
+        raise ControlError("name the generation that is overridden: `arbiter show` prints it")
+    return value
 
 
 def _mismatch(event: PlaneEvent) -> dict[str, Any]:

@@ -122,6 +122,8 @@ def _primary(s: Snapshot, r: Record) -> Decision:
         pairing=paired_with(s, r.vni),
         turns=Turns.PRIMARY,
     )
+    if planned.forced(s, r):
+        return _bid(s, r, paired, vm, planned.FORCED)
     why = s.turns.broken or _peer_unusable(s, r.other)
     silent = s.peer.link_age_ns > s.timing.peer_timeout_ns
     if not why and not silent:
@@ -154,7 +156,7 @@ def _secondary(s: Snapshot, r: Record) -> Decision:
         pairing=paired_with(s, r.vni),
         turns=Turns.SECONDARY,
     )
-    why = _peer_unusable(s, r.owner)
+    why = planned.FORCED if planned.forced(s, r) else _peer_unusable(s, r.owner)
     if why:
         return _bid(s, r, paired, vm, why)
     if s.peer.age_ns <= s.timing.peer_timeout_ns:
@@ -200,9 +202,9 @@ def _silence(s: Snapshot) -> str:
 
 
 def _bid(s: Snapshot, r: Record, paired: Decision, vm: VmFacts, why: str) -> Decision:
-    if not vm.fit:
+    if not vm.fit and not planned.forced(s, r):
         text = f"{why}, but this side's disk failed: not bidding, output withheld"
-        return replace(paired, sentence=text)
+        return planned.looked_up(s, replace(paired, sentence=text))
     return replace(
         paired,
         sentence=_or_unreachable(s, f"bidding to go on alone: {why}"),
@@ -235,7 +237,7 @@ def _claimed(s: Snapshot, r: Record) -> Decision:
         return _claimed_without_vm(s, r)
     if r.vni == 0:
         return _activate(s, r, State.STARTING, Mode.WITHHOLD)
-    if not vm.fit:
+    if not vm.fit and not planned.forced(s, r):
         return _hand_back(s, r, "this side's disk failed")
     if r.image == s.who.host:
         return _continue_alone(s, r)
@@ -328,10 +330,12 @@ def _lost(s: Snapshot, r: Record) -> Decision:
     abandoned = s.peer.age_ns > grace and s.now_ns - s.record_since_ns > grace
     vm = own_vm(s, r.other)
     turns = Turns.NONE if r.image == s.who.host else Turns.SECONDARY
-    if abandoned and vm is not None and vm.fit:
+    forced = planned.forced(s, r)
+    if vm is not None and (forced or (abandoned and vm.fit)):
+        why = planned.FORCED if forced else "it is abandoned"
         return Decision(
             State.LOST,
-            _or_unreachable(s, f"taking back the claim that {s.who.peer} abandoned"),
+            _or_unreachable(s, f"taking back the claim of {s.who.peer}: {why}"),
             step=rested(s, Swap(r, record.claim(r, r.other))),
             turns=turns,
         )

@@ -245,6 +245,7 @@ class Wish:
     winner: str
     here: bool = True  # asked of this daemon, not of the peer's
     withheld_ns: int | None = None  # when the winner's claim was known here
+    overrides: int = 0  # a forced failover: the generation it was decided on. 0: a switchover
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ class Wishes:
     def asked_of_peer(self) -> str:
         """The switchover that the other host, the primary, is to begin ("" if none)."""
         w = self.wish
-        passed_on = w is not None and w.here and host_of(w.winner) == self._host
+        passed_on = w is not None and w.here and not w.overrides and host_of(w.winner) == self._host
         return w.token if w is not None and passed_on else ""
 
     def hear(self, peer: PeerState | None, record: Record | None, now_ns: int) -> None:

@@ -15,6 +15,7 @@ from multiprocessing import get_context
 
 import pytest
 
+from colo_ebpf.control import operations
 from colo_ebpf.control.facts import State
 from colo_ebpf.control.peer import Path
 from colo_ebpf.control.record import Kind
@@ -102,7 +103,7 @@ class History:
         world, rng = self.world, self.world.random
         host = world.hosts[rng.choice("ab")]
         kinds = ["cut", "heal-cut", "pause", "resume", "daemon", "start", "arbiter", "checkpoint"]
-        kinds += ["disk", "switchover"]
+        kinds += ["disk", "switchover", "force"]
         if world.lost_vms == 0:
             kinds += ["crash", "vm"]
         kind = rng.choice(kinds)
@@ -114,6 +115,7 @@ class History:
             "start": host.start_daemon,
             "disk": lambda: self._fail_disk(host),
             "switchover": lambda: self._switch_over(host),
+            "force": lambda: self._force(host),
         }
         if kind in simple:
             simple[kind]()
@@ -138,14 +140,29 @@ class History:
         """Of a replica: what fails where the VM serves is its guest's to see."""
         vm = host.vm
         r = self.world.record
-        if vm is not None and vm.alive and r.kind is Kind.PAIRED and vm.instance == r.other:
+        forced = host.core is not None and host.core.wishes.wish is not None
+        if (
+            not forced
+            and vm is not None
+            and vm.alive
+            and r.kind is Kind.PAIRED
+            and vm.instance == r.other
+        ):
             vm.fail_disk()
 
     def _switch_over(self, host: Host) -> None:
         """Asked of whoever it is; most of the time it is refused."""
         if host.core is not None and not host.paused:
             with contextlib.suppress(ControlError):
-                host.core.switch_over(self.world.now_ns)
+                operations.switch_over(host.core, self.world.now_ns)
+
+    def _force(self, host: Host) -> None:
+        """Never onto a disk that failed: what that costs is the operator's to bear."""
+        core, vm = host.core, host.vm
+        if core is None or core.record is None or host.paused or (vm is not None and vm.sick):
+            return
+        with contextlib.suppress(ControlError):
+            operations.fail_over(core, core.record.generation, self.world.now_ns)
 
     def _checkpoint(self, host: Host) -> None:
         from colo_ebpf.control.epoch import Reason

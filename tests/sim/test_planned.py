@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from colo_ebpf.control import operations
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.facts import State
 from colo_ebpf.control.peer import Answer
@@ -31,7 +32,7 @@ def _switch_over(world: World, host: Host) -> Answer:
     """Asked on `host`; what its daemon says in the end."""
     core = host.core
     assert core is not None
-    token = core.switch_over(world.now_ns)
+    token = operations.switch_over(core, world.now_ns)
     for _ in range(_LIMIT_MS // 10):
         world.run(10 * MS, lambda: _check(world))
         answer = core.wishes.answer
@@ -60,7 +61,7 @@ def test_busy_with_checkpoints_it_still_finds_its_moment() -> None:
     world = _pair(3)
     a = world.hosts["a"]
     assert a.core is not None
-    token = a.core.switch_over(world.now_ns)
+    token = operations.switch_over(a.core, world.now_ns)
     for _ in range(2_000):
         a.core.checkpoints.primary.ask(Reason.MISMATCH, world.now_ns)
         world.run(MS, lambda: _check(world))
@@ -84,7 +85,7 @@ def test_a_secondary_that_dies_first_ends_it() -> None:
     world = _pair(5)
     a, b = world.hosts["a"], world.hosts["b"]
     assert a.core is not None
-    a.core.switch_over(world.now_ns)
+    operations.switch_over(a.core, world.now_ns)
     b.crash()
     world.run(3_000 * MS, lambda: _check(world))
     answer = a.core.wishes.answer
@@ -101,4 +102,4 @@ def test_without_a_pair_nothing_is_begun() -> None:
     b.crash()
     world.run(3_000 * MS, lambda: _check(world))
     with pytest.raises(ControlError, match="there is no protected pair: alone, unprotected"):
-        a.core.switch_over(world.now_ns)
+        operations.switch_over(a.core, world.now_ns)

@@ -16,7 +16,7 @@ from colo_ebpf.control.facts import PeerFacts, Read, Snapshot, State, Swap, Turn
 from colo_ebpf.control.peer import Answer
 from colo_ebpf.control.record import Record
 from colo_ebpf.control.wishes import Wishes
-from colo_ebpf.model import VmHealth, VmRole
+from colo_ebpf.model import Settled, VmHealth, VmRole
 from tests.unit.test_decide import (
     ACTIVE,
     HEARD,
@@ -164,7 +164,7 @@ def test_whether_it_was_written_is_looked_up() -> None:
     doubt = _wished(turns=LOADED, failure=failed, pending=TAKES_OVER, last_read_ns=0)
     d = decide(doubt)
     assert d.answer is not None
-    assert "is not known until the arbiter answers" in d.answer.sentence
+    assert "whether it was changed is known when the arbiter answers" in d.answer.sentence
     d = decide(replace(doubt, wish=None))
     assert (d.step, d.still) == (Read(), False)
 
@@ -191,3 +191,107 @@ def test_only_the_secondary_passes_it_on() -> None:
         wishes = Wishes(host)
         wishes.wish = WISH
         assert wishes.asked_of_peer == passed_on
+
+
+# --- forced failover ------------------------------------------------------------------------
+
+GEN = PAIRED.generation
+FORCE = Wish("f1", ASKED, B, overrides=GEN)
+UNFIT_B = VmFacts(B, VmRole.SECONDARY, alive=True, fit=False)
+
+
+def _orphan(**change: Any) -> Snapshot:
+    """The primary died while the replica on b was unfit."""
+    return _silent(_at("b", PAIRED, vm=UNFIT_B, **change))
+
+
+def test_an_unfit_replica_may_be_forced_and_the_cost_is_told() -> None:
+    s = _orphan()
+    assert _swap(s) is None
+    assert planned.no_force(s, GEN) == ""
+    assert planned.cost_of_force(s) == (
+        f"Generation {GEN} is {PAIRED.describe()}. Let the VM on b serve alone? Its disk failed: "
+        "what clients were told, and what a wrote, may be missing from it for good."
+    )
+    fit = _silent(_at("b", PAIRED))
+    assert "It has all that clients were told" in planned.cost_of_force(fit)
+
+
+@pytest.mark.parametrize(
+    ("s", "generation", "why"),
+    [
+        (_orphan(), GEN - 1, f"the record is at generation {GEN}, not {GEN - 1}"),
+        (_orphan(wish=FORCE), GEN, "another planned operation is under way"),
+        (_at("b", None, read_error="no answer"), GEN, "the record is not known: no answer; bring"),
+        (_silent(_at("b", PAIRED, vm=None)), GEN, "b has no whole VM that the record names"),
+        (
+            _silent(_at("b", PAIRED, vm=replace(UNFIT_B, settled=Settled.BROKEN))),
+            GEN,
+            "b has no whole VM that the record names",
+        ),
+        (_at("b", ACTIVE), ACTIVE.generation, "b has no whole VM that the record names"),
+        (_at("a", ACTIVE), ACTIVE.generation, "the VM here is the one that serves"),
+        (_at("b", PAIRED, vm=UNFIT_B), GEN, "a is heard and its VM is well"),
+        (
+            _at("a", TAKES_OVER),
+            TAKES_OVER.generation,
+            "b is heard and its VM is well",
+        ),
+    ],
+)
+def test_force_is_refused(s: Snapshot, generation: int, why: str) -> None:
+    assert planned.no_force(s, generation).startswith(why)
+
+
+def test_it_bids_takes_over_and_is_answered_although_unfit() -> None:
+    s = _orphan(wish=FORCE)
+    assert _swap(s) == TAKES_OVER
+    assert "forced by the operator" in decide(s).sentence
+    won = _silent(_at("b", TAKES_OVER, vm=UNFIT_B, wish=FORCE))
+    assert decide(won).step == facts.Yank()
+    done = decide(_silent(_at("b", record.activate(TAKES_OVER), vm=UNFIT_B, wish=FORCE)))
+    assert done.answer == Answer("f1", True, "b serves now")
+
+
+def test_a_claim_is_taken_back_at_once() -> None:
+    wish = Wish("f1", ASKED, A, overrides=TAKES_OVER.generation)
+    s = _silent(_at("a", TAKES_OVER))
+    assert _swap(s) is None
+    assert planned.no_force(s, TAKES_OVER.generation) == ""
+    assert _swap(replace(s, wish=wish)) == record.claim(TAKES_OVER, A)
+
+
+def test_one_that_is_stuck_after_its_claim_goes_on() -> None:
+    stuck = _silent(_at("b", TAKES_OVER, vm=UNFIT_B))
+    assert decide(stuck).state is State.STUCK
+    wish = replace(FORCE, overrides=TAKES_OVER.generation)
+    assert planned.no_force(stuck, TAKES_OVER.generation) == ""
+    assert decide(replace(stuck, wish=wish)).step == facts.Yank()
+
+
+def test_a_record_that_moved_on_ends_it() -> None:
+    s = _orphan(wish=replace(FORCE, overrides=GEN - 1))
+    assert _swap(s) is None
+    d = decide(s)
+    assert d.answer is not None
+    assert d.answer.sentence.startswith("no failover: the record moved on: paired")
+
+
+def test_without_the_arbiter_nothing_is_forced_and_it_says_what_to_do() -> None:
+    failed = facts.Failure(Swap(PAIRED, TAKES_OVER), "no answer", NOW - MS)
+    d = decide(_orphan(wish=FORCE, failure=failed))
+    assert d.answer == Answer(
+        "f1",
+        False,
+        "no failover: the record cannot be changed: no answer; bring the arbiter back; "
+        "`colo-ebpf arbiter init` only when every VM of this name has ended",
+    )
+    assert d.mode is decide(_orphan()).mode
+
+
+def test_an_svm_inside_a_load_is_not_forced_to_run() -> None:
+    vm = replace(UNFIT_B, settled=Settled.OPEN, colo_exit_ns=NOW)
+    s = _silent(_at("b", TAKES_OVER, vm=vm, wish=FORCE, yanked_ns=NOW - 6_000 * MS))
+    d = decide(replace(s, done=frozenset({facts.Yank})))
+    assert d.answer is not None
+    assert "the SVM hangs inside a load" in d.answer.sentence
