@@ -139,6 +139,16 @@ def _switchover(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pause(args: argparse.Namespace) -> int:
+    _show(args, planned.pause(_socket(args), "pause"), planned.readable_pause)
+    return 0
+
+
+def _resume(args: argparse.Namespace) -> int:
+    _show(args, planned.pause(_socket(args), "resume"), planned.readable_pause)
+    return 0
+
+
 def _failover(args: argparse.Namespace) -> int:
     socket = _socket(args)
     confirm(args, ctl.ask(socket, "may-fail-over", generation=args.generation)["question"])
@@ -241,6 +251,8 @@ def parser() -> argparse.ArgumentParser:
         ("run", _run, "the daemon of one VM on this host"),
         ("status", _status, "what the daemon does and why"),
         ("history", _history, "what the daemon said lately, and when"),
+        ("pause", _pause, "keep the VM on the host where it serves, whatever happens"),
+        ("resume", _resume, "end a pause"),
         ("switchover", _switchover, "let the two hosts change places (on either of them)"),
         ("checkpoint", _checkpoint, "take a checkpoint now (on the primary)"),
         ("counters", _counters, "packets by program, verdict and reason"),

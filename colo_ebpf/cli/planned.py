@@ -37,6 +37,23 @@ def carry_out(socket: Path, command: str, quiet: bool, **words: int) -> dict[str
     return dict(answer)
 
 
+def pause(socket: Path, command: str) -> dict[str, Any]:
+    """Pause or resume, and wait for the other host to say that it knows, if it is heard."""
+    while True:
+        now = ctl.ask(socket, command)
+        if now["peer_agrees"] or not now["peer_heard"]:
+            return dict(now)
+        time.sleep(_LOOK_EVERY_S)
+
+
+def readable_pause(now: dict[str, Any]) -> str:
+    """Whether protection is paused, for people."""
+    what = "protection is PAUSED" if now["paused"] else "protection is not paused"
+    if now["peer_agrees"]:
+        return f"{what} on both hosts"
+    return f"{what} on this host; {now['peer']} is not heard and learns of it when it is"
+
+
 def readable(answer: dict[str, Any]) -> str:
     """What became of it, for people."""
     outage_ms = answer["outage_ms"]

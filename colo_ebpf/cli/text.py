@@ -26,7 +26,8 @@ def status(s: dict[str, Any]) -> str:
     vm, points, held, peer = s["vm_process"], s["checkpoints"], s["held"], s["peer"]
     record, last = s["record"], points["last"]
     causes = ", ".join(f"{n} {cause}" for cause, n in points["by_cause"].items()) or "none"
-    rows = [
+    rows = [("PAUSED", "the VM does not change hosts by itself: `colo-ebpf resume` ends this")]
+    rows = (rows if s["paused"] else []) + [
         ("VM", f"{s['vm']} on host {s['host']}"),
         ("state", f"{s['state']}: {s['sentence']}"),
         ("role", f"{s['role']}, {'protected' if s['protected'] else 'NOT protected'}"),

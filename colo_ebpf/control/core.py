@@ -23,6 +23,7 @@ from colo_ebpf.control.epoch_secondary import Note
 from colo_ebpf.control.facts import Decision, Snapshot, State, Step, TaskKind, Turns
 from colo_ebpf.control.fitness import Fitness
 from colo_ebpf.control.offsets import OffsetCopy
+from colo_ebpf.control.pause import Pause
 from colo_ebpf.control.peer import Path, PeerState, PeerView
 from colo_ebpf.control.ports import Plane, SwapUnknown, Vm
 from colo_ebpf.control.record import VNI_MAX, Kind, Record
@@ -65,6 +66,9 @@ class Effects(Protocol):
     def keep_note(self, note: Note) -> None:
         """Keep what the secondary's turn must remember over a restart."""
 
+    def keep_pause(self, pause: Pause) -> None:
+        """Keep it over restarts, as well as can be."""
+
     def token(self) -> str:
         """16 fresh hexadecimal digits."""
 
@@ -82,6 +86,7 @@ class Core:
         *,
         now_ns: int,
         note: Note | None = None,
+        pause: Pause | None = None,
         log: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.who, self.timing = who, timing
@@ -96,6 +101,7 @@ class Core:
         self.checkpoints = Checkpoints(timing, plane, effects, note, now_ns)
         self.offsets = OffsetCopy()
         self.wishes = Wishes(who.host)
+        self.pause = pause or Pause()
         self._cancelling = False
         self._record_since_ns = self._mode_since_ns = now_ns
         self._confirmed = False
@@ -266,11 +272,20 @@ class Core:
         self._done.clear()
         self._attempt += 1
 
+    def take_pause(self, pause: Pause, now_ns: int) -> None:
+        """An operator's newest word, said here or on the other host."""
+        if pause.on is not self.pause.on:
+            self._tell("protection is paused" if pause.on else "protection is resumed", now_ns)
+        self.pause = pause
+        self.effects.keep_pause(pause)
+
     # --- the decision cycle ---------------------------------------------------------------
 
     def cycle(self, now_ns: int) -> None:
         """Decide and make it so, until nothing changes any more."""
         self.wishes.hear(self.peer.state, self.record, now_ns)
+        if self.peer.state is not None and self.peer.state.pause.newer_than(self.pause):
+            self.take_pause(self.peer.state.pause, now_ns)
         for _ in range(_SETTLE_ROUNDS):
             before = self.decision
             self._apply(decide(self.snapshot(now_ns)), now_ns)
@@ -315,6 +330,7 @@ class Core:
             fresh_vni=int(token[:6], 16) % VNI_MAX + 1,
             fresh_instance=f"{self.who.host}/{token}",
             wish=self.wishes.wish,
+            paused=self.pause.on,
         )
 
     def _sent(self) -> Record | None:
@@ -446,6 +462,7 @@ class Core:
             leaving=self.leaving,
             switchover=self.wishes.asked_of_peer,
             answer=self.wishes.answer,
+            pause=self.pause,
         )
 
     def _offered_vni(self) -> int:

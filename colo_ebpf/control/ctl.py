@@ -22,7 +22,7 @@ from colo_ebpf.clock import boot_ns
 from colo_ebpf.control import operations
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.lending import Lending
-from colo_ebpf.control.report import history, planned
+from colo_ebpf.control.report import history, paused, planned
 from colo_ebpf.errors import ColoError, ControlError
 from colo_ebpf.model import PlaneEvent
 
@@ -47,6 +47,8 @@ class ControlServer:
             "history": lambda: history(daemon, boot_ns()),
             "switchover": self._switchover,
             "planned": lambda: planned(daemon),
+            "pause": lambda: self._pause(True),
+            "resume": lambda: self._pause(False),
         }
         self._of_generation: dict[str, Callable[[int], Any]] = {
             "may-fail-over": self._may_fail_over,
@@ -127,6 +129,10 @@ class ControlServer:
 
     def _failover(self, generation: int) -> dict[str, Any]:
         return {"token": operations.fail_over(self._daemon.core, generation, boot_ns())}
+
+    def _pause(self, on: bool) -> dict[str, Any]:
+        operations.pause(self._daemon.core, on, boot_ns())
+        return paused(self._daemon, boot_ns())
 
     def _mismatches(self) -> list[dict[str, Any]]:
         return [_mismatch(event) for event in self._daemon.plane.mismatches()]

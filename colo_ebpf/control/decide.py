@@ -11,6 +11,7 @@ Nothing here is remembered between calls: a daemon that was killed decides the s
 - Nothing leaves on its own before `active` is confirmed. The loser's VM is ended only when the
   record no longer names it.
 - An unreachable arbiter leaves everything withheld.
+- While an operator has paused protection the VM stays where it serves, alone or not at all.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def _cold(s: Snapshot, r: Record) -> Decision:
 def _primary(s: Snapshot, r: Record) -> Decision:
     vm = own_vm(s, r.owner)
     if vm is None:
-        return _concede(s, r, r.owner)
+        return planned.kept_here(s) if s.paused else _concede(s, r, r.owner)
     paired = Decision(
         State.PRIMARY,
         "primary of a protected pair",
@@ -204,6 +205,9 @@ def _silence(s: Snapshot) -> str:
 def _bid(s: Snapshot, r: Record, paired: Decision, vm: VmFacts, why: str) -> Decision:
     if not vm.fit and not planned.forced(s, r):
         text = f"{why}, but this side's disk failed: not bidding, output withheld"
+        return planned.looked_up(s, replace(paired, sentence=text))
+    if s.paused and host_of(r.owner) != s.who.host and not planned.forced(s, r):
+        text = f"paused by the operator: not taking over although {why}"
         return planned.looked_up(s, replace(paired, sentence=text))
     return replace(
         paired,
@@ -331,7 +335,8 @@ def _lost(s: Snapshot, r: Record) -> Decision:
     vm = own_vm(s, r.other)
     turns = Turns.NONE if r.image == s.who.host else Turns.SECONDARY
     forced = planned.forced(s, r)
-    if vm is not None and (forced or (abandoned and vm.fit)):
+    held = s.paused and r.image != s.who.host
+    if vm is not None and (forced or (abandoned and vm.fit and not held)):
         why = planned.FORCED if forced else "it is abandoned"
         return Decision(
             State.LOST,

@@ -277,6 +277,7 @@ class Snapshot:
     fresh_vni: int
     fresh_instance: str
     wish: Wish | None = None
+    paused: bool = False  # by an operator
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from colo_ebpf.control import planned
 from colo_ebpf.control.core import Core
 from colo_ebpf.control.facts import Wish
+from colo_ebpf.control.pause import Pause
 from colo_ebpf.errors import ControlError
 
 
@@ -34,6 +35,14 @@ def fail_over(core: Core, generation: int, now_ns: int) -> str:
         raise ControlError(f"no failover: {why}")
     wish = Wish(core.effects.token(), now_ns, s.vm.instance, overrides=generation)
     return _begin(core, wish)
+
+
+def pause(core: Core, on: bool, now_ns: int) -> None:
+    """Pause protection on both hosts, or end that. Said again it changes nothing."""
+    if core.pause.on is on:
+        return
+    core.take_pause(Pause(core.pause.number + 1, on), now_ns)
+    core.cycle(now_ns)
 
 
 def _begin(core: Core, wish: Wish) -> str:

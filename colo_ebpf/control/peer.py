@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from colo_ebpf.control.pause import Pause
 from colo_ebpf.errors import PeerError
 from colo_ebpf.model import Endpoints, VmHealth
 
@@ -77,6 +78,7 @@ class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     leaving: bool = False  # the daemon was told to end; its VM runs on
     switchover: str = ""  # secondary: token of the one its operator asks for
     answer: Answer | None = None  # to the last planned operation
+    pause: Pause = Pause()  # the newest word on it that the sender knows
 
     @property
     def heals(self) -> bool:

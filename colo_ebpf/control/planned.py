@@ -22,6 +22,7 @@ from colo_ebpf.control.facts import MS, Decision, Read, Snapshot, State, Swap, W
 from colo_ebpf.control.peer import Answer
 from colo_ebpf.control.record import Kind, Record, host_of
 from colo_ebpf.control.rules import NO_VM, failed, own_vm, rested
+from colo_ebpf.model import Mode
 
 FORCED = "forced by the operator"
 _ARBITER_AWAY = (
@@ -174,6 +175,16 @@ def _not_written(s: Snapshot, w: Wish) -> str:
         return ""
     doubt = "whether it was changed is known when the arbiter answers; " if s.pending else ""
     return f"the record cannot be changed: {failed(s, Swap)}; {doubt}{_ARBITER_AWAY}"
+
+
+def kept_here(s: Snapshot) -> Decision:
+    """The primary's VM is gone; while paused it does not change hosts by itself."""
+    return Decision(
+        State.LOST,
+        f"paused by the operator: not conceding to {s.who.peer} although the VM here is gone; "
+        f"`colo-ebpf resume`, or `failover --force` on {s.who.peer}",
+        mode=Mode.WITHHOLD,
+    )
 
 
 # --- its end ------------------------------------------------------------------------------

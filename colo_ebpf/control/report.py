@@ -36,7 +36,8 @@ def status(daemon: Daemon, now_ns: int) -> dict[str, Any]:
         "state": core.decision.state.value,
         "sentence": core.decision.sentence,
         "role": _ROLES.get(core.decision.state, "none"),
-        "protected": core.decision.state in (State.PRIMARY, State.SECONDARY),
+        "protected": core.decision.state in (State.PRIMARY, State.SECONDARY) and not core.pause.on,
+        "paused": core.pause.on,
         "mode": daemon.plane.mode().name.lower(),
         "epoch": turn.epoch,
         "phase": turn.phase.name.lower(),
@@ -72,6 +73,20 @@ def history(daemon: Daemon, now_ns: int) -> list[dict[str, Any]]:
         {"ago_ms": (now_ns - at_ns) // MS, "at_ns": at_ns, "sentence": sentence}
         for at_ns, sentence in daemon.core.history
     ]
+
+
+def paused(daemon: Daemon, now_ns: int) -> dict[str, Any]:
+    """Is protection paused here, and does the other host say the same?"""
+    core = daemon.core
+    state = core.peer.state
+    ages_ns = [core.peer.age_ns(path, now_ns) for path in Path]
+    heard = state is not None and min(ages_ns) <= core.timing.peer_timeout_ns
+    return {
+        "paused": core.pause.on,
+        "peer": core.who.peer,
+        "peer_heard": heard,
+        "peer_agrees": heard and state is not None and state.pause == core.pause,
+    }
 
 
 def planned(daemon: Daemon) -> dict[str, Any]:

@@ -7,8 +7,12 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
+
+from colo_ebpf.lab import faults
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
@@ -17,10 +21,10 @@ from tests.capabilities import require
 from tests.lab import clean
 
 
-def _cli(lab: Lab, host: str, *words: str) -> Any:
+def _run(lab: Lab, host: str, *words: str) -> subprocess.CompletedProcess[str]:
     place = lab.places[host]
     enter = ["nsenter", f"--net=/run/netns/{place.namespace}", sys.executable]
-    done = subprocess.run(
+    return subprocess.run(
         [*enter, "-m", "colo_ebpf.cli.main", *words, "--json", "--config", str(place.config)],
         capture_output=True,
         text=True,
@@ -28,6 +32,10 @@ def _cli(lab: Lab, host: str, *words: str) -> Any:
         check=False,
         stdin=subprocess.DEVNULL,
     )
+
+
+def _cli(lab: Lab, host: str, *words: str) -> Any:
+    done = _run(lab, host, *words)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -41,10 +49,13 @@ class _Ledger:
 
     async def run(self) -> None:
         while not self.stop.is_set():
-            self.number += 1
-            async with asyncio.timeout(PATIENCE_S):
-                reply = await self.lines.ask(f"ADD {self.number} entry")
-            assert reply.startswith(f"OK {self.number} ")
+            await self.append()
+
+    async def append(self) -> None:
+        self.number += 1
+        async with asyncio.timeout(PATIENCE_S):
+            reply = await self.lines.ask(f"ADD {self.number} entry")
+        assert reply.startswith(f"OK {self.number} ")
 
 
 async def _scenario(lab: Lab) -> None:
@@ -70,11 +81,57 @@ async def _scenario(lab: Lab) -> None:
     assert "b serves now" in [row["sentence"] for row in history]
 
 
-def test_a_connection_lives_through_switchovers() -> None:
+async def _appended(ledger: _Ledger, count: int) -> None:
+    for _ in range(count):
+        await ledger.append()
+
+
+def _refused(lab: Lab, host: str, *words: str) -> str:
+    done = _run(lab, host, *words)
+    assert done.returncode == 2
+    return done.stderr
+
+
+def _sentence(lab: Lab, host: str) -> str:
+    status = lab.ask(host)
+    return "" if status is None else str(status["sentence"])
+
+
+async def _paused_and_forced(lab: Lab) -> None:
+    client = Client(lab.namespace_of("client"), lab.guest_address)
+    await until_serving(client)
+    ledger = _Ledger(Lines(await client.connect(LEDGER)))
+    await _appended(ledger, 5)
+    generation = str(lab.ask("b")["record"]["generation"])
+    force = ("failover", "--force", "--yes", "--generation", generation)
+    assert "a is heard and its VM is well" in _refused(lab, "b", *force)
+    assert "say --yes" in _refused(lab, "b", "switchover")
+    assert _cli(lab, "a", "pause")["peer_agrees"]
+    assert lab.ask("b")["paused"]
+    await asyncio.to_thread(faults.kill, lab, "a", "host")
+    held = "paused by the operator: not taking over although a is not heard on any path"
+    await asyncio.to_thread(lab.wait, lambda: _sentence(lab, "b") == held, "b takes over")
+    assert "there is no protected pair" not in _refused(lab, "b", "switchover", "--yes")
+    stale = ("failover", "--force", "--yes", "--generation", "1")
+    assert "the record is at generation" in _refused(lab, "b", *stale)
+    answer = await asyncio.to_thread(_cli, lab, "b", *force)
+    assert answer["sentence"] == "b serves now"
+    await _appended(ledger, 5)
+    await asyncio.to_thread(lab.heal)
+    alone = "alone, unprotected: paused by the operator"
+    await asyncio.to_thread(lab.wait, lambda: _sentence(lab, "b") == alone, "b does not say so")
+    _cli(lab, "b", "resume")
+    await asyncio.to_thread(lab.wait_protected)
+    await _appended(ledger, 5)
+    ledger.lines.close()
+
+
+@pytest.mark.parametrize("scenario", [_scenario, _paused_and_forced])
+def test_a_connection_lives_through(scenario: Callable[[Lab], Coroutine[None, None, None]]) -> None:
     require("root", "bpf", "qemu", "guest")
     lab = clean(Lab("colotests"))
     try:
         lab.up(choose(Wanted()))
-        asyncio.run(_scenario(lab))
+        asyncio.run(scenario(lab))
     finally:
         lab.down()

@@ -104,6 +104,8 @@ class History:
         host = world.hosts[rng.choice("ab")]
         kinds = ["cut", "heal-cut", "pause", "resume", "daemon", "start", "arbiter", "checkpoint"]
         kinds += ["disk", "switchover", "force"]
+        if world.seed % 4 == 0:  # a paused pair fails over less
+            kinds += ["pause-pair", "resume-pair"]
         if world.lost_vms == 0:
             kinds += ["crash", "vm"]
         kind = rng.choice(kinds)
@@ -116,6 +118,8 @@ class History:
             "disk": lambda: self._fail_disk(host),
             "switchover": lambda: self._switch_over(host),
             "force": lambda: self._force(host),
+            "pause-pair": lambda: self._pause(host, on=True),
+            "resume-pair": lambda: self._pause(host, on=False),
         }
         if kind in simple:
             simple[kind]()
@@ -156,6 +160,10 @@ class History:
             with contextlib.suppress(ControlError):
                 operations.switch_over(host.core, self.world.now_ns)
 
+    def _pause(self, host: Host, *, on: bool) -> None:
+        if host.core is not None and not host.paused:
+            operations.pause(host.core, on, self.world.now_ns)
+
     def _force(self, host: Host) -> None:
         """Never onto a disk that failed: what that costs is the operator's to bear."""
         core, vm = host.core, host.vm
@@ -180,6 +188,9 @@ class History:
             if not host.up:
                 host.boot()
             host.start_daemon()
+        self.world.run(1_000 * MS, lambda: _check(self.world))  # each learns what the other knows
+        for host in self.world.hosts.values():
+            self._pause(host, on=False)
 
     def _excused(self) -> bool:
         """A VM was lost while part of its disk was in its memory only: an operator chooses."""

@@ -9,7 +9,7 @@ from colo_ebpf.control import operations
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.facts import State
 from colo_ebpf.control.peer import Answer
-from colo_ebpf.control.record import host_of
+from colo_ebpf.control.record import Kind, host_of
 from colo_ebpf.errors import ControlError
 from tests.sim.host import Host
 from tests.sim.test_pair import _check, _until_protected
@@ -103,3 +103,71 @@ def test_without_a_pair_nothing_is_begun() -> None:
     world.run(3_000 * MS, lambda: _check(world))
     with pytest.raises(ControlError, match="there is no protected pair: alone, unprotected"):
         operations.switch_over(a.core, world.now_ns)
+
+
+# --- paused -----------------------------------------------------------------------------------
+
+
+def _rests(world: World, seconds: int) -> None:
+    world.run(seconds * 1_000 * MS, lambda: _check(world))
+
+
+@pytest.mark.parametrize("said_on", ["a", "b"])
+def test_while_paused_the_vm_stays_until_resume(said_on: str) -> None:
+    world = _pair(7)
+    a, b = world.hosts["a"], world.hosts["b"]
+    said = world.hosts[said_on].core
+    assert said is not None
+    operations.pause(said, True, world.now_ns)
+    _rests(world, 1)
+    a.crash()
+    b.kill_daemon()
+    b.start_daemon()
+    _rests(world, 5)
+    assert b.core is not None
+    assert (b.core.decision.state, world.record.kind) == (State.SECONDARY, Kind.PAIRED)
+    assert b.core.decision.sentence.startswith("paused by the operator: not taking over although")
+    operations.pause(b.core, False, world.now_ns)
+    _rests(world, 2)
+    assert b.core.decision.state is State.SOLO
+    a.boot()
+    assert _until_protected(world, _LIMIT_MS)
+    assert a.core is not None
+    assert not a.core.pause.on, "it had kept that it is paused, and was told"
+
+
+def test_while_paused_the_primary_still_goes_on_alone_and_makes_no_pair() -> None:
+    world = _pair(8)
+    a, b = world.hosts["a"], world.hosts["b"]
+    assert a.core is not None
+    operations.pause(a.core, True, world.now_ns)
+    _rests(world, 1)
+    b.crash()
+    _rests(world, 2)
+    b.boot()
+    _rests(world, 5)
+    assert a.core.decision.state is State.SOLO
+    assert a.core.decision.sentence == "alone, unprotected: paused by the operator"
+    assert b.core is not None
+    operations.pause(b.core, False, world.now_ns)
+    assert _until_protected(world, _LIMIT_MS)
+
+
+def test_while_paused_it_can_be_forced() -> None:
+    world = _pair(9)
+    a, b = world.hosts["a"], world.hosts["b"]
+    assert b.core is not None
+    operations.pause(b.core, True, world.now_ns)
+    _rests(world, 1)
+    with pytest.raises(ControlError, match="a is heard and its VM is well"):
+        operations.fail_over(b.core, world.record.generation, world.now_ns)
+    assert a.vm is not None
+    a.vm.die()
+    _rests(world, 3)
+    assert a.core is not None
+    assert a.core.decision.sentence.startswith("paused by the operator: not conceding to b")
+    operations.fail_over(b.core, world.record.generation, world.now_ns)
+    _rests(world, 3)
+    assert b.core.decision.state is State.SOLO
+    assert b.core.wishes.answer is not None
+    assert b.core.wishes.answer.sentence == "b serves now"

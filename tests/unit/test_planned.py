@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,10 +14,12 @@ from colo_ebpf.control import facts, planned, record
 from colo_ebpf.control.decide import decide
 from colo_ebpf.control.epoch import Loaded, Reason
 from colo_ebpf.control.facts import PeerFacts, Read, Snapshot, State, Swap, TurnFacts, VmFacts, Wish
+from colo_ebpf.control.pause import Pause, PauseFile
 from colo_ebpf.control.peer import Answer
 from colo_ebpf.control.record import Record
 from colo_ebpf.control.wishes import Wishes
-from colo_ebpf.model import Settled, VmHealth, VmRole
+from colo_ebpf.errors import ControlError
+from colo_ebpf.model import Mode, Settled, VmHealth, VmRole
 from tests.unit.test_decide import (
     ACTIVE,
     HEARD,
@@ -295,3 +298,64 @@ def test_an_svm_inside_a_load_is_not_forced_to_run() -> None:
     d = decide(replace(s, done=frozenset({facts.Yank})))
     assert d.answer is not None
     assert "the SVM hangs inside a load" in d.answer.sentence
+
+
+# --- paused ---------------------------------------------------------------------------------
+
+
+def test_a_paused_secondary_does_not_take_over_but_a_primary_goes_on_alone() -> None:
+    d = decide(_silent(_at("b", PAIRED, paused=True)))
+    assert (d.state, d.step) == (State.SECONDARY, None)
+    assert d.sentence == (
+        "paused by the operator: not taking over although a is not heard on any path"
+    )
+    alone = _swap(_silent(_at("a", PAIRED, paused=True)))
+    assert alone == record.claim(PAIRED, A), "nothing changes hosts"
+
+
+def test_a_paused_primary_without_a_vm_does_not_concede() -> None:
+    d = decide(_at("a", PAIRED, vm=None, paused=True))
+    assert (d.step, d.mode) == (None, Mode.WITHHOLD)
+    assert "not conceding to b although the VM here is gone" in d.sentence
+    assert _swap(_at("b", PAIRED, vm=None, paused=True)) == record.concede(PAIRED, B)
+
+
+def test_paused_an_abandoned_claim_goes_back_to_the_old_primary_only() -> None:
+    later = {"record_since_ns": NOW - 20_000 * MS, "paused": True}
+    gone = 20_000 * MS
+    by_b, by_a = record.claim(PAIRED, B), record.claim(PAIRED, A)
+    assert _swap(_silent(_at("a", by_b, **later), link=gone, management=gone)) is not None
+    assert _swap(_silent(_at("b", by_a, **later), link=gone, management=gone)) is None
+
+
+def test_what_was_begun_before_the_pause_is_finished() -> None:
+    won = _silent(_at("b", TAKES_OVER, paused=True))
+    assert decide(won).step == facts.Yank()
+
+
+def test_paused_it_can_be_forced_and_planned() -> None:
+    assert _swap(_orphan(wish=FORCE, paused=True)) == TAKES_OVER
+    assert _swap(_wished(turns=LOADED, paused=True)) == TAKES_OVER
+
+
+def test_paused_no_pair_is_offered() -> None:
+    stands_by = msgspec.structs.replace(
+        PEER_B, state="standby", vni=0, generation=ACTIVE.generation
+    )
+    quiet = _at("a", ACTIVE, mode=Mode.SOLO, peer=PeerFacts(stands_by, HEARD, HEARD))
+    assert decide(quiet).task is not None
+    d = decide(replace(quiet, paused=True))
+    assert (d.task, d.sentence) == (None, "alone, unprotected: paused by the operator")
+
+
+def test_the_newest_word_counts_and_is_kept(tmp_path: Path) -> None:
+    first, second = Pause(1, True), Pause(2, False)
+    assert second.newer_than(first)
+    assert not first.newer_than(second)
+    assert Pause(2, True).newer_than(second), "said at the same time"
+    assert PauseFile(tmp_path).load() == Pause()
+    PauseFile(tmp_path).keep(first)
+    assert PauseFile(tmp_path).load() == first
+    (tmp_path / "pause").write_text("{")
+    with pytest.raises(ControlError, match="remove it, then say `colo-ebpf pause` again"):
+        PauseFile(tmp_path).load()
