@@ -146,12 +146,12 @@ def beside_the_well(s: Snapshot, r: Record, paired: Decision) -> Decision:
 
 
 def looked_up(s: Snapshot, paired: Decision) -> Decision:
-    """Of a planned operation a swap was sent, and whether it was written nobody said: look."""
-    if s.pending is None or s.wish is not None:
+    """A swap was sent that is not wanted any more, and whether it was written nobody said: look
+    now and then, since it may yet be."""
+    due = s.now_ns - s.last_read_ns >= 10 * s.timing.retry_ns
+    if s.pending is None or s.wish is not None or not due:
         return paired
-    due = s.now_ns - s.last_read_ns >= s.timing.retry_ns
-    text = f"{paired.sentence}; reading whether the record was changed"
-    return replace(paired, sentence=text, step=rested(s, Read()) if due else None)
+    return replace(paired, step=rested(s, Read()))
 
 
 def _in_the_way(s: Snapshot, r: Record, w: Wish) -> str:
