@@ -353,10 +353,13 @@ class Core:
         )
 
     def _is_replica(self, vm: Vm) -> bool:
-        """Its state may be in the middle of a load; never so once it is the one that serves."""
-        r = self.record
-        serves = r is not None and r.owner == vm.instance and r.kind is not Kind.CLAIMED
-        return vm.role is VmRole.SECONDARY and not serves
+        """Its state may be in the middle of a load; never so once it is, or was, the one that
+        serves. While a claim is open that is the one whose host has the image."""
+        r, instance = self.record, vm.instance
+        if vm.role is not VmRole.SECONDARY or r is None or not r.names(instance):
+            return vm.role is VmRole.SECONDARY
+        serves = r.owner == instance and r.kind is not Kind.CLAIMED
+        return not serves and r.image != self.who.host
 
     def _apply(self, d: Decision, now_ns: int) -> None:
         if d.sentence != self.decision.sentence:

@@ -171,3 +171,23 @@ def test_while_paused_it_can_be_forced() -> None:
     assert b.core.decision.state is State.SOLO
     assert b.core.wishes.answer is not None
     assert b.core.wishes.answer.sentence == "b serves now"
+
+
+def test_a_primary_that_was_a_replica_once_is_not_unfit_for_what_failed_then() -> None:
+    """Found by simulation: its new daemon reads the record only when the pair has ended."""
+    world = _pair(10)
+    a, b = world.hosts["a"], world.hosts["b"]
+    assert _switch_over(world, a).done
+    assert _until_protected(world, _LIMIT_MS)
+    assert b.vm is not None
+    b.vm.ever_sick = True
+    world.arbiter_cut |= {"b"}
+    b.kill_daemon()
+    a.crash()
+    b.start_daemon()
+    a.boot()
+    _rests(world, 2)
+    assert (world.record.kind, world.record.owner) == (Kind.CLAIMED, b.vm.instance)
+    world.arbiter_cut.clear()
+    _rests(world, 2)
+    assert _until_protected(world, _LIMIT_MS)
