@@ -12,13 +12,14 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colo_ebpf import config as configuration
 from colo_ebpf.cli import lab as lab_cli
-from colo_ebpf.cli import text
+from colo_ebpf.cli import planned, text
 from colo_ebpf.control import ctl
 from colo_ebpf.control.record import Record
 from colo_ebpf.errors import ColoError, ControlError
@@ -131,6 +132,37 @@ def _checkpoint(args: argparse.Namespace) -> int:
     return 0
 
 
+def _switchover(args: argparse.Namespace) -> int:
+    socket = _socket(args)
+    confirm(args, "Let the secondary of the pair take over, and the primary become the secondary?")
+    _show(args, planned.carry_out(socket, "switchover", args.json), planned.readable)
+    return 0
+
+
+def _pause(args: argparse.Namespace) -> int:
+    _show(args, planned.pause(_socket(args), "pause"), planned.readable_pause)
+    return 0
+
+
+def _resume(args: argparse.Namespace) -> int:
+    _show(args, planned.pause(_socket(args), "resume"), planned.readable_pause)
+    return 0
+
+
+def _failover(args: argparse.Namespace) -> int:
+    socket = _socket(args)
+    confirm(args, ctl.ask(socket, "may-fail-over", generation=args.generation)["question"])
+    answer = planned.carry_out(socket, "failover", args.json, generation=args.generation)
+    _show(args, answer, planned.readable)
+    return 0
+
+
+def _history(args: argparse.Namespace) -> int:
+    now_s = time.time()
+    _show(args, ctl.ask(_socket(args), "history"), lambda rows: text.history(rows, now_s))
+    return 0
+
+
 def _verify(args: argparse.Namespace) -> int:
     from colo_ebpf.cli import verify
 
@@ -218,6 +250,10 @@ def parser() -> argparse.ArgumentParser:
     for name, verb, summary in (
         ("run", _run, "the daemon of one VM on this host"),
         ("status", _status, "what the daemon does and why"),
+        ("history", _history, "what the daemon said lately, and when"),
+        ("pause", _pause, "keep the VM on the host where it serves, whatever happens"),
+        ("resume", _resume, "end a pause"),
+        ("switchover", _switchover, "let the two hosts change places (on either of them)"),
         ("checkpoint", _checkpoint, "take a checkpoint now (on the primary)"),
         ("counters", _counters, "packets by program, verdict and reason"),
         ("mismatches", _mismatches, "the last places where the two VMs differed"),
@@ -245,6 +281,18 @@ def parser() -> argparse.ArgumentParser:
         help="tell at most so many per disk",
     )
     verify.set_defaults(verb=_verify)
+    failover = verbs.add_parser(
+        "failover", parents=[located], help="let the VM here serve alone, against the daemon's will"
+    )
+    failover.add_argument("--force", action="store_true", required=True)
+    failover.add_argument(
+        "--generation",
+        type=_positive,
+        required=True,
+        metavar="N",
+        help="of the record that is overridden (`arbiter show` prints it)",
+    )
+    failover.set_defaults(verb=_failover)
     _config_verbs(verbs, common)
     arbiter = verbs.add_parser("arbiter", help="the record of who may speak for the VM")
     records = arbiter.add_subparsers(required=True, metavar="VERB")

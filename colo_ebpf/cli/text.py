@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ def status(s: dict[str, Any]) -> str:
     vm, points, held, peer = s["vm_process"], s["checkpoints"], s["held"], s["peer"]
     record, last = s["record"], points["last"]
     causes = ", ".join(f"{n} {cause}" for cause, n in points["by_cause"].items()) or "none"
-    rows = [
+    rows = [("PAUSED", "the VM does not change hosts by itself: `colo-ebpf resume` ends this")]
+    rows = (rows if s["paused"] else []) + [
         ("VM", f"{s['vm']} on host {s['host']}"),
         ("state", f"{s['state']}: {s['sentence']}"),
         ("role", f"{s['role']}, {'protected' if s['protected'] else 'NOT protected'}"),
@@ -59,6 +61,16 @@ def status(s: dict[str, Any]) -> str:
         done, total = s["progress"]["done"], s["progress"]["total"]
         rows.append(("progress", f"{s['progress']['what']}: {done} of {total} bytes"))
     return table(rows) + "\n\n" + packets(s["packets"])
+
+
+def history(rows: list[dict[str, Any]], now_s: float) -> str:
+    """The daemon's last sentences with their local times."""
+    return "\n".join(f"{_clock(now_s - r['ago_ms'] / 1000)}  {r['sentence']}" for r in rows)
+
+
+def _clock(at_s: float) -> str:
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))
+    return f"{stamp}.{int(at_s * 1000) % 1000:03d}"
 
 
 def packets(rows: list[dict[str, Any]]) -> str:

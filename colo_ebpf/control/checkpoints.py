@@ -62,6 +62,7 @@ class Checkpoints:
         self.fitness = Fitness()
         self.announced = 0
         self.flush_wanted = False
+        self.still = False  # begin none
         self._note = note
         self._side = Turns.NONE
         self._vm: Vm | None = None
@@ -78,7 +79,8 @@ class Checkpoints:
     def facts(self) -> TurnFacts:
         """For the decision."""
         p = self.primary
-        return TurnFacts(p.broken, p.loaded, p.triggered_ns)
+        idle = p.stage is Stage.IDLE and p.settled_epoch
+        return TurnFacts(p.broken, p.loaded, p.triggered_ns, idle)
 
     def take_side(self, side: Turns, vm: Vm | None, fresh: bool, now_ns: int) -> None:
         """Begin or end; `fresh`: the secondary's VM was made for this pairing."""
@@ -150,6 +152,8 @@ class Checkpoints:
         self._look_held(now_ns)
         if peer is not None and listening:
             self._hear_wants(peer, now_ns)
+        if self.still and self.primary.stage is Stage.IDLE:
+            return
         self._do(
             self.primary.look(
                 now_ns,

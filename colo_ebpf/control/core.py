@@ -23,9 +23,11 @@ from colo_ebpf.control.epoch_secondary import Note
 from colo_ebpf.control.facts import Decision, Snapshot, State, Step, TaskKind, Turns
 from colo_ebpf.control.fitness import Fitness
 from colo_ebpf.control.offsets import OffsetCopy
+from colo_ebpf.control.pause import Pause
 from colo_ebpf.control.peer import Path, PeerState, PeerView
 from colo_ebpf.control.ports import Plane, SwapUnknown, Vm
 from colo_ebpf.control.record import VNI_MAX, Kind, Record
+from colo_ebpf.control.wishes import Wishes
 from colo_ebpf.errors import ArbiterError, ColoError
 from colo_ebpf.model import (
     Endpoints,
@@ -64,6 +66,9 @@ class Effects(Protocol):
     def keep_note(self, note: Note) -> None:
         """Keep what the secondary's turn must remember over a restart."""
 
+    def keep_pause(self, pause: Pause) -> None:
+        """Keep it over restarts, as well as can be."""
+
     def token(self) -> str:
         """16 fresh hexadecimal digits."""
 
@@ -81,6 +86,7 @@ class Core:
         *,
         now_ns: int,
         note: Note | None = None,
+        pause: Pause | None = None,
         log: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.who, self.timing = who, timing
@@ -94,6 +100,8 @@ class Core:
         self.leaving = False
         self.checkpoints = Checkpoints(timing, plane, effects, note, now_ns)
         self.offsets = OffsetCopy()
+        self.wishes = Wishes(who.host)
+        self.pause = pause or Pause()
         self._cancelling = False
         self._record_since_ns = self._mode_since_ns = now_ns
         self._confirmed = False
@@ -268,10 +276,20 @@ class Core:
         self._done.clear()
         self._attempt += 1
 
+    def take_pause(self, pause: Pause, now_ns: int) -> None:
+        """An operator's newest word, said here or on the other host."""
+        if pause.on is not self.pause.on:
+            self._tell("protection is paused" if pause.on else "protection is resumed", now_ns)
+        self.pause = pause
+        self.effects.keep_pause(pause)
+
     # --- the decision cycle ---------------------------------------------------------------
 
     def cycle(self, now_ns: int) -> None:
         """Decide and make it so, until nothing changes any more."""
+        self.wishes.hear(self.peer.state, self.record, now_ns)
+        if self.peer.state is not None and self.peer.state.pause.newer_than(self.pause):
+            self.take_pause(self.peer.state.pause, now_ns)
         for _ in range(_SETTLE_ROUNDS):
             before = self.decision
             self._apply(decide(self.snapshot(now_ns)), now_ns)
@@ -315,6 +333,8 @@ class Core:
             last_read_ns=self._last_read_ns,
             fresh_vni=int(token[:6], 16) % VNI_MAX + 1,
             fresh_instance=f"{self.who.host}/{token}",
+            wish=self.wishes.wish,
+            paused=self.pause.on,
         )
 
     def _sent(self) -> Record | None:
@@ -337,16 +357,21 @@ class Core:
         )
 
     def _is_replica(self, vm: Vm) -> bool:
-        """Its state may be in the middle of a load; never so once it is the one that serves."""
-        r = self.record
-        serves = r is not None and r.owner == vm.instance and r.kind is not Kind.CLAIMED
-        return vm.role is VmRole.SECONDARY and not serves
+        """Its state may be in the middle of a load; never so once it is, or was, the one that
+        serves. While a claim is open that is the one whose host has the image."""
+        r, instance = self.record, vm.instance
+        if vm.role is not VmRole.SECONDARY or r is None or not r.names(instance):
+            return vm.role is VmRole.SECONDARY
+        serves = r.owner == instance and r.kind is not Kind.CLAIMED
+        return not serves and r.image != self.who.host
 
     def _apply(self, d: Decision, now_ns: int) -> None:
         if d.sentence != self.decision.sentence:
-            self.log(d.sentence)
-            self.history.append((now_ns, d.sentence))
+            self._tell(d.sentence, now_ns)
         self.decision = d
+        if d.answer is not None:
+            self.wishes.settle(d.answer)
+            self._tell(d.answer.sentence, now_ns)
         self._take_task(d, now_ns)
         if d.cancels and isinstance(self.running, PAIR_STEPS) and not self._cancelling:
             self._cancelling = True
@@ -354,10 +379,15 @@ class Core:
         if d.state is not State.UNKNOWN:
             self._set_plane(d, now_ns)
             self.checkpoints.take_side(d.turns, self.vm, d.state is State.JOINING, now_ns)
+        self.checkpoints.still = d.still
         if d.ask is not None:
             self.checkpoints.primary.ask(d.ask, now_ns)
         if d.step is not None and self.running is None:
             self._start(d.step)
+
+    def _tell(self, sentence: str, now_ns: int) -> None:
+        self.log(sentence)
+        self.history.append((now_ns, sentence))
 
     def _take_task(self, d: Decision, now_ns: int) -> None:
         old, new = self._task, d.task
@@ -437,6 +467,9 @@ class Core:
             offsets=part,
             offsets_have=self.offsets.have,
             leaving=self.leaving,
+            switchover=self.wishes.asked_of_peer,
+            answer=self.wishes.answer,
+            pause=self.pause,
         )
 
     def _offered_vni(self) -> int:

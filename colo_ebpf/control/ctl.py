@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The control socket: one line of JSON in, one line of JSON out, on `<run_dir>/ctl.sock`.
 
-Requests: ``{"command": "status" | "checkpoint" | "mismatches"}``. Answers: ``{"ok": value}`` or
-``{"error": text}``. Only root may connect.
+Requests: ``{"command": name, ...}``, with the words that the command takes. Answers:
+``{"ok": value}`` or ``{"error": text}``. Only root may connect.
 
 ``lend`` opens the VM's images for reading until ``take-back`` on the same connection, or its end:
 see `lending`.
@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from colo_ebpf.clock import boot_ns
+from colo_ebpf.control import operations
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.lending import Lending
+from colo_ebpf.control.report import history, paused, planned
 from colo_ebpf.errors import ColoError, ControlError
 from colo_ebpf.model import PlaneEvent
 
@@ -42,6 +44,15 @@ class ControlServer:
             "status": daemon.status,
             "checkpoint": self._checkpoint,
             "mismatches": self._mismatches,
+            "history": lambda: history(daemon, boot_ns()),
+            "switchover": self._switchover,
+            "planned": lambda: planned(daemon),
+            "pause": lambda: self._pause(True),
+            "resume": lambda: self._pause(False),
+        }
+        self._of_generation: dict[str, Callable[[int], Any]] = {
+            "may-fail-over": self._may_fail_over,
+            "failover": self._failover,
         }
 
     async def start(self) -> None:
@@ -81,15 +92,20 @@ class ControlServer:
     async def _answer(self, line: bytes, asker: object) -> dict[str, Any]:
         lending = {"lend": self._lending.lend, "take-back": self._lending.take_back}
         try:
-            name = json.loads(line)["command"]
-            known = name in self._commands or name in lending
+            request = json.loads(line)
+            name = request["command"]
+            known = name in self._commands or name in lending or name in self._of_generation
         except (ValueError, KeyError, TypeError, RecursionError):
             known = False
         if not known:
-            names = ", ".join((*self._commands, *lending))
+            names = ", ".join((*self._commands, *lending, *self._of_generation))
             return {"error": f'expected {{"command": one of {names}}}'}
         try:
-            return {"ok": await lending[name](asker) if name in lending else self._commands[name]()}
+            if name in lending:
+                return {"ok": await lending[name](asker)}
+            if name in self._of_generation:
+                return {"ok": self._of_generation[name](_generation(request))}
+            return {"ok": self._commands[name]()}
         except ColoError as e:
             return {"error": str(e)}
 
@@ -104,8 +120,29 @@ class ControlServer:
         core.cycle(now_ns)
         return {"asked": True, "epoch": core.checkpoints.primary.epoch}
 
+    def _switchover(self) -> dict[str, Any]:
+        return {"token": operations.switch_over(self._daemon.core, boot_ns())}
+
+    def _may_fail_over(self, generation: int) -> dict[str, Any]:
+        question = operations.question(self._daemon.core, generation, boot_ns())
+        return {"question": question}
+
+    def _failover(self, generation: int) -> dict[str, Any]:
+        return {"token": operations.fail_over(self._daemon.core, generation, boot_ns())}
+
+    def _pause(self, on: bool) -> dict[str, Any]:
+        operations.pause(self._daemon.core, on, boot_ns())
+        return paused(self._daemon, boot_ns())
+
     def _mismatches(self) -> list[dict[str, Any]]:
         return [_mismatch(event) for event in self._daemon.plane.mismatches()]
+
+
+def _generation(request: dict[str, Any]) -> int:
+    value = request.get("generation")
+    if not isinstance(value, int) or value < 1:
+        raise ControlError("name the generation that is overridden: `arbiter show` prints it")
+    return value
 
 
 def _mismatch(event: PlaneEvent) -> dict[str, Any]:
@@ -137,10 +174,11 @@ class Conversation:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def ask(self, command: str) -> Any:
+    def ask(self, command: str, **words: int) -> Any:
         """One request."""
+        request = {"command": command, **words}
         with self._wrapped():
-            self._socket.sendall(json.dumps({"command": command}).encode() + b"\n")
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
             reply = _reply(self._socket)
         if "error" in reply:
             raise ControlError(str(reply["error"]))
@@ -161,10 +199,10 @@ class Conversation:
             raise ControlError(f"{path}: {e.strerror}") from e
 
 
-def ask(path: Path, command: str, timeout_s: float = 5.0) -> Any:
+def ask(path: Path, command: str, timeout_s: float = 5.0, **words: int) -> Any:
     """One request to a running daemon; ControlError if it does not run or says no."""
     with Conversation(path, timeout_s) as conversation:
-        return conversation.ask(command)
+        return conversation.ask(command, **words)
 
 
 def _reply(s: socket.socket) -> dict[str, Any]:

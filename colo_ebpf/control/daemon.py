@@ -32,6 +32,7 @@ from colo_ebpf.control.heartbeat import Heartbeats, Wire
 from colo_ebpf.control.machine import QemuMachine
 from colo_ebpf.control.notefile import NoteFile
 from colo_ebpf.control.notify import Notifier
+from colo_ebpf.control.pause import Pause, PauseFile
 from colo_ebpf.control.peer import Path, PeerView, seal
 from colo_ebpf.control.ports import Vm
 from colo_ebpf.control.privileges import keep_only_needed
@@ -57,6 +58,7 @@ class Daemon:
         self._key = settings.key(config)
         self._seq = 0
         self._notes = NoteFile(FilePath(config.host.run_dir) / "turns.json")
+        self._pause = PauseFile(FilePath(config.host.state_dir))
         self._notifier = Notifier()
         self._tasks: set[asyncio.Task[None]] = set()
         self._step_task: asyncio.Task[None] | None = None
@@ -127,6 +129,7 @@ class Daemon:
             peer,
             now_ns=now_ns,
             note=note,
+            pause=self._pause.load(),
             log=self._say,
         )
         self.plane.subscribe(lambda event: self.core.plane_event(event, boot_ns()))
@@ -244,6 +247,13 @@ class Daemon:
         """Over a restart."""
         if self.core.vm is not None:
             self._notes.keep(self.core.vm.instance, note)
+
+    def keep_pause(self, pause: Pause) -> None:
+        """Over restarts; without it a restart of both daemons ends the pause."""
+        try:
+            self._pause.keep(pause)
+        except ControlError as e:
+            _log.warning("%s: a restart of both daemons will forget this", e)
 
     def token(self) -> str:
         """Of VNIs and instances."""

@@ -11,13 +11,14 @@ Nothing here is remembered between calls: a daemon that was killed decides the s
 - Nothing leaves on its own before `active` is confirmed. The loser's VM is ended only when the
   record no longer names it.
 - An unreachable arbiter leaves everything withheld.
+- While an operator has paused protection the VM stays where it serves, alone or not at all.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from colo_ebpf.control import pairing, record
+from colo_ebpf.control import pairing, planned, record
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.facts import (
     ContinueAlone,
@@ -52,8 +53,8 @@ def decide(s: Snapshot) -> Decision:
         )
     decision = _for_record(s, s.record)
     if _behind(s, s.record):
-        return replace(decision, step=rested(s, Read()))
-    return decision
+        decision = replace(decision, step=rested(s, Read()))
+    return planned.answered(s, decision)
 
 
 def _for_record(s: Snapshot, r: Record) -> Decision:
@@ -114,7 +115,7 @@ def _cold(s: Snapshot, r: Record) -> Decision:
 def _primary(s: Snapshot, r: Record) -> Decision:
     vm = own_vm(s, r.owner)
     if vm is None:
-        return _concede(s, r, r.owner)
+        return planned.kept_here(s) if s.paused else _concede(s, r, r.owner)
     paired = Decision(
         State.PRIMARY,
         "primary of a protected pair",
@@ -122,10 +123,12 @@ def _primary(s: Snapshot, r: Record) -> Decision:
         pairing=paired_with(s, r.vni),
         turns=Turns.PRIMARY,
     )
+    if planned.forced(s, r):
+        return _bid(s, r, paired, vm, planned.FORCED)
     why = s.turns.broken or _peer_unusable(s, r.other)
     silent = s.peer.link_age_ns > s.timing.peer_timeout_ns
     if not why and not silent:
-        return _beside_the_sick(s, paired)
+        return planned.beside_the_well(s, r, _beside_the_sick(s, paired))
     if not why and _daemon_away(s):
         text = "the secondary's daemon is away: waiting for it, its VM goes on"
         since = s.peer.away_since_ns or 0
@@ -154,7 +157,7 @@ def _secondary(s: Snapshot, r: Record) -> Decision:
         pairing=paired_with(s, r.vni),
         turns=Turns.SECONDARY,
     )
-    why = _peer_unusable(s, r.owner)
+    why = planned.FORCED if planned.forced(s, r) else _peer_unusable(s, r.owner)
     if why:
         return _bid(s, r, paired, vm, why)
     if s.peer.age_ns <= s.timing.peer_timeout_ns:
@@ -200,9 +203,12 @@ def _silence(s: Snapshot) -> str:
 
 
 def _bid(s: Snapshot, r: Record, paired: Decision, vm: VmFacts, why: str) -> Decision:
-    if not vm.fit:
+    if not vm.fit and not planned.forced(s, r):
         text = f"{why}, but this side's disk failed: not bidding, output withheld"
-        return replace(paired, sentence=text)
+        return planned.looked_up(s, replace(paired, sentence=text))
+    if s.paused and host_of(r.owner) != s.who.host and not planned.forced(s, r):
+        text = f"paused by the operator: not taking over although {why}"
+        return planned.looked_up(s, replace(paired, sentence=text))
     return replace(
         paired,
         sentence=_or_unreachable(s, f"bidding to go on alone: {why}"),
@@ -235,7 +241,7 @@ def _claimed(s: Snapshot, r: Record) -> Decision:
         return _claimed_without_vm(s, r)
     if r.vni == 0:
         return _activate(s, r, State.STARTING, Mode.WITHHOLD)
-    if not vm.fit:
+    if not vm.fit and not planned.forced(s, r):
         return _hand_back(s, r, "this side's disk failed")
     if r.image == s.who.host:
         return _continue_alone(s, r)
@@ -341,10 +347,13 @@ def _lost(s: Snapshot, r: Record) -> Decision:
     abandoned = s.peer.age_ns > grace and s.now_ns - s.record_since_ns > grace
     vm = own_vm(s, r.other)
     turns = Turns.NONE if r.image == s.who.host else Turns.SECONDARY
-    if abandoned and vm is not None and vm.fit:
+    forced = planned.forced(s, r)
+    held = s.paused and r.image != s.who.host
+    if vm is not None and (forced or (abandoned and vm.fit and not held)):
+        why = planned.FORCED if forced else "it is abandoned"
         return Decision(
             State.LOST,
-            _or_unreachable(s, f"taking back the claim that {s.who.peer} abandoned"),
+            _or_unreachable(s, f"taking back the claim of {s.who.peer}: {why}"),
             step=rested(s, Swap(r, record.claim(r, r.other))),
             turns=turns,
         )

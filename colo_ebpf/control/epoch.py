@@ -48,6 +48,7 @@ class Reason(enum.Enum):
     RESTART = "restart"  # this daemon found a pair it does not know the state of
     WARM_UP = "warm-up"
     PAIRING = "pairing"
+    SWITCHOVER = "switchover"
     UNPROVEN = "unproven"
 
 

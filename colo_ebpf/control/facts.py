@@ -7,7 +7,7 @@ import enum
 from dataclasses import dataclass
 
 from colo_ebpf.control.epoch import Loaded, Reason
-from colo_ebpf.control.peer import PeerState
+from colo_ebpf.control.peer import Answer, PeerState
 from colo_ebpf.control.record import Record
 from colo_ebpf.model import Endpoints, Mode, Pairing, Settled, VmRole
 
@@ -233,6 +233,19 @@ class TurnFacts:
     broken: str = ""
     loaded: Loaded | None = None
     triggered_ns: int = 0
+    idle: bool = False  # the last one is loaded, and none is under way
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What an operator asked for. `winner`: the instance that is to serve."""
+
+    token: str
+    at_ns: int
+    winner: str
+    here: bool = True  # asked of this daemon, not of the peer's
+    withheld_ns: int | None = None  # when the winner's claim was known here
+    overrides: int = 0  # a forced failover: the generation it was decided on. 0: a switchover
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +276,8 @@ class Snapshot:
     last_read_ns: int
     fresh_vni: int
     fresh_instance: str
+    wish: Wish | None = None
+    paused: bool = False  # by an operator
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,3 +293,5 @@ class Decision:
     turns: Turns = Turns.NONE
     ask: Reason | None = None
     cancels: bool = False  # a running pairing step has lost its purpose
+    still: bool = False  # begin no checkpoint
+    answer: Answer | None = None  # what became of the wish: it is forgotten

@@ -126,6 +126,8 @@ def _no_partner(s: Snapshot) -> str:
         return "the link is cut"
     if state.leaving or state.state not in (State.STANDBY.value, State.JOINING.value):
         return f"{s.who.peer} is not standing by"
+    if s.paused:
+        return "paused by the operator"
     if s.now_ns < s.rest_until_ns:
         return "resting after a pairing that failed"
     return ""

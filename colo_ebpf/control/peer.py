@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from colo_ebpf.control.pause import Pause
 from colo_ebpf.errors import PeerError
 from colo_ebpf.model import Endpoints, VmHealth
 
@@ -40,6 +41,15 @@ class Path(enum.Enum):
 
     LINK = "link"
     MANAGEMENT = "management"
+
+
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What became of a planned operation."""
+
+    token: str  # whose it is
+    done: bool
+    sentence: str
+    outage_ns: int = 0  # the old primary: from withholding until the other one is active
 
 
 class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -66,6 +76,9 @@ class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     offsets: list[bytes] = []  # primary, pairing: lasting offsets
     offsets_have: int = 0  # secondary: how many of them it has
     leaving: bool = False  # the daemon was told to end; its VM runs on
+    switchover: str = ""  # secondary: token of the one its operator asks for
+    answer: Answer | None = None  # to the last planned operation
+    pause: Pause = Pause()  # the newest word on it that the sender knows
 
     @property
     def heals(self) -> bool:

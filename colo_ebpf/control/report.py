@@ -36,7 +36,8 @@ def status(daemon: Daemon, now_ns: int) -> dict[str, Any]:
         "state": core.decision.state.value,
         "sentence": core.decision.sentence,
         "role": _ROLES.get(core.decision.state, "none"),
-        "protected": core.decision.state in (State.PRIMARY, State.SECONDARY),
+        "protected": core.decision.state in (State.PRIMARY, State.SECONDARY) and not core.pause.on,
+        "paused": core.pause.on,
         "mode": daemon.plane.mode().name.lower(),
         "epoch": turn.epoch,
         "phase": turn.phase.name.lower(),
@@ -62,10 +63,47 @@ def status(daemon: Daemon, now_ns: int) -> dict[str, Any]:
         "overlays": _overlays(daemon),
         "step": type(core.running).__name__ if core.running else None,
         "progress": _progress(daemon),
-        "history": [
-            {"ago_ms": (now_ns - at_ns) // MS, "at_ns": at_ns, "sentence": sentence}
-            for at_ns, sentence in list(core.history)[-_HISTORY:]
-        ],
+        "history": history(daemon, now_ns)[-_HISTORY:],
+    }
+
+
+def history(daemon: Daemon, now_ns: int) -> list[dict[str, Any]]:
+    """The last sentences, the newest last."""
+    return [
+        {"ago_ms": (now_ns - at_ns) // MS, "at_ns": at_ns, "sentence": sentence}
+        for at_ns, sentence in daemon.core.history
+    ]
+
+
+def paused(daemon: Daemon, now_ns: int) -> dict[str, Any]:
+    """Is protection paused here, and does the other host say the same?"""
+    core = daemon.core
+    state = core.peer.state
+    ages_ns = [core.peer.age_ns(path, now_ns) for path in Path]
+    heard = state is not None and min(ages_ns) <= core.timing.peer_timeout_ns
+    return {
+        "paused": core.pause.on,
+        "peer": core.who.peer,
+        "peer_heard": heard,
+        "peer_agrees": heard and state is not None and state.pause == core.pause,
+    }
+
+
+def planned(daemon: Daemon) -> dict[str, Any]:
+    """The planned operation under way, and the last answer to one."""
+    core = daemon.core
+    wish, answer = core.wishes.wish, core.wishes.answer
+    return {
+        "token": wish.token if wish else None,
+        "sentence": core.decision.sentence,
+        "answer": None
+        if answer is None
+        else {
+            "token": answer.token,
+            "done": answer.done,
+            "sentence": answer.sentence,
+            "outage_ms": answer.outage_ns / MS,
+        },
     }
 
 

@@ -9,6 +9,7 @@ from colo_ebpf.control import facts
 from colo_ebpf.control.core import Core
 from colo_ebpf.control.epoch import Command, Do
 from colo_ebpf.control.epoch_secondary import Note
+from colo_ebpf.control.pause import Pause
 from colo_ebpf.control.peer import Path, PeerView, seal
 from colo_ebpf.control.ports import SwapUnknown
 from colo_ebpf.control.record import Record
@@ -108,6 +109,7 @@ class Host:
         self.image = 0  # the state its disk would boot into
         self.merged = False  # what the VM writes goes to the image itself
         self.note: Note | None = None
+        self.pause_file = Pause()
         self.core: Core | None = None
         self._backlog: list[Callable[[], None]] = []
         self._run = 0  # of the daemon
@@ -139,6 +141,7 @@ class Host:
             peer,
             now_ns=self.world.now_ns,
             note=self.note,
+            pause=self.pause_file,
             log=lambda sentence: self.world.note(f"{self.name}: {sentence}"),
         )
         if self.vm is not None and self.vm.alive:
@@ -229,6 +232,10 @@ class Host:
     def keep_note(self, note: Note) -> None:
         """Over a restart."""
         self.note = note
+
+    def keep_pause(self, pause: Pause) -> None:
+        """On the disk."""
+        self.pause_file = pause
 
     def token(self) -> str:
         """16 digits."""

@@ -7,6 +7,7 @@ failing seed prints what happened and replays exactly: `COLO_SIM_SEEDS=1 COLO_SI
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,9 +15,11 @@ from multiprocessing import get_context
 
 import pytest
 
+from colo_ebpf.control import operations
 from colo_ebpf.control.facts import State
 from colo_ebpf.control.peer import Path
 from colo_ebpf.control.record import Kind
+from colo_ebpf.errors import ControlError
 from colo_ebpf.model import Mode
 from tests.sim.host import Host
 from tests.sim.world import MS, World
@@ -100,31 +103,36 @@ class History:
         world, rng = self.world, self.world.random
         host = world.hosts[rng.choice("ab")]
         kinds = ["cut", "heal-cut", "pause", "resume", "daemon", "start", "arbiter", "checkpoint"]
-        kinds.append("disk")
+        kinds += ["disk", "switchover", "force"]
+        if world.seed % 4 == 0:  # a paused pair fails over less
+            kinds += ["pause-pair", "resume-pair"]
         if world.lost_vms == 0:
             kinds += ["crash", "vm"]
         kind = rng.choice(kinds)
         world.note(f"FAULT {kind} {host.name}")
-        if kind == "cut":
+        simple = {
+            "pause": host.pause,
+            "resume": host.resume,
+            "daemon": host.kill_daemon,
+            "start": host.start_daemon,
+            "disk": lambda: self._fail_disk(host),
+            "switchover": lambda: self._switch_over(host),
+            "force": lambda: self._force(host),
+            "pause-pair": lambda: self._pause(host, on=True),
+            "resume-pair": lambda: self._pause(host, on=False),
+        }
+        if kind in simple:
+            simple[kind]()
+        elif kind == "cut":
             path = rng.choice(list(Path))
             sources = rng.choice(["a", "b", "ab", "ab"])
             world.cut |= {(source, path) for source in sources}
         elif kind == "heal-cut":
             world.cut.clear()
-        elif kind == "pause":
-            host.pause()
-        elif kind == "resume":
-            host.resume()
-        elif kind == "daemon":
-            host.kill_daemon()
-        elif kind == "start":
-            host.start_daemon()
         elif kind == "arbiter":
             world.arbiter_cut ^= {host.name}
         elif kind == "checkpoint" and host.core is not None and host.core.checkpointing:
             self._checkpoint(host)
-        elif kind == "disk":
-            self._fail_disk(host)
         elif kind == "crash":
             world.lost_vms += 1
             host.crash()
@@ -136,8 +144,33 @@ class History:
         """Of a replica: what fails where the VM serves is its guest's to see."""
         vm = host.vm
         r = self.world.record
-        if vm is not None and vm.alive and r.kind is Kind.PAIRED and vm.instance == r.other:
+        forced = host.core is not None and host.core.wishes.wish is not None
+        if (
+            not forced
+            and vm is not None
+            and vm.alive
+            and r.kind is Kind.PAIRED
+            and vm.instance == r.other
+        ):
             vm.fail_disk()
+
+    def _switch_over(self, host: Host) -> None:
+        """Asked of whoever it is; most of the time it is refused."""
+        if host.core is not None and not host.paused:
+            with contextlib.suppress(ControlError):
+                operations.switch_over(host.core, self.world.now_ns)
+
+    def _pause(self, host: Host, *, on: bool) -> None:
+        if host.core is not None and not host.paused:
+            operations.pause(host.core, on, self.world.now_ns)
+
+    def _force(self, host: Host) -> None:
+        """Never onto a disk that failed: what that costs is the operator's to bear."""
+        core, vm = host.core, host.vm
+        if core is None or core.record is None or host.paused or (vm is not None and vm.sick):
+            return
+        with contextlib.suppress(ControlError):
+            operations.fail_over(core, core.record.generation, self.world.now_ns)
 
     def _checkpoint(self, host: Host) -> None:
         from colo_ebpf.control.epoch import Reason
@@ -155,6 +188,9 @@ class History:
             if not host.up:
                 host.boot()
             host.start_daemon()
+        self.world.run(1_000 * MS, lambda: _check(self.world))  # each learns what the other knows
+        for host in self.world.hosts.values():
+            self._pause(host, on=False)
 
     def _excused(self) -> bool:
         """A VM was lost while part of its disk was in its memory only: an operator chooses."""
