@@ -152,6 +152,16 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     realtime_priority: Annotated[int, Meta(ge=0, le=99)] = 10
 
 
+class FenceTable(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
+):
+    """``[fence]``: the command that turns the other host off, and when it is run."""
+
+    command: list[str] = []
+    when: Annotated[str, Meta(pattern="^(off|before-solo|after-solo)$")] = "off"
+    timeout_ms: Ms = 10_000
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     """The whole file."""
 
@@ -164,6 +174,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     start: Start
     timing: Timing = Timing()
     datapath: Datapath = Datapath()
+    fence: FenceTable = FenceTable()
 
 
 def _known_keys(kind: Any = Config, path: str = "") -> dict[str, list[str]]:
@@ -203,6 +214,7 @@ def _refuse_unknown(table: dict[str, Any], path: str, file: Path) -> None:
 def _cross_check(config: Config, file: Path) -> None:
     timing, sizes = config.timing, config.datapath
     _check_arbiter(config.arbiter, file)
+    _check_fence(config.fence, file)
     if timing.link_timeout_ms >= timing.peer_timeout_ms:
         raise ConfigError(
             f"{file}: timing.link-timeout-ms ({timing.link_timeout_ms}) must be below "
@@ -248,6 +260,15 @@ def _check_disks(config: Config, file: Path) -> None:
             if "," in getattr(disk, name):  # QEMU takes it for the end of the name
                 key = name.replace("_", "-")
                 raise ConfigError(f"{file}: vm.disk.{key}: {getattr(disk, name)!r} has a comma")
+
+
+def _check_fence(table: FenceTable, file: Path) -> None:
+    if table.when != "off" and not table.command:
+        raise ConfigError(f'{file}: fence.when = "{table.when}" needs fence.command')
+    if table.command and not Path(table.command[0]).is_absolute():
+        raise ConfigError(
+            f"{file}: fence.command: {table.command[0]!r} must be the whole path of a program"
+        )
 
 
 def _check_arbiter(table: ArbiterTable, file: Path) -> None:
@@ -329,6 +350,7 @@ def check_paths(config: Config, file: Path) -> None:
         ("arbiter.ca-file", config.arbiter.ca_file),
         ("arbiter.cert-file", config.arbiter.cert_file),
         ("arbiter.key-file", config.arbiter.key_file),
+        ("fence.command", config.fence.command[0] if config.fence.command else ""),
     ):
         if path and not Path(path).exists():
             raise ConfigError(f"{file}: {name}: {path} does not exist")
@@ -386,4 +408,9 @@ path = "/mnt/arbiter/web"             # reached by both hosts; NFS: hard,noac,lo
 
 [start]
 role = "primary"                      # the one that starts the VM from its image
+
+# [fence]                             # turns the other host off when it is taken over unasked
+# command = ["/etc/colo-ebpf/fence"]  # no shell; exit 0: it is certainly off
+# when = "before-solo"                # nothing leaves before it is off; or "after-solo", or "off"
+# timeout-ms = 10000                  # then the command is killed, and has failed
 """

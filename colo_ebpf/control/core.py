@@ -21,6 +21,7 @@ from colo_ebpf.control.decide import decide
 from colo_ebpf.control.epoch import Command, Stage
 from colo_ebpf.control.epoch_secondary import Note
 from colo_ebpf.control.facts import Decision, Snapshot, State, Step, TaskKind, Turns
+from colo_ebpf.control.fencing import FenceMemory
 from colo_ebpf.control.fitness import Fitness
 from colo_ebpf.control.offsets import OffsetCopy
 from colo_ebpf.control.peer import Path, PeerState, PeerView
@@ -81,6 +82,7 @@ class Core:
         *,
         now_ns: int,
         note: Note | None = None,
+        fence: facts.FenceWhen = facts.FenceWhen.OFF,
         log: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.who, self.timing = who, timing
@@ -94,6 +96,7 @@ class Core:
         self.leaving = False
         self.checkpoints = Checkpoints(timing, plane, effects, note, now_ns)
         self.offsets = OffsetCopy()
+        self._fence = FenceMemory(fence, who.host, who.peer)
         self._cancelling = False
         self._record_since_ns = self._mode_since_ns = now_ns
         self._confirmed = False
@@ -212,6 +215,8 @@ class Core:
     ) -> None:
         """The step under way has ended; Read and Swap bring the newest record."""
         self.running, cancelled, self._cancelling = None, self._cancelling, False
+        if isinstance(step, facts.Fence):
+            self._fence.ended(error, now_ns)
         if error is not None:
             if not cancelled:
                 self._failure = facts.Failure(step, str(error), now_ns)
@@ -255,6 +260,7 @@ class Core:
             return
         if old is None or _meaning(record) != _meaning(old):
             self._record_since_ns = now_ns
+            self._fence.learned(old, record, self.decision.sentence)
             self._begin_attempt()
         self.record = record
         if self.vm is not None and not self._is_replica(self.vm):
@@ -311,6 +317,7 @@ class Core:
             last_read_ns=self._last_read_ns,
             fresh_vni=int(token[:6], 16) % VNI_MAX + 1,
             fresh_instance=f"{self.who.host}/{token}",
+            fence=self._fence.facts,
         )
 
     def _sent(self) -> Record | None:
@@ -364,6 +371,8 @@ class Core:
             return
         self._begin_attempt()
         self.offsets.begin(new.vni if new else 0)
+        if new is not None and new.kind is TaskKind.PAIR:
+            self._fence.pairs()
         if old is not None and old.kind is TaskKind.PAIR and d.state is not State.PRIMARY:
             rest_ns = min(_REST_FIRST_NS << self._rests, _REST_LONGEST_NS)
             self._rests = min(self._rests + 1, 8)

@@ -27,7 +27,7 @@ from colo_ebpf.control.core import Core
 from colo_ebpf.control.ctl import ControlServer
 from colo_ebpf.control.epoch import Command, Do
 from colo_ebpf.control.epoch_secondary import Note
-from colo_ebpf.control.facts import Step
+from colo_ebpf.control.facts import FenceWhen, Step
 from colo_ebpf.control.heartbeat import Heartbeats, Wire
 from colo_ebpf.control.machine import QemuMachine
 from colo_ebpf.control.notefile import NoteFile
@@ -71,6 +71,7 @@ class Daemon:
             current=lambda: self.core.vm,
             started=self._vm_started,
             folded=self._offsets_folded,
+            fence=settings.fence(config).run,
         )
         link, management = config.link, config.management
         self._beats = Heartbeats(
@@ -127,6 +128,7 @@ class Daemon:
             peer,
             now_ns=now_ns,
             note=note,
+            fence=FenceWhen(self.config.fence.when),
             log=self._say,
         )
         self.plane.subscribe(lambda event: self.core.plane_event(event, boot_ns()))

@@ -9,6 +9,7 @@ from colo_ebpf.config import Config
 from colo_ebpf.control import facts
 from colo_ebpf.control.cmdline import DiskSpec, VmSpec
 from colo_ebpf.control.facts import MS
+from colo_ebpf.control.fence import FenceCommand
 from colo_ebpf.datapath.loader import Sizes, frame_bytes, hold_slots
 from colo_ebpf.datapath.plane import PlaneNic, PlaneSpec
 from colo_ebpf.errors import ConfigError
@@ -40,6 +41,16 @@ def timing(config: Config) -> facts.Timing:
         qmp_timeout_ns=t.qmp_timeout_ms * MS,
         checkpoint_timeout_ns=t.checkpoint_timeout_ms * MS,
         daemon_grace_ns=t.daemon_grace_ms * MS,
+    )
+
+
+def fence(config: Config) -> FenceCommand:
+    """The command that turns the other host off."""
+    return FenceCommand(
+        command=tuple(config.fence.command),
+        timeout_ms=config.fence.timeout_ms,
+        vm=config.vm.name,
+        host=config.host.name,
     )
 
 
