@@ -162,6 +162,15 @@ class FenceTable(
     timeout_ms: Ms = 10_000
 
 
+class WatchdogTable(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
+):
+    """``[watchdog]``: the device that resets this host; empty: none."""
+
+    device: str = ""
+    timeout_s: Annotated[int, Meta(ge=10, le=3600)] = 30
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     """The whole file."""
 
@@ -175,6 +184,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     timing: Timing = Timing()
     datapath: Datapath = Datapath()
     fence: FenceTable = FenceTable()
+    watchdog: WatchdogTable = WatchdogTable()
 
 
 def _known_keys(kind: Any = Config, path: str = "") -> dict[str, list[str]]:
@@ -351,6 +361,7 @@ def check_paths(config: Config, file: Path) -> None:
         ("arbiter.cert-file", config.arbiter.cert_file),
         ("arbiter.key-file", config.arbiter.key_file),
         ("fence.command", config.fence.command[0] if config.fence.command else ""),
+        ("watchdog.device", config.watchdog.device),
     ):
         if path and not Path(path).exists():
             raise ConfigError(f"{file}: {name}: {path} does not exist")
@@ -413,4 +424,8 @@ role = "primary"                      # the one that starts the VM from its imag
 # command = ["/etc/colo-ebpf/fence"]  # no shell; exit 0: it is certainly off
 # when = "before-solo"                # nothing leaves before it is off; or "after-solo", or "off"
 # timeout-ms = 10000                  # then the command is killed, and has failed
+
+# [watchdog]                          # resets this host if the daemon hangs while the VM serves
+# device = "/dev/watchdog"
+# timeout-s = 30                      # longer than a restart of the daemon takes
 """

@@ -58,6 +58,7 @@ class Daemon:
         self._seq = 0
         self._notes = NoteFile(FilePath(config.host.run_dir) / "turns.json")
         self._notifier = Notifier()
+        self._watchdog = settings.watchdog(config)
         self._tasks: set[asyncio.Task[None]] = set()
         self._step_task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -103,6 +104,7 @@ class Daemon:
         self._notifier.say(READY=1)
         try:
             await self._beat()
+            self._watchdog.disarm()
         finally:
             await server.stop()
             self._leave()
@@ -151,6 +153,7 @@ class Daemon:
             self.core.cycle(now_ns)
             self.publish(1)
             self._notifier.feed(now_ns)
+            self._watchdog.feed(self.plane.mode(), now_ns)
             due_s = max(due_s + period_s, loop.time())
             try:
                 async with asyncio.timeout_at(due_s):
@@ -305,6 +308,7 @@ def serve(config: Config) -> None:
     lock = _lock(FilePath(config.host.run_dir))
     try:
         FilePath(config.host.state_dir).mkdir(parents=True, exist_ok=True)
+        settings.watchdog(config).check()
         _log.info("loading the data plane of %s", config.vm.name)
         plane = DataPlane.open(settings.plane_spec(config))
         keep_only_needed()

@@ -10,6 +10,7 @@ from colo_ebpf.control import facts
 from colo_ebpf.control.cmdline import DiskSpec, VmSpec
 from colo_ebpf.control.facts import MS
 from colo_ebpf.control.fence import FenceCommand
+from colo_ebpf.control.watchdog import Watchdog
 from colo_ebpf.datapath.loader import Sizes, frame_bytes, hold_slots
 from colo_ebpf.datapath.plane import PlaneNic, PlaneSpec
 from colo_ebpf.errors import ConfigError
@@ -52,6 +53,11 @@ def fence(config: Config) -> FenceCommand:
         vm=config.vm.name,
         host=config.host.name,
     )
+
+
+def watchdog(config: Config) -> Watchdog:
+    """The device that resets this host if the daemon hangs while the VM here may speak."""
+    return Watchdog(config.watchdog.device, config.watchdog.timeout_s)
 
 
 def vm_spec(config: Config, accel: str) -> VmSpec:
