@@ -153,6 +153,25 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     realtime_priority: Annotated[int, Meta(ge=0, le=99)] = 10
 
 
+class FenceTable(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
+):
+    """``[fence]``: the command that turns the other host off, and when it is run."""
+
+    command: list[str] = []
+    when: Annotated[str, Meta(pattern="^(off|before-solo|after-solo)$")] = "off"
+    timeout_ms: Ms = 10_000
+
+
+class WatchdogTable(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
+):
+    """``[watchdog]``: the device that resets this host; empty: none."""
+
+    device: str = ""
+    timeout_s: Annotated[int, Meta(ge=10, le=3600)] = 30
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     """The whole file."""
 
@@ -165,6 +184,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     start: Start
     timing: Timing = Timing()
     datapath: Datapath = Datapath()
+    fence: FenceTable = FenceTable()
+    watchdog: WatchdogTable = WatchdogTable()
 
 
 def _known_keys(kind: Any = Config, path: str = "") -> dict[str, list[str]]:
@@ -204,6 +225,7 @@ def _refuse_unknown(table: dict[str, Any], path: str, file: Path) -> None:
 def _cross_check(config: Config, file: Path) -> None:
     timing, sizes = config.timing, config.datapath
     _check_arbiter(config.arbiter, file)
+    _check_fence(config.fence, file)
     if timing.link_timeout_ms >= timing.peer_timeout_ms:
         raise ConfigError(
             f"{file}: timing.link-timeout-ms ({timing.link_timeout_ms}) must be below "
@@ -249,6 +271,15 @@ def _check_disks(config: Config, file: Path) -> None:
             if "," in getattr(disk, name):  # QEMU takes it for the end of the name
                 key = name.replace("_", "-")
                 raise ConfigError(f"{file}: vm.disk.{key}: {getattr(disk, name)!r} has a comma")
+
+
+def _check_fence(table: FenceTable, file: Path) -> None:
+    if table.when != "off" and not table.command:
+        raise ConfigError(f'{file}: fence.when = "{table.when}" needs fence.command')
+    if table.command and not Path(table.command[0]).is_absolute():
+        raise ConfigError(
+            f"{file}: fence.command: {table.command[0]!r} must be the whole path of a program"
+        )
 
 
 def _check_arbiter(table: ArbiterTable, file: Path) -> None:
@@ -330,6 +361,8 @@ def check_paths(config: Config, file: Path) -> None:
         ("arbiter.ca-file", config.arbiter.ca_file),
         ("arbiter.cert-file", config.arbiter.cert_file),
         ("arbiter.key-file", config.arbiter.key_file),
+        ("fence.command", config.fence.command[0] if config.fence.command else ""),
+        ("watchdog.device", config.watchdog.device),
     ):
         if path and not Path(path).exists():
             raise ConfigError(f"{file}: {name}: {path} does not exist")
@@ -387,4 +420,13 @@ path = "/mnt/arbiter/web"             # reached by both hosts; NFS: hard,noac,lo
 
 [start]
 role = "primary"                      # the one that starts the VM from its image
+
+# [fence]                             # turns the other host off when it is taken over unasked
+# command = ["/etc/colo-ebpf/fence"]  # no shell; exit 0: it is certainly off
+# when = "before-solo"                # nothing leaves before it is off; or "after-solo", or "off"
+# timeout-ms = 10000                  # then the command is killed, and has failed
+
+# [watchdog]                          # resets this host if the daemon hangs while the VM serves
+# device = "/dev/watchdog"
+# timeout-s = 30                      # longer than a restart of the daemon takes
 """

@@ -13,6 +13,9 @@
     ├── StorageError       an image or an NBD export
     ├── ArbiterError       the record, or the place that keeps it
     ├── PeerError          a message of the other host
+    ├── FenceError         the command that turns the other host off
+    │   └── CannotFenceError   it says that it never can
+    ├── WatchdogError      the device that resets this host
     ├── ControlError       the daemon's own socket and files
     └── LabError           the lab's namespaces and processes
 
@@ -59,6 +62,18 @@ class ArbiterError(ColoError):
 
 class PeerError(ColoError):
     """A message of the peer is malformed, not authentic, or speaks of something else."""
+
+
+class FenceError(ColoError):
+    """The command that turns the other host off failed; it may be tried again."""
+
+
+class CannotFenceError(FenceError):
+    """The command said that this host cannot be fenced: trying again is of no use."""
+
+
+class WatchdogError(ColoError):
+    """The watchdog device is missing, in use, or does not do what is asked of it."""
 
 
 class ControlError(ColoError):

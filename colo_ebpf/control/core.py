@@ -21,6 +21,7 @@ from colo_ebpf.control.decide import decide
 from colo_ebpf.control.epoch import Command, Stage
 from colo_ebpf.control.epoch_secondary import Note
 from colo_ebpf.control.facts import Decision, Snapshot, State, Step, TaskKind, Turns
+from colo_ebpf.control.fencing import FenceMemory
 from colo_ebpf.control.fitness import Fitness
 from colo_ebpf.control.offsets import OffsetCopy
 from colo_ebpf.control.pause import Pause
@@ -87,6 +88,7 @@ class Core:
         now_ns: int,
         note: Note | None = None,
         pause: Pause | None = None,
+        fence: facts.FenceWhen = facts.FenceWhen.OFF,
         log: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.who, self.timing = who, timing
@@ -102,6 +104,7 @@ class Core:
         self.offsets = OffsetCopy()
         self.wishes = Wishes(who.host)
         self.pause = pause or Pause()
+        self._fence = FenceMemory(fence, who.host, who.peer)
         self._cancelling = False
         self._record_since_ns = self._mode_since_ns = now_ns
         self._confirmed = False
@@ -224,6 +227,8 @@ class Core:
     ) -> None:
         """The step under way has ended; Read and Swap bring the newest record."""
         self.running, cancelled, self._cancelling = None, self._cancelling, False
+        if isinstance(step, facts.Fence):
+            self._fence.ended(error, now_ns)
         if error is not None:
             if not cancelled:
                 self._failure = facts.Failure(step, str(error), now_ns)
@@ -267,6 +272,7 @@ class Core:
             return
         if old is None or _meaning(record) != _meaning(old):
             self._record_since_ns = now_ns
+            self._fence.learned(old, record, self.decision.sentence)
             self._begin_attempt()
         self.record = record
         if self.vm is not None and not self._is_replica(self.vm):
@@ -335,6 +341,7 @@ class Core:
             fresh_instance=f"{self.who.host}/{token}",
             wish=self.wishes.wish,
             paused=self.pause.on,
+            fence=self._fence.facts,
         )
 
     def _sent(self) -> Record | None:
@@ -398,6 +405,8 @@ class Core:
             return
         self._begin_attempt()
         self.offsets.begin(new.vni if new else 0)
+        if new is not None and new.kind is TaskKind.PAIR:
+            self._fence.pairs()
         if old is not None and old.kind is TaskKind.PAIR and d.state is not State.PRIMARY:
             rest_ns = min(_REST_FIRST_NS << self._rests, _REST_LONGEST_NS)
             self._rests = min(self._rests + 1, 8)

@@ -27,7 +27,7 @@ from colo_ebpf.control.core import Core
 from colo_ebpf.control.ctl import ControlServer
 from colo_ebpf.control.epoch import Command, Do
 from colo_ebpf.control.epoch_secondary import Note
-from colo_ebpf.control.facts import Step
+from colo_ebpf.control.facts import FenceWhen, Step
 from colo_ebpf.control.heartbeat import Heartbeats, Wire
 from colo_ebpf.control.machine import QemuMachine
 from colo_ebpf.control.notefile import NoteFile
@@ -60,6 +60,7 @@ class Daemon:
         self._notes = NoteFile(FilePath(config.host.run_dir) / "turns.json")
         self._pause = PauseFile(FilePath(config.host.state_dir))
         self._notifier = Notifier()
+        self._watchdog = settings.watchdog(config)
         self._tasks: set[asyncio.Task[None]] = set()
         self._step_task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -73,6 +74,7 @@ class Daemon:
             current=lambda: self.core.vm,
             started=self._vm_started,
             folded=self._offsets_folded,
+            fence=settings.fence(config).run,
         )
         link, management = config.link, config.management
         self._beats = Heartbeats(
@@ -104,6 +106,7 @@ class Daemon:
         self._notifier.say(READY=1)
         try:
             await self._beat()
+            self._watchdog.disarm()
         finally:
             await server.stop()
             self._leave()
@@ -130,6 +133,7 @@ class Daemon:
             now_ns=now_ns,
             note=note,
             pause=self._pause.load(),
+            fence=FenceWhen(self.config.fence.when),
             log=self._say,
         )
         self.plane.subscribe(lambda event: self.core.plane_event(event, boot_ns()))
@@ -152,6 +156,7 @@ class Daemon:
             self.core.cycle(now_ns)
             self.publish(1)
             self._notifier.feed(now_ns)
+            self._watchdog.feed(self.plane.mode(), now_ns)
             due_s = max(due_s + period_s, loop.time())
             try:
                 async with asyncio.timeout_at(due_s):
@@ -313,6 +318,7 @@ def serve(config: Config) -> None:
     lock = _lock(FilePath(config.host.run_dir))
     try:
         FilePath(config.host.state_dir).mkdir(parents=True, exist_ok=True)
+        settings.watchdog(config).check()
         _log.info("loading the data plane of %s", config.vm.name)
         plane = DataPlane.open(settings.plane_spec(config))
         keep_only_needed()

@@ -2,7 +2,7 @@
 """What this daemon should do now: one pure function. Read it from top to bottom.
 
 The way of a failover: paired (`_primary`, `_secondary`: who bids, and why) → won (`_claimed`:
-act, then activate) or lost (`_lost`: withheld until the winner is active) → alone
+act, fence, then activate) or lost (`_lost`: withheld until the winner is active) → alone
 (`pairing.solo`). The way into a pair is in `pairing`.
 
 Nothing here is remembered between calls: a daemon that was killed decides the same again.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colo_ebpf.control import pairing, planned, record
+from colo_ebpf.control import fencing, pairing, planned, record
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.facts import (
     ContinueAlone,
@@ -311,12 +311,14 @@ def _act(s: Snapshot, r: Record, step: Step, sentence: str, mode: Mode | None) -
 
 
 def _activate(s: Snapshot, r: Record, state: State, mode: Mode) -> Decision:
-    return Decision(
+    """The fence is the last thing before it: until then the claim can be handed back."""
+    activation = Decision(
         state,
         _or_unreachable(s, "ready to go on alone: activating"),
         mode=mode,
         step=rested(s, Swap(r, record.activate(r))),
     )
+    return fencing.before_solo(s, r, activation)
 
 
 def _peer_can(s: Snapshot, r: Record) -> bool:

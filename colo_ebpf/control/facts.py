@@ -106,6 +106,15 @@ class Committed:
     """Are the overlays merged into the image? Fails while they are not."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Turn the other host off: it lost a claim that it never agreed to."""
+
+    peer: str
+    generation: int
+    reason: str
+
+
 Step = (
     Read
     | Swap
@@ -119,6 +128,7 @@ Step = (
     | TakeOver
     | GoPublic
     | Committed
+    | Fence
 )
 
 
@@ -248,6 +258,27 @@ class Wish:
     overrides: int = 0  # a forced failover: the generation it was decided on. 0: a switchover
 
 
+class FenceWhen(enum.Enum):
+    """When the other host is turned off."""
+
+    OFF = "off"
+    BEFORE_SOLO = "before-solo"  # nothing leaves before it is off
+    AFTER_SOLO = "after-solo"  # what leaves does not wait for it
+
+
+@dataclass(frozen=True, slots=True)
+class FenceFacts:
+    """What is known of the fence of the present claim."""
+
+    when: FenceWhen = FenceWhen.OFF
+    reason: str = ""  # why the pair was left
+    due: Fence | None = None  # after-solo: what is still to be run
+    failures: int = 0
+    error: str = ""  # of the last failure
+    failed_ns: int = 0
+    hopeless: bool = False  # the command says that it never can
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything one decision may look at."""
@@ -278,6 +309,7 @@ class Snapshot:
     fresh_instance: str
     wish: Wish | None = None
     paused: bool = False  # by an operator
+    fence: FenceFacts = FenceFacts()
 
 
 @dataclass(frozen=True, slots=True)

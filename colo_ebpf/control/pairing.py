@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colo_ebpf.control import record, rules
+from colo_ebpf.control import fencing, record, rules
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.facts import (
     Committed,
@@ -100,13 +100,18 @@ def _alone(s: Snapshot, r: Record, vm: VmFacts) -> Decision:
     alone = Decision(State.SOLO, "alone, unprotected", mode=Mode.SOLO)
     if not s.public:
         return replace(alone, step=rules.rested(s, GoPublic()))
+    return fencing.after_solo(s, alone) or _in_order(s, r, vm, alone)
+
+
+def _in_order(s: Snapshot, r: Record, vm: VmFacts, alone: Decision) -> Decision:
+    """What is left of the last pair is cleared away before the next one is offered."""
     if not vm.clean:
         return replace(alone, step=rules.rested(s, LeavePair()))
     if r.disk is Disk.OVERLAID:
         return _commit(s, r, alone)
     why = _no_partner(s)
     if why:
-        return replace(alone, sentence=f"alone, unprotected: {why}")
+        return replace(alone, sentence=f"alone, unprotected: {why}{fencing.not_fenced(s)}")
     return replace(alone, task=Task(TaskKind.PAIR, s.fresh_vni))
 
 

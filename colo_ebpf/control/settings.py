@@ -9,6 +9,8 @@ from colo_ebpf.config import Config
 from colo_ebpf.control import facts
 from colo_ebpf.control.cmdline import DiskSpec, VmSpec
 from colo_ebpf.control.facts import MS
+from colo_ebpf.control.fence import FenceCommand
+from colo_ebpf.control.watchdog import Watchdog
 from colo_ebpf.datapath.loader import Sizes, frame_bytes, hold_slots
 from colo_ebpf.datapath.plane import PlaneNic, PlaneSpec
 from colo_ebpf.errors import ConfigError
@@ -50,6 +52,21 @@ def reconnect_s(peer_timeout_ms: int) -> int:
     open), and a primary whose secondary was killed goes on alone when the time is over.
     """
     return 1 + peer_timeout_ms // 1000
+
+
+def fence(config: Config) -> FenceCommand:
+    """The command that turns the other host off."""
+    return FenceCommand(
+        command=tuple(config.fence.command),
+        timeout_ms=config.fence.timeout_ms,
+        vm=config.vm.name,
+        host=config.host.name,
+    )
+
+
+def watchdog(config: Config) -> Watchdog:
+    """The device that resets this host if the daemon hangs while the VM here may speak."""
+    return Watchdog(config.watchdog.device, config.watchdog.timeout_s)
 
 
 def vm_spec(config: Config, accel: str) -> VmSpec:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from colo_ebpf.control import facts
 from colo_ebpf.control.facts import Step
@@ -27,11 +27,13 @@ class Steps:
         current: Callable[[], Vm | None],
         started: Callable[[Vm, Endpoints | None], None],
         folded: Callable[[list[bytes]], None],
+        fence: Callable[[facts.Fence], Awaitable[None]],
     ) -> None:
         self._plane, self._machine = plane, machine
         self._arbiter, self._floor = arbiter, floor
         self._peer_address = peer_address
         self._current, self._started, self._folded = current, started, folded
+        self._fence = fence
         self.progress: Progress | None = None
 
     async def run(self, step: Step) -> Record | None:
@@ -46,6 +48,8 @@ class Steps:
                 await self._start(role, instance)
             case facts.EndVm(instance):
                 await self._end(instance)
+            case facts.Fence():
+                await self._fence(step)
             case _:
                 await self._with_vm(step, self._vm())
         return None

@@ -13,7 +13,13 @@ from colo_ebpf.control.pause import Pause
 from colo_ebpf.control.peer import Path, PeerView, seal
 from colo_ebpf.control.ports import SwapUnknown
 from colo_ebpf.control.record import Record
-from colo_ebpf.errors import ArbiterError, ColoError, VmError
+from colo_ebpf.errors import (
+    ArbiterError,
+    CannotFenceError,
+    ColoError,
+    FenceError,
+    VmError,
+)
 from colo_ebpf.model import (
     Endpoints,
     FlushReport,
@@ -142,6 +148,7 @@ class Host:
             now_ns=self.world.now_ns,
             note=self.note,
             pause=self.pause_file,
+            fence=self.world.fence,
             log=lambda sentence: self.world.note(f"{self.name}: {sentence}"),
         )
         if self.vm is not None and self.vm.alive:
@@ -265,7 +272,7 @@ class Host:
     def start_step(self, step: facts.Step) -> None:
         """In its time."""
         run = self._run
-        slow = isinstance(step, facts.StartVm | facts.Synchronise | facts.EnterColo)
+        slow = isinstance(step, facts.StartVm | facts.Synchronise | facts.EnterColo | facts.Fence)
         delay_ns = self.world.delay_ns(30, 200) if slow else self.world.delay_ns(0.3, 20)
 
         def finish() -> None:
@@ -297,6 +304,9 @@ class Host:
                 if self.vm is not None and self.vm.instance == instance:
                     self.vm.die()
                     self.vm = None
+            case facts.Fence(peer):
+                assert peer == self.peer_name
+                self._fence()
             case _:
                 self._with_vm(step)
         return None
@@ -311,6 +321,24 @@ class Host:
                 self.world.swap(old, new)
             raise SwapUnknown("the arbiter does not answer")
         return self.world.swap(old, new)
+
+    def _fence(self) -> None:
+        """It works, or does nothing, or works and says that it failed, or cannot."""
+        chance = 0.0 if self.world.fence_works else self.world.random.random()
+        if chance < 0.6:
+            self._power_off_other()
+            if chance < 0.4:
+                self.world.fenced.add(self.peer_name)
+                return
+        if chance > 0.95:
+            raise CannotFenceError("the other host has no switch")
+        raise FenceError("the switch does not answer")
+
+    def _power_off_other(self) -> None:
+        self.world.lost_vms += 1
+        self.world.note(f"FENCED {self.peer_name}")
+        self.other.crash()
+        self.world.after(self.world.delay_ns(500, 6_000), self.other.boot)
 
     def _start(self, role: VmRole, instance: str) -> None:
         if self.vm is not None and self.vm.alive:

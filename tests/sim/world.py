@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from colo_ebpf.control import record
+from colo_ebpf.control.facts import FenceWhen
 from colo_ebpf.control.peer import Path
-from colo_ebpf.control.record import Record
+from colo_ebpf.control.record import Kind, Record
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
@@ -31,6 +32,9 @@ class World:
     arbiter_cut: set[str] = field(default_factory=set)
     loss: float = 0.0
     lost_vms: int = 0
+    fence: FenceWhen = FenceWhen.OFF
+    fence_works: bool = True  # else it fails at random
+    fenced: set[str] = field(default_factory=set)  # since the last claim: switched off by the other
     client_seen: int = 0  # the newest state a client was ever told of without a replica
     log: list[str] = field(default_factory=list)
 
@@ -78,6 +82,16 @@ class World:
     def swap(self, old: Record, new: Record) -> Record:
         """Linearizable compare-and-swap; the newest record tells who won."""
         if (old.generation, old.nonce) == (self.record.generation, self.record.nonce):
+            self._check_fence(new)
             self.record = record.sealed(new, f"{self.random.getrandbits(64):x}")
             self.note(f"record {self.record.generation}: {self.record.describe()}")
         return self.record
+
+    def _check_fence(self, new: Record) -> None:
+        """Who goes on alone unasked has turned the other off since it claimed."""
+        if new.kind is Kind.CLAIMED:
+            self.fenced.clear()
+        unasked = self.record.kind is Kind.CLAIMED and self.record.other != ""
+        if new.kind is Kind.ACTIVE and unasked and self.fence is FenceWhen.BEFORE_SOLO:
+            loser = record.host_of(self.record.other)
+            assert loser in self.fenced, f"active while {loser} was not fenced"

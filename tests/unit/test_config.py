@@ -98,6 +98,8 @@ def test_two_nics_are_two() -> None:
         ("/dev/shm/colo-ebpf", "/dev/a,b", "vm.disk.overlay-dir: .* has a comma"),
         ('role = "primary"', 'role = "primary"\n[timing]\nlink-timeout-ms = 900', "must be below"),
         ('role = "primary"', 'role = "primary"\n[timing]\nheartbeat-ms = 90', "at most a third"),
+        ("[start]", '[fence]\nwhen = "after-solo"\n\n[start]', "needs fence.command"),
+        ("[start]", '[fence]\ncommand = ["f"]\n\n[start]', "'f' must be the whole path"),
         ("[start]", "[datapath]\ndatagram-buckets = 1000\n\n[start]", "power of two"),
     ],
 )
