@@ -440,7 +440,7 @@ MUTANTS = [
         "mirror.c",
         "return pkt->flags & COLO_TCP_SYN ? -1 : 0;",
         "return 0;",
-        ATTACKS,
+        TABLE,
     ),
     Mutant(
         "a new epoch's frame overtakes the old one's",
