@@ -25,9 +25,8 @@ from colo_ebpf.control.rules import NO_VM, failed, own_vm, rested
 from colo_ebpf.model import Mode
 
 FORCED = "forced by the operator"
-_ARBITER_AWAY = (
-    "bring the arbiter back; `colo-ebpf arbiter init` only when every VM of this name has ended"
-)
+_BRING_BACK = "bring the arbiter back"
+_ARBITER_AWAY = f"{_BRING_BACK}; `colo-ebpf arbiter init` only when every VM of this name has ended"
 
 # --- before it begins ---------------------------------------------------------------------
 
@@ -174,7 +173,8 @@ def _not_written(s: Snapshot, w: Wish) -> str:
     if s.failure is None or s.failure.at_ns < w.at_ns or not failed(s, Swap):
         return ""
     doubt = "whether it was changed is known when the arbiter answers; " if s.pending else ""
-    return f"the record cannot be changed: {failed(s, Swap)}; {doubt}{_ARBITER_AWAY}"
+    advice = _ARBITER_AWAY if w.overrides else _BRING_BACK
+    return f"the record cannot be changed: {failed(s, Swap)}; {doubt}{advice}"
 
 
 def kept_here(s: Snapshot) -> Decision:

@@ -31,6 +31,17 @@ def test_the_way_of_a_takeover() -> None:
     assert record.pair(whole, "a/0000000000000003", 8).generation == PAIRED.generation + 4
 
 
+def test_the_way_of_a_switchover_there_and_back() -> None:
+    handed_over = record.claim(PAIRED, PAIRED.other)
+    assert handed_over.names(A), "the old primary's VM is kept until the other one is active"
+    assert not record.activate(handed_over).names(A)
+    back = record.concede(handed_over, B)
+    assert (back.kind, back.owner, back.other, back.image) == (Kind.CLAIMED, A, "", "a")
+    assert record.activate(back).disk is Disk.WHOLE
+    taken_back = record.claim(handed_over, A)
+    assert (taken_back.owner, taken_back.other) == (A, B)
+
+
 @pytest.mark.parametrize(
     "move",
     [
@@ -41,6 +52,8 @@ def test_the_way_of_a_takeover() -> None:
         lambda: record.pair(ACTIVE, B, 0),
         lambda: record.pair(record.activate(record.claim(PAIRED, B)), A, 9),
         lambda: record.claim(ACTIVE, B),
+        lambda: record.claim(record.activate(record.claim(PAIRED, B)), A),
+        lambda: record.claim(record.claim(PAIRED, B), B),
         lambda: record.claim(PAIRED, "c/0000000000000003"),
         lambda: record.concede(ACTIVE, A),
         lambda: record.commit(ACTIVE),
