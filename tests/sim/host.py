@@ -318,9 +318,9 @@ class Host:
     def _swap(self, old: Record, new: Record) -> Record:
         if self.name in self.world.arbiter_cut:
             if self.world.random.random() < 0.3:  # it was written, and nobody was told
-                self.world.swap(old, new)
+                self.world.swap(self.name, old, new)
             raise SwapUnknown("the arbiter does not answer")
-        return self.world.swap(old, new)
+        return self.world.swap(self.name, old, new)
 
     def _fence(self) -> None:
         """It works, or does nothing, or works and says that it failed, or cannot."""

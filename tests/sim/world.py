@@ -35,6 +35,7 @@ class World:
     fence: FenceWhen = FenceWhen.OFF
     fence_works: bool = True  # else it fails at random
     fenced: set[str] = field(default_factory=set)  # since the last claim: switched off by the other
+    given: bool = False  # the last claim was written by its loser
     client_seen: int = 0  # the newest state a client was ever told of without a replica
     log: list[str] = field(default_factory=list)
 
@@ -79,19 +80,21 @@ class World:
 
     # -- the arbiter ---------------------------------------------------------------------
 
-    def swap(self, old: Record, new: Record) -> Record:
+    def swap(self, by: str, old: Record, new: Record) -> Record:
         """Linearizable compare-and-swap; the newest record tells who won."""
         if (old.generation, old.nonce) == (self.record.generation, self.record.nonce):
-            self._check_fence(new)
+            self._check_fence(by, new)
             self.record = record.sealed(new, f"{self.random.getrandbits(64):x}")
             self.note(f"record {self.record.generation}: {self.record.describe()}")
         return self.record
 
-    def _check_fence(self, new: Record) -> None:
+    def _check_fence(self, by: str, new: Record) -> None:
         """Who goes on alone unasked has turned the other off since it claimed."""
         if new.kind is Kind.CLAIMED:
             self.fenced.clear()
-        unasked = self.record.kind is Kind.CLAIMED and self.record.other != ""
+            self.given = self.record.kind is Kind.PAIRED and by != record.host_of(new.owner)
+        claimed = self.record.kind is Kind.CLAIMED and self.record.other != ""
+        unasked = claimed and not self.given
         if new.kind is Kind.ACTIVE and unasked and self.fence is FenceWhen.BEFORE_SOLO:
             loser = record.host_of(self.record.other)
             assert loser in self.fenced, f"active while {loser} was not fenced"

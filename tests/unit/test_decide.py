@@ -332,6 +332,10 @@ def test_who_conceded_is_not_fenced_nor_is_there_anyone_at_a_start() -> None:
     assert _activates(_at("a", record.start(COLD, A), fence=before))
 
 
+def test_who_handed_over_is_not_fenced() -> None:
+    assert _activates(_won("b", FenceFacts(FenceWhen.BEFORE_SOLO, given=True)))
+
+
 def test_a_claim_that_was_taken_back_is_fenced() -> None:
     taken = record.claim(record.claim(PAIRED, A), B)
     d = decide(_won("b", FenceFacts(FenceWhen.BEFORE_SOLO), record=taken))
