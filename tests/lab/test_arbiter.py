@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +18,7 @@ from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.workload import LEDGER, PATIENCE_S, until_serving
 from tests.capabilities import require
-from tests.lab import clean
+from tests.lab import clean, cli
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +36,6 @@ def pair() -> Iterator[Lab]:
     assert not topology.directory(lab.name).exists()
 
 
-def _cli(lab: Lab, host: str, *words: str) -> subprocess.CompletedProcess[str]:
-    place = lab.places[host]
-    enter = ["nsenter", f"--net=/run/netns/{place.namespace}"]
-    return subprocess.run(
-        [*enter, sys.executable, "-m", "colo_ebpf.cli.main", *words, "--config", str(place.config)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 def _status(lab: Lab, host: str) -> dict[str, Any]:
     return dict(lab.ask(host) or {"sentence": "", "mode": "", "record": {"text": ""}})
 
@@ -58,16 +43,16 @@ def _status(lab: Lab, host: str) -> dict[str, Any]:
 def test_one_host_is_cut_off_from_the_arbiter(pair: Lab) -> None:
     assert pair.describe()["arbiter"]["kind"] == "etcd"
     faults.cut(pair, "arbiter", "a")
-    shown = {host: _cli(pair, host, "arbiter", "show") for host in topology.HOSTS}
+    shown = {host: cli(pair, host, "arbiter", "show") for host in topology.HOSTS}
     assert (shown["a"].returncode, shown["b"].returncode) == (2, 0)
     assert "etcd did not answer (http://10.77.3.10:2379: " in shown["a"].stderr
     assert "paired a/" in shown["b"].stdout
-    doctor = _cli(pair, "a", "doctor").stdout
+    doctor = cli(pair, "a", "doctor").stdout
     assert "LACKS  arbiter" in doctor
     pair.heal()
     pair.wait_protected()
-    assert _cli(pair, "a", "arbiter", "show").stdout == shown["b"].stdout
-    again = _cli(pair, "a", "arbiter", "init", "--yes")
+    assert cli(pair, "a", "arbiter", "show").stdout == shown["b"].stdout
+    again = cli(pair, "a", "arbiter", "init", "--yes")
     assert again.returncode == 2
     assert "holds a record already" in again.stderr
     with pytest.raises(LabError, match="only `cut arbiter`"):
@@ -86,7 +71,7 @@ def test_nothing_leaves_while_the_arbiter_hangs_and_the_takeover_follows(pair: L
         await asyncio.to_thread(pair.wait, withheld, "b does not say that it waits", 60)
         assert not answer.done()
         assert _status(pair, "b")["record"]["text"].startswith("paired a/")
-        assert "did not answer" in _cli(pair, "b", "status").stdout
+        assert "did not answer" in cli(pair, "b", "status").stdout
         processes.resume(pair.namespace_of("arbiter"))
         await asyncio.to_thread(pair.wait, taken_over, "b does not take over", 60)
         async with asyncio.timeout(PATIENCE_S):

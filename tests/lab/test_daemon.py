@@ -21,7 +21,7 @@ from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab, commands
 from colo_ebpf.lab.workload import LEDGER, until_serving
 from tests.capabilities import GUEST, require
-from tests.lab import clean
+from tests.lab import clean, cli
 
 NAME = "colotest"
 
@@ -55,21 +55,8 @@ def _serial(lab: Lab) -> bytes:
     return (lab.places["a"].run_dir / "serial.log").read_bytes()
 
 
-def _cli(lab: Lab, host: str, *words: str) -> subprocess.CompletedProcess[str]:
-    place = lab.places[host]
-    enter = ["nsenter", f"--net=/run/netns/{place.namespace}"]
-    return subprocess.run(
-        [*enter, sys.executable, "-m", "colo_ebpf.cli.main", *words, "--config", str(place.config)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 def _status(lab: Lab, host: str = "a") -> dict[str, Any]:
-    return dict(json.loads(_cli(lab, host, "status", "--json").stdout))
+    return dict(json.loads(cli(lab, host, "status", "--json").stdout))
 
 
 def _log(lab: Lab, host: str) -> str:
@@ -84,7 +71,7 @@ def test_status_tells_what_an_operator_needs(pair: Lab) -> None:
     assert status["epoch"] == _status(pair, "b")["epoch"] > 0
     assert status["peer"]["link_age_ms"] < 1000
     assert any(row["reason"] == "beacon" for row in status["packets"])
-    text = _cli(pair, "a", "status").stdout
+    text = cli(pair, "a", "status").stdout
     for word in ("primary", "checkpoints", "held now", "replicated", "PROGRAM"):
         assert word in text
 
@@ -101,26 +88,26 @@ def test_the_commands_that_lab_up_prints_work(pair: Lab) -> None:
 
 def test_an_operator_asks_for_a_checkpoint(pair: Lab) -> None:
     before = _status(pair)["checkpoints"]["by_cause"].get("operator", 0)
-    assert _cli(pair, "a", "checkpoint").returncode == 0
+    assert cli(pair, "a", "checkpoint").returncode == 0
     pair.wait(
         lambda: _status(pair)["checkpoints"]["by_cause"].get("operator", 0) == before + 1,
         "no checkpoint",
         30,
     )
-    refused = _cli(pair, "b", "checkpoint")
+    refused = cli(pair, "b", "checkpoint")
     assert refused.returncode == 2
     assert "ask the primary" in refused.stderr
 
 
 def test_a_second_daemon_is_refused_and_disturbs_nothing(pair: Lab) -> None:
-    again = _cli(pair, "a", "run")
+    again = cli(pair, "a", "run")
     assert again.returncode == 2
     assert "a daemon runs already here" in again.stderr
     assert _status(pair)["protected"]
 
 
 def test_doctor_on_a_host_that_works(pair: Lab) -> None:
-    done = _cli(pair, "a", "doctor", "--json")
+    done = cli(pair, "a", "doctor", "--json")
     findings = {one["name"]: one for one in json.loads(done.stdout)}
     assert done.returncode == 0, findings
     assert findings["link MTU"]["ok"]
@@ -217,7 +204,7 @@ def test_another_vms_peer_is_told_and_ignored(bare: Lab) -> None:
 def test_a_link_too_small_ends_the_daemon_before_any_vm_starts(bare: Lab) -> None:
     place = bare.places["a"]
     netdev.in_namespace(place.namespace, lambda: netdev.set_up(topology.LINK, 1500))
-    done = _cli(bare, "a", "run")
+    done = cli(bare, "a", "run")
     assert done.returncode == 2
     assert "its MTU of 1500 is too small" in done.stderr
     assert processes.pids_of(place.namespace, "vm") == []
@@ -238,6 +225,6 @@ def test_a_directory_cannot_be_cut_off(bare: Lab) -> None:
 
 def test_a_wrong_configuration_ends_the_daemon_with_one_line(bare: Lab) -> None:
     _change(bare, "a", "memory-mib", "memory-mb")
-    done = _cli(bare, "a", "run")
+    done = cli(bare, "a", "run")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "did you mean 'memory-mib'" in done.stderr

@@ -125,7 +125,7 @@ class Pair(RuleBasedStateMachine):
         self.p.clients[one.nic].send(syn)
         self._settle()
         for host in self._vms()[:: 1 if number % 2 else -1]:
-            assert any(frames.parse_to_vm(f) for f in self._gets(host, one.nic)), "no SYN came"
+            assert any(frames.parse_to_vm(f) for f in host.vm_gets(one.nic)), "no SYN came"
             self.tick += 1
             self._syn_ack(one, host)
         assert one.base == ends[self.p.number].isn, "the client was not answered"
@@ -162,7 +162,7 @@ class Pair(RuleBasedStateMachine):
         self.p.clients[one.nic].send(frame)
         self._settle()
         for host in self._vms():
-            shown = [s for s in map(frames.parse_to_vm, self._gets(host, one.nic)) if s]
+            shown = [s for s in map(frames.parse_to_vm, host.vm_gets(one.nic)) if s]
             mine = [s for s in shown if s.port == one.port]
             assert len(mine) == 1, f"{len(mine)} frames came to the VM"
             self._vm_looks(one, host, mine[0], have, block)
@@ -356,9 +356,6 @@ class Pair(RuleBasedStateMachine):
     def _outside(self, one: Connection, position: int) -> int:
         assert one.base is not None
         return (one.base + 1 + position) % 2**32
-
-    def _gets(self, host: Host, nic: int) -> list[bytes]:
-        return host.vm_gets(nic)
 
     def _settle(self) -> None:
         for nic, frame in self.two.settle():
