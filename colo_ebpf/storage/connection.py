@@ -57,6 +57,10 @@ class Reading:
     cookie: int
 
 
+# A server that dies with requests unread resets the connection; one without closes it.
+_CLOSED = frozenset((errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE))
+
+
 class Connection:
     """Connects when entered. Raises StorageError with the export's address."""
 
@@ -132,8 +136,7 @@ class Connection:
         try:
             yield
         except nbd.Error as e:
-            lost = e.errnum == errno.ENOTCONN
-            why = "the server closed the connection" if lost else e.string
+            why = "the server closed the connection" if e.errnum in _CLOSED else e.string
             raise StorageError(f"{self.address}: {why}") from e
         except TimeoutError as e:
             raise StorageError(

@@ -124,3 +124,12 @@ def test_a_server_that_dies_or_hangs_is_an_error_in_time(tmp_path: Path) -> None
             os.kill(pids[1], number)
             with pytest.raises(StorageError, match=f"on 127.0.0.1.*{words}"):
                 compare(x, y, 5)
+
+
+def test_a_server_that_dies_with_requests_unread_closed_the_connection(tmp_path: Path) -> None:
+    with _two(tmp_path, DATA, DATA) as (x, _, pids):
+        os.kill(pids[0], signal.SIGSTOP)
+        reading = x.start_read(0, 4096)
+        os.kill(pids[0], signal.SIGKILL)
+        with pytest.raises(StorageError, match="on 127.0.0.1.*closed"):
+            x.finish_read(reading)
