@@ -17,7 +17,8 @@
     │   └── CannotFenceError   it says that it never can
     ├── WatchdogError      the device that resets this host
     ├── ControlError       the daemon's own socket and files
-    └── LabError           the lab's namespaces and processes
+    ├── LabError           the lab's namespaces and processes
+    └── BenchError         a benchmark that could not be run, or results that cannot be read
 
 A message says what failed, on which object, and what to do about it. Foreign exceptions are
 wrapped where they enter (``raise QmpError(...) from e``).
@@ -82,3 +83,7 @@ class ControlError(ColoError):
 
 class LabError(ColoError):
     """The lab: namespaces, processes, guest."""
+
+
+class BenchError(ColoError):
+    """A benchmark could not be run, or its results not be read."""

@@ -131,5 +131,5 @@ def test_a_server_that_dies_with_requests_unread_closed_the_connection(tmp_path:
         os.kill(pids[0], signal.SIGSTOP)
         reading = x.start_read(0, 4096)
         os.kill(pids[0], signal.SIGKILL)
-        with pytest.raises(StorageError, match="on 127.0.0.1.*closed"):
+        with pytest.raises(StorageError, match=r"on 127\.0\.0\.1.*closed"):
             x.finish_read(reading)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The results of a benchmark: kept, read again, and set against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from colo_ebpf.bench import results, suite
+from colo_ebpf.bench.results import Curve, Recorder
+from colo_ebpf.errors import BenchError
+
+
+def _recorder() -> Recorder:
+    recorder = Recorder(lambda _: None)
+    recorder.add("lanes", "bulk download", "plain", "MB/s", values=(1000, 2000, 4000))
+    recorder.add("lanes", "bulk download", "ours", "MB/s", values=(500, 500, 3000))
+    recorder.add("lanes", "bulk download", "qemu", "MB/s", values=(), note="wedged")
+    recorder.curve(
+        Curve(part="growth", plot="p", line="l", x="flows", y="ns", points=((1, 2.5), (2, 3.0)))
+    )
+    return recorder
+
+
+def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
+    found = _recorder().results(quick=True)
+    results.save(found, tmp_path / "deep" / "results.json")
+    assert results.load(tmp_path / "deep" / "results.json") == found
+
+
+def test_a_ratio_is_taken_pair_by_pair() -> None:
+    found = _recorder().results(quick=True)
+    assert found.ratio("lanes", "bulk download", "ours", "plain") == 0.5
+    assert found.ratio("lanes", "bulk download", "ours", "qemu") is None
+    assert found.ratio("lanes", "bulk upload", "ours", "plain") is None
+
+
+def test_a_row_is_told_with_its_spread_or_its_note() -> None:
+    rows = _recorder().results(quick=True).rows
+    assert [results.readable(row) for row in rows] == [
+        "2,000 MB/s [1,000..4,000]",
+        "500 MB/s [500..3,000]",
+        "no figure (wedged)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "run `colo-ebpf bench` first"), ("{}", "no results"), ("[", "no results")],
+)
+def test_bad_files_are_refused(tmp_path: Path, content: str | None, words: str) -> None:
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(BenchError, match=words):
+        results.load(path)
+
+
+def test_an_unknown_part_is_refused() -> None:
+    with pytest.raises(BenchError, match="speed: not one of lanes"):
+        suite.run(["speed"], Recorder(lambda _: None), quick=True)
