@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from colo_ebpf.control.cmdline import is_peer_node
 from colo_ebpf.control.epoch import (
@@ -22,11 +21,8 @@ from colo_ebpf.control.epoch_secondary import Note, SecondaryTurns
 from colo_ebpf.control.facts import Timing, TurnFacts, Turns
 from colo_ebpf.control.fitness import Fitness
 from colo_ebpf.control.peer import PeerState
-from colo_ebpf.control.ports import Plane, Vm
+from colo_ebpf.control.ports import Effects, Plane, Vm
 from colo_ebpf.model import Mode, PlaneEvent, PlaneEventKind, VmEvent, VmEventKind
-
-if TYPE_CHECKING:
-    from colo_ebpf.control.core import Effects
 
 _REASONS = {
     PlaneEventKind.MISMATCH: Reason.MISMATCH,

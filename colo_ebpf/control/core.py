@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 
@@ -26,7 +25,7 @@ from colo_ebpf.control.fitness import Fitness
 from colo_ebpf.control.offsets import OffsetCopy
 from colo_ebpf.control.pause import Pause
 from colo_ebpf.control.peer import Path, PeerState, PeerView
-from colo_ebpf.control.ports import Plane, SwapUnknown, Vm
+from colo_ebpf.control.ports import Effects, Plane, SwapUnknown, Vm
 from colo_ebpf.control.record import VNI_MAX, Kind, Record
 from colo_ebpf.control.wishes import Wishes
 from colo_ebpf.errors import ArbiterError, ColoError
@@ -47,31 +46,6 @@ _REST_FIRST_NS = 1_000_000_000
 _REST_LONGEST_NS = 30_000_000_000
 _SETTLE_ROUNDS = 6
 _URGENT_COPIES = 3
-
-
-class Effects(Protocol):
-    """What a core needs done that takes time. Nothing here blocks or raises."""
-
-    def start_step(self, step: Step) -> None:
-        """Begin a step; `Core.step_done` will be called once."""
-
-    def cancel_step(self) -> None:
-        """Give up the pairing step under way; `step_done` is still called."""
-
-    def command(self, vm: Vm, command: Command) -> None:
-        """Run a command of a checkpoint; `Core.command_done` will be called once."""
-
-    def publish(self, copies: int) -> None:
-        """Send `Core.my_state` now."""
-
-    def keep_note(self, note: Note) -> None:
-        """Keep what the secondary's turn must remember over a restart."""
-
-    def keep_pause(self, pause: Pause) -> None:
-        """Keep it over restarts, as well as can be."""
-
-    def token(self) -> str:
-        """16 fresh hexadecimal digits."""
 
 
 class Core:

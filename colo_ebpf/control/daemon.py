@@ -48,7 +48,7 @@ _LEAVING_COPIES = 3
 
 
 class Daemon:
-    """One run. Implements `core.Effects`."""
+    """One run. Implements `ports.Effects`."""
 
     def __init__(self, config: Config, plane: DataPlane, machine: QemuMachine, why: str) -> None:
         self.config, self.plane, self.machine = config, plane, machine
@@ -193,7 +193,7 @@ class Daemon:
 
         vm.subscribe(on_event)
 
-    # -- core.Effects --------------------------------------------------------------------
+    # -- ports.Effects --------------------------------------------------------------------
 
     def start_step(self, step: Step) -> None:
         """Run it in a task; its outcome goes back to the core."""

@@ -30,6 +30,10 @@ from colo_ebpf.model import (
 )
 
 if TYPE_CHECKING:
+    from colo_ebpf.control.epoch import Command
+    from colo_ebpf.control.epoch_secondary import Note
+    from colo_ebpf.control.facts import Step
+    from colo_ebpf.control.pause import Pause
     from colo_ebpf.control.record import Record
 
 
@@ -203,3 +207,28 @@ class Arbiter(Protocol):
     async def swap(self, old: Record, new: Record) -> Record:
         """Write `new` if `old` is still the newest; return the newest record (its nonce tells
         who won). Raises SwapUnknown when that could not be learnt."""
+
+
+class Effects(Protocol):
+    """What a core needs done that takes time. Nothing here blocks or raises."""
+
+    def start_step(self, step: Step) -> None:
+        """Begin a step; `Core.step_done` will be called once."""
+
+    def cancel_step(self) -> None:
+        """Give up the pairing step under way; `step_done` is still called."""
+
+    def command(self, vm: Vm, command: Command) -> None:
+        """Run a command of a checkpoint; `Core.command_done` will be called once."""
+
+    def publish(self, copies: int) -> None:
+        """Send `Core.my_state` now."""
+
+    def keep_note(self, note: Note) -> None:
+        """Keep what the secondary's turn must remember over a restart."""
+
+    def keep_pause(self, pause: Pause) -> None:
+        """Keep it over restarts, as well as can be."""
+
+    def token(self) -> str:
+        """16 fresh hexadecimal digits."""

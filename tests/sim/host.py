@@ -224,7 +224,7 @@ class Host:
         if self.core is not None:
             self.core.vm_event(vm, event, self.world.now_ns)  # type: ignore[arg-type]
 
-    # -- core.Effects --------------------------------------------------------------------
+    # -- ports.Effects --------------------------------------------------------------------
 
     def publish(self, copies: int) -> None:
         """On both paths."""

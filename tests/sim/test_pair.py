@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -21,6 +21,7 @@ from colo_ebpf.control.peer import Path
 from colo_ebpf.control.record import Kind
 from colo_ebpf.errors import ControlError
 from colo_ebpf.model import Mode
+from tests import states
 from tests.sim.host import Host
 from tests.sim.world import MS, World
 
@@ -63,9 +64,9 @@ def _protected(world: World) -> bool:
     return states == {State.PRIMARY, State.SECONDARY}
 
 
-def _until_protected(world: World, limit_ms: int) -> bool:
+def _until_protected(world: World, limit_ms: int, look: Callable[[], None]) -> bool:
     for _ in range(limit_ms // 100):
-        world.run(100 * MS, lambda: _check(world))
+        world.run(100 * MS, look)
         if _protected(world):
             return True
     return False
@@ -83,22 +84,36 @@ class History:
 
     def __init__(self, seed: int) -> None:
         self.world = World(seed, fence=_FENCES[seed % len(_FENCES)])
+        self.moves: set[tuple[str, str]] = set()
+        self._states: dict[str, str] = {}
         for host in [Host(self.world, name) for name in "ab"]:
             host.start_daemon()
+
+    def _look(self) -> None:
+        """After every event."""
+        _check(self.world)
+        for name, host in self.world.hosts.items():
+            if host.core is None:
+                self._states.pop(name, None)
+                continue
+            new = host.core.decision.state.value
+            old, self._states[name] = self._states.get(name, new), new
+            if old != new:
+                self.moves.add((old, new))
 
     def run(self) -> None:
         """Raises BrokenError."""
         world, rng = self.world, self.world.random
-        if not _until_protected(world, 20_000):
+        if not _until_protected(world, 20_000, self._look):
             raise BrokenError("a cold start does not lead to a pair")
         world.loss = rng.choice([0.0, 0.0, 0.05, 0.3])
         world.fence_works = False
         end_ns = world.now_ns + _HISTORY_MS * MS
         while world.now_ns < end_ns:
             self._fault()
-            world.run(world.delay_ns(1, rng.choice([5, 60, 400, 1500])), lambda: _check(world))
+            world.run(world.delay_ns(1, rng.choice([5, 60, 400, 1500])), self._look)
         self._heal()
-        if not _until_protected(world, 90_000) and not self._excused():
+        if not _until_protected(world, 90_000, self._look) and not self._excused():
             raise BrokenError("faults are over and the pair is not protected again")
 
     def _fault(self) -> None:
@@ -193,7 +208,7 @@ class History:
             if host.core is not None and "cannot be fenced" in host.core.decision.sentence:
                 host.kill_daemon()  # as its sentence says
             host.start_daemon()
-        self.world.run(1_000 * MS, lambda: _check(self.world))  # each learns what the other knows
+        self.world.run(1_000 * MS, self._look)  # each learns what the other knows
         for host in self.world.hosts.values():
             self._pause(host, on=False)
 
@@ -209,15 +224,15 @@ class History:
         return State.STUCK in states and (lost or doubt)
 
 
-def _try(seed: int) -> str:
-    """What went wrong ("" if nothing did), with the end of the history."""
+def _try(seed: int) -> tuple[str, set[tuple[str, str]]]:
+    """What went wrong ("" if nothing did), with the end of the history; the moves it made."""
     history = History(seed)
     try:
         history.run()
     except AssertionError as e:
         tail = "\n".join(history.world.log[-80:])
-        return f"seed {seed}: {e}\n{tail}"
-    return ""
+        return f"seed {seed}: {e}\n{tail}", history.moves
+    return "", history.moves
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +242,23 @@ def processes() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
+@pytest.fixture(scope="module")
+def moves() -> set[tuple[str, str]]:
+    """Of all histories so far."""
+    return set()
+
+
 @pytest.mark.parametrize("batch", range(min(_BATCHES, SEEDS)))
-def test_the_pair_never_splits_and_heals(batch: int, processes: ProcessPoolExecutor) -> None:
+def test_the_pair_never_splits_and_heals(
+    batch: int, processes: ProcessPoolExecutor, moves: set[tuple[str, str]]
+) -> None:
     seeds = range(FIRST + batch, FIRST + SEEDS, _BATCHES)
-    for failure in processes.map(_try, seeds, chunksize=20):
+    for failure, made in processes.map(_try, seeds, chunksize=20):
         if failure:
             pytest.fail(failure, pytrace=False)
+        moves |= made
+
+
+def test_every_move_is_in_the_document(moves: set[tuple[str, str]]) -> None:
+    new = moves - states.moves()
+    assert not new, "\n".join(["put into docs/states.md:", *states.move_rows(moves)])
