@@ -66,12 +66,17 @@ class Clients:
 
     def serving(self, since: float) -> list[str]:
         """Hosts in the order in which their VM has spoken to the clients since then."""
+        return [host for host, _, _ in self.turns(since)]
+
+    def turns(self, since: float) -> list[tuple[str, int, int]]:
+        """The same, each with its first and last frame in ms since then."""
         frames = sorted((t, host) for host in HOSTS for t in self.wires[host].at if t > since)
-        order: list[str] = []
-        for _, host in frames:
-            if order[-1:] != [host]:
-                order.append(host)
-        return order
+        found: list[tuple[str, int, int]] = []
+        for t, host in frames:
+            ms = int((t - since) * 1000)
+            first_ms = found.pop()[1] if found and found[-1][0] == host else ms
+            found.append((host, first_ms, ms))
+        return found
 
     def silent_s(self) -> float:
         """How long no VM has said anything."""

@@ -131,15 +131,16 @@ def _then(pair: Pair, row: Row, place: Place, since: float) -> None:
     pair.until_growth()
 
 
-def _served(row: Row, place: Place, order: list[str]) -> str:
+def _served(row: Row, place: Place, turns: list[tuple[str, int, int]]) -> str:
     """Complaint about who has spoken, in order: each of the two at most once."""
+    order = [host for host, _, _ in turns]
     allowed = {
         Then.SAME: [[place.primary], []],
         Then.OTHER: [[place.secondary], [place.primary, place.secondary]],
     }
     either = [[], [place.primary], [place.secondary], [place.primary, place.secondary]]
     good = order in allowed.get(row.then, either)
-    return "" if good else f"{row.then.value} was to serve; who spoke, in order: {order}"
+    return "" if good else f"{row.then.value} was to serve; who spoke, from ms to ms: {turns}"
 
 
 @pytest.mark.parametrize("row", _CHOSEN, ids=lambda row: row.name)
@@ -163,7 +164,7 @@ def test_row(row: Row, pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
         took = f"protected after {healed - since:.1f} s, row {healed - begun:.1f} s"
         print(f"\n  {row.name}: ledger silent {outage_ms:.0f} ms, {took}", end=" ", flush=True)
     assert wrong + pair.clients.ledger.wrong == []
-    assert _served(row, place, pair.clients.serving(since)) == ""
+    assert _served(row, place, pair.clients.turns(since)) == ""
 
 
 def test_the_images_are_equal(pair: Pair) -> None:
