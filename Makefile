@@ -9,10 +9,10 @@ MUTANTS ?=
 ROUNDS ?= 100
 SEEDS ?= 20000
 
-.PHONY: help setup guest demo test lint mutants matrix soak clean
+.PHONY: help setup guest demo test lint bench bench-quick mutants matrix soak clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 setup: ## install Debian packages and the virtual environment
 	@scripts/setup.sh
@@ -30,6 +30,12 @@ lint: setup ## ruff and mypy --strict
 
 test: guest ## all tests
 	@$(PYTHON) -m pytest $(TESTS)
+
+bench: guest ## measure against no protection and QEMU's proxy: bench/report.html, under 40 minutes
+	@$(PYTHON) -m colo_ebpf.cli.main bench --out bench
+
+bench-quick: guest ## the same with fewer readings, a few minutes
+	@$(PYTHON) -m colo_ebpf.cli.main bench --quick --out bench
 
 mutants: guest ## plant faults in the C sources, one at a time; each must be found
 	@$(PYTHON) -m tests.mutants $(MUTANTS)

@@ -51,7 +51,7 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
 	echo "setup: making the virtual environment .venv"
 	[ -x .venv/bin/python ] || /usr/bin/python3 -m venv --system-site-packages .venv
 	.venv/bin/python -m pip install --progress-bar off --disable-pip-version-check \
-		--editable '.[dev]' </dev/null
+		--editable '.[bench,dev]' </dev/null
 	echo "$wanted" > "$stamp"
 fi
 echo "setup: ready"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colo_ebpf import config as configuration
+from colo_ebpf.cli import bench as bench_cli
 from colo_ebpf.cli import lab as lab_cli
 from colo_ebpf.cli import planned, text
 from colo_ebpf.control import ctl
@@ -302,6 +303,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         records.add_parser(name, parents=[located], help=summary).set_defaults(verb=verb)
     lab_cli.add_verbs(verbs, common)
+    bench_cli.add_verb(verbs, common)
     return top
 
 

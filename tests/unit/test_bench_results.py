@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from colo_ebpf.bench import results, suite
+from colo_ebpf.bench import report, results, suite
 from colo_ebpf.bench.results import Curve, Recorder
+from colo_ebpf.bench.targets import Outcome, Target
 from colo_ebpf.errors import BenchError
 
 
@@ -60,3 +62,26 @@ def test_bad_files_are_refused(tmp_path: Path, content: str | None, words: str) 
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(BenchError, match="speed: not one of lanes"):
         suite.run(["speed"], Recorder(lambda _: None), quick=True)
+
+
+def test_the_report_shows_every_row_and_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = report.write(_recorder().results(quick=False), tmp_path).read_text()
+    for words in ("bulk download", "0.50x", "wedged", "2,000 MB/s", "p.png"):
+        assert words in page
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == [
+        "lanes-relative-to-plain.png",
+        "p.png",
+    ]
+
+
+def test_a_target_is_met_missed_or_not_measured() -> None:
+    found = _recorder().results(quick=False)
+    of_plain = Target(
+        "d", "25 %", lambda r: r.ratio("lanes", "bulk download", "ours", "plain"), 0.25
+    )
+    assert of_plain.judge(found).outcome is Outcome.MET
+    assert replace(of_plain, bound=0.6).judge(found).outcome is Outcome.MISSED
+    assert replace(of_plain, bound=0.6, at_most=True).judge(found).outcome is Outcome.MET
+    unknown = replace(of_plain, find=lambda r: r.ratio("lanes", "x", "ours", "plain"))
+    assert unknown.judge(found).outcome is Outcome.NOT_MEASURED

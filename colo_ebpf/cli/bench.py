@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The verb `colo-ebpf bench`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from colo_ebpf.bench import report, results, suite
+from colo_ebpf.errors import BenchError
+
+_WIDTHS = (44, 34, 14)
+
+
+def add_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
+    """Its line of the command line."""
+    bench = verbs.add_parser(
+        "bench", parents=[common], help="measure against no protection and against QEMU's proxy"
+    )
+    names = ", ".join((*suite.PARTS, *suite.LANES))
+    bench.add_argument("names", nargs="*", metavar="PART|LANE", help=f"{names}; default: all")
+    bench.add_argument("--quick", action="store_true", help="a few minutes instead of 40")
+    bench.add_argument("--out", type=Path, default=Path("bench"), metavar="DIR")
+    bench.add_argument(
+        "--draw", action="store_true", help="measure nothing: draw the report of DIR/results.json"
+    )
+    bench.set_defaults(verb=_bench)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    saved = args.out / "results.json"
+    if args.draw:
+        found = results.load(saved)
+    else:
+        found = _measure(args)
+        results.save(found, saved)
+    page = report.write(found, args.out)
+    verdicts = report.verdicts(found)
+    if args.json:
+        print(msgspec.json.encode(found).decode())
+        return 0
+    for v in verdicts:
+        cells = (v.measure, v.target, v.found)
+        line = " ".join(c.ljust(w) for c, w in zip(cells, _WIDTHS, strict=True))
+        print(f"{line} {v.outcome.value}")
+    print(f"{saved}\n{page}")
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> results.Results:
+    if os.geteuid() != 0:
+        raise BenchError("the benchmarks make namespaces and load programs: run them as root")
+    recorder = results.Recorder()
+    suite.run(args.names, recorder, args.quick)
+    return recorder.results(args.quick)
