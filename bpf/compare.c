@@ -363,7 +363,7 @@ static __always_inline __u32 colo_tag_check(struct colo_now *now, __u16 tag)
 	return COLO_R_EPOCH_AHEAD;
 }
 
-/* Link ingress: a frame of the SVM, or its host's beacon. */
+/* Link ingress: a frame of the SVM, or its host's beacon or farewell. */
 int colo_cmp_svm(struct __sk_buff *skb)
 {
 	struct colo_conf *conf = colo_conf_get();
@@ -383,8 +383,9 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	pkt = &work->pkt;
 	if (colo_parse(skb, pkt))
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_MALFORMED);
-	if (pkt->ethertype == COLO_BEACON_ETHERTYPE)
-		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_BEACON);
+	reason = colo_link_word(pkt->ethertype, heard);
+	if (reason)
+		return colo_finish(skb, SVM, COLO_V_DROP, reason);
 	work->walk.key = conf->key[1];
 	colo_now_get(conf, &work->now);
 	if (conf->mode != COLO_PAIRING && conf->mode != COLO_PRIMARY)

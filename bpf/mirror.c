@@ -7,7 +7,7 @@
  *   secondary  link ingress: colo_mir_link ── ACK rewritten ──▶ tap ──▶ SVM
  *              SVM ──▶ tap ingress: colo_mir_svm ── SEQ rewritten, tag epoch ══▶ link
  *   both       colo_last_in and colo_last_out, next to the client side: offsets that outlived
- *              a takeover; run by the control plane: colo_beacon ══▶ link, colo_age
+ *              a takeover; run by the control plane: colo_beacon, colo_farewell ══▶ link, colo_age
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>
@@ -214,7 +214,7 @@ int colo_mir_link(struct __sk_buff *skb)
 	struct colo_conf *conf = colo_conf_get();
 	struct colo_pkt pkt = {};
 	__u64 epoch = colo_epoch_get(), *heard;
-	__u32 word = COLO_LIVE_HEARD_NS, nic;
+	__u32 word = COLO_LIVE_HEARD_NS, nic, reason;
 	__u16 tag = 0;
 
 	heard = colo_live.lookup(&word);
@@ -225,8 +225,9 @@ int colo_mir_link(struct __sk_buff *skb)
 	*heard = bpf_ktime_get_boot_ns();
 	if (colo_parse(skb, &pkt))
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_MALFORMED);
-	if (pkt.ethertype == COLO_BEACON_ETHERTYPE)
-		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_BEACON);
+	reason = colo_link_word(pkt.ethertype, heard);
+	if (reason)
+		return colo_finish(skb, LINK, COLO_V_DROP, reason);
 	if (conf->mode != COLO_SECONDARY)
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_WITHHELD);
 	pkt.nic = nic;
@@ -265,20 +266,34 @@ int colo_mir_svm(struct __sk_buff *skb)
 	return bpf_redirect(conf->link_ifindex, 0);
 }
 
-/*
- * Run by the control plane: tell the peer's plane that this one is there. A VM that serves alone has
- * no peer; one that is withheld is about to, and its peer has to fall silent.
- */
+/* Run by the control plane: tell the peer's plane that this one is there. */
 int colo_beacon(struct __sk_buff *skb)
 {
 	struct colo_conf *conf = colo_conf_get();
 
-	if (!conf || !conf->vni || conf->mode == COLO_SOLO || conf->mode == COLO_WITHHOLD)
+	if (!conf || !conf->vni || conf->mode == COLO_SOLO)
 		return colo_finish(skb, COLO_PROG_BEACON, COLO_V_DROP, COLO_R_NO_PAIR);
 	if (colo_link_tag(skb, conf, colo_epoch_get(), 0) ||
 	    bpf_clone_redirect(skb, conf->link_ifindex, 0))
 		return colo_finish(skb, COLO_PROG_BEACON, COLO_V_DROP, COLO_R_CLONE_FAILED);
 	colo_count(COLO_PROG_BEACON, COLO_V_LINK, COLO_R_BEACON, skb->len);
+	return TC_ACT_SHOT;
+}
+
+/*
+ * Run by the control plane, when the configuration names the pairing no more (so that nothing can
+ * be sent behind this): tell its other plane. Pairing and address stand behind the MAC header.
+ */
+int colo_farewell(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	__u32 to[2] = {};
+
+	if (!conf || bpf_skb_load_bytes(skb, 14, to, sizeof(to)))
+		return colo_finish(skb, COLO_PROG_FAREWELL, COLO_V_DROP, COLO_R_NO_CONF);
+	if (colo_link_to(skb, to[0], to[1], 0) || bpf_clone_redirect(skb, conf->link_ifindex, 0))
+		return colo_finish(skb, COLO_PROG_FAREWELL, COLO_V_DROP, COLO_R_CLONE_FAILED);
+	colo_count(COLO_PROG_FAREWELL, COLO_V_LINK, COLO_R_FAREWELL, skb->len);
 	return TC_ACT_SHOT;
 }
 

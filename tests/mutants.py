@@ -291,9 +291,16 @@ MUTANTS = [
     Mutant(
         "a solo host goes on talking over the link",
         "mirror.c",
-        "|| conf->mode == COLO_SOLO || conf->mode == COLO_WITHHOLD)",
-        ")",
+        "if (!conf || !conf->vni || conf->mode == COLO_SOLO)",
+        "if (!conf || !conf->vni)",
         MIRROR,
+    ),
+    Mutant(
+        "a host that has left the pair is heard until the timeout",
+        "include/colo_link.h",
+        "*heard = 0;",
+        "",
+        "tests/bpf/test_farewell.py",
     ),
     Mutant(
         "a datagram that is in the state is delivered again",

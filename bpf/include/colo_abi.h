@@ -10,12 +10,13 @@
 #ifndef COLO_ABI_H
 #define COLO_ABI_H
 
-#define COLO_ABI_VERSION	3
+#define COLO_ABI_VERSION	4
 
 #define COLO_EPOCH_NONE		0	/* matches nothing, on the link as in the cell */
 #define COLO_TURNING_BIT	1ULL	/* turn word = epoch << 1 | TURNING */
 #define COLO_MARK_RELEASED	0xC0100001u	/* clones that enter the host as if from the tap */
 #define COLO_BEACON_ETHERTYPE	0x88B5	/* IEEE 802 local experimental 1 */
+#define COLO_LEAVE_ETHERTYPE	0x88B6	/* IEEE 802 local experimental 2 */
 #define COLO_BOUNDS		64	/* pending SVM boundaries a flow remembers; a power of two */
 #define COLO_LANES		4	/* 64-bit words of a hash block, each with a hash of its own */
 #define COLO_NICS		8	/* of one VM; the low bits of the VNI say which */
@@ -62,7 +63,8 @@ enum colo_prog {
 	COLO_PROG_DRAIN = 9,	/* compare.c, called by CMP_PVM and CMP_SVM; counts held frames */
 	COLO_PROG_AGE = 10,	/* mirror.c, run by the control plane; counts entries, not packets */
 	COLO_PROG_ENTER = 11,	/* compare.c, called by CMP_PVM and CMP_SVM */
-	COLO_PROGS = 12,
+	COLO_PROG_FAREWELL = 12,	/* mirror.c, run by the control plane */
+	COLO_PROGS = 13,
 };
 
 enum colo_verdict {
@@ -118,6 +120,7 @@ enum colo_reason {
 	COLO_R_EMIT_FAILED = 37,	/* the tap refused a clone; the frame stays held */
 	COLO_R_PART = 38,		/* the verified part of a held frame */
 	COLO_R_ENDED = 39,		/* a connection that is over, or idle for long */
+	COLO_R_FAREWELL = 40,		/* the peer's plane leaves the pairing */
 	COLO_REASONS = 64,		/* slots of the counter table, not a reason */
 };
 

@@ -41,20 +41,39 @@ static __always_inline __u32 colo_nic_of(struct __sk_buff *skb, struct colo_conf
 	return COLO_NICS;
 }
 
-/* Address the frame to the peer's plane, tagged with its epoch. */
-static __always_inline int colo_link_tag(struct __sk_buff *skb, struct colo_conf *conf, __u16 tag,
-					 __u32 nic)
+static __always_inline int colo_link_to(struct __sk_buff *skb, __u32 vni, __u32 peer_ip, __u16 tag)
 {
 	struct bpf_tunnel_key key = {};
 	struct colo_gbp md = {};
 
-	key.tunnel_id = conf->vni + nic;
-	key.remote_ipv4 = bpf_ntohl(conf->peer_ip);
+	key.tunnel_id = vni;
+	key.remote_ipv4 = bpf_ntohl(peer_ip);
 	key.tunnel_ttl = 64;
 	md.gbp = tag;
 	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX))
 		return -1;
 	return bpf_skb_set_tunnel_opt(skb, &md, sizeof(md));
+}
+
+/* Address the frame to the peer's plane, tagged with its epoch. */
+static __always_inline int colo_link_tag(struct __sk_buff *skb, struct colo_conf *conf, __u16 tag,
+					 __u32 nic)
+{
+	return colo_link_to(skb, conf->vni + nic, conf->peer_ip, tag);
+}
+
+/*
+ * A frame that is a plane's own, not a VM's: the reason to count it under, or NONE. One that leaves
+ * is not heard any more from here on, without waiting for the link's timeout.
+ */
+static __always_inline __u32 colo_link_word(__u16 ethertype, __u64 *heard)
+{
+	if (ethertype == COLO_BEACON_ETHERTYPE)
+		return COLO_R_BEACON;
+	if (ethertype != COLO_LEAVE_ETHERTYPE)
+		return COLO_R_NONE;
+	*heard = 0;
+	return COLO_R_FAREWELL;
 }
 
 #endif /* COLO_LINK_H */

@@ -277,9 +277,6 @@ def _continue_alone(s: Snapshot, r: Record) -> Decision:
 def _take_over(s: Snapshot, r: Record, vm: VmFacts) -> Decision:
     """Secondary: shut the sockets, wait until no load can come any more, then leave COLO."""
     if TakeOver in s.done:
-        if _old_primary_speaks(s, r):
-            text = "won: waiting until the old primary has fallen silent"
-            return Decision(State.CLAIMED, text, mode=Mode.WITHHOLD)
         return _activate(s, r, State.CLAIMED, Mode.WITHHOLD)
     if vm.colo_exit_ns is None and Yank not in s.done:
         return _act(s, r, Yank(), "won: shutting the connections to the primary", None)
@@ -290,16 +287,6 @@ def _take_over(s: Snapshot, r: Record, vm: VmFacts) -> Decision:
     if vm.settled is Settled.OPEN:
         return _hand_back(s, r, "the SVM hangs inside a load")
     return _act(s, r, TakeOver(), "taking over", Mode.WITHHOLD)
-
-
-def _old_primary_speaks(s: Snapshot, r: Record) -> bool:
-    """Its daemon may hang while VM and data plane go on. They say nothing new without us, but ARP
-    and old bytes until our silence has lasted: a switch would send clients back there."""
-    state = s.peer.state
-    gone = state is not None and state.instance == r.other and state.health in NO_VM
-    if not r.other or gone or not s.plane_hears:
-        return False
-    return s.mode is not Mode.WITHHOLD or s.now_ns - s.mode_since_ns < s.timing.link_timeout_ns
 
 
 def _act(s: Snapshot, r: Record, step: Step, sentence: str, mode: Mode | None) -> Decision:

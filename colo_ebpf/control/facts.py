@@ -177,7 +177,6 @@ class Timing:
 
     heartbeat_ns: int = 20 * MS
     peer_timeout_ns: int = 150 * MS
-    link_timeout_ns: int = 100 * MS
     compare_timeout_ns: int = 60 * MS
     arm_timeout_ns: int = 200 * MS
     longest_epoch_ns: int = 60_000 * MS

@@ -35,7 +35,6 @@ def timing(config: Config) -> facts.Timing:
     return facts.Timing(
         heartbeat_ns=t.heartbeat_ms * MS,
         peer_timeout_ns=t.peer_timeout_ms * MS,
-        link_timeout_ns=t.link_timeout_ms * MS,
         compare_timeout_ns=t.compare_timeout_ms * MS,
         arm_timeout_ns=t.arm_timeout_ms * MS,
         longest_epoch_ns=t.longest_epoch_ms * MS,

@@ -11,9 +11,10 @@ from ctypes import c_uint32 as u32
 from ctypes import c_uint64 as u64
 from typing import ClassVar
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 TURNING_BIT = 1
 BEACON_ETHERTYPE = 0x88B5
+LEAVE_ETHERTYPE = 0x88B6
 BOUNDS = 64
 LANES = 4
 NICS = 8
@@ -37,6 +38,7 @@ class Prog(enum.IntEnum):
     DRAIN = 9
     AGE = 10
     ENTER = 11
+    FAREWELL = 12
 
 
 class Verdict(enum.IntEnum):
@@ -94,6 +96,7 @@ class Reason(enum.IntEnum):
     EMIT_FAILED = 37
     PART = 38
     ENDED = 39
+    FAREWELL = 40
 
 
 class LiveWord(enum.IntEnum):

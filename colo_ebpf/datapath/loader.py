@@ -26,6 +26,7 @@ PROGRAMS = {
         "colo_mir_link",
         "colo_mir_svm",
         "colo_beacon",
+        "colo_farewell",
         "colo_age",
         "colo_last_in",
         "colo_last_out",

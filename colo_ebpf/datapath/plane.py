@@ -34,6 +34,7 @@ _FLUSH_SLOTS = 256  # COLO_FLUSH_MAX: slots one run looks at
 _FLUSH_ROUNDS = 256  # times round the ring; a frame may wait for the one before it
 _FLUSH_IDLE = 8  # rounds without a frame: another CPU holds on to what is left
 _AGE_PLACES = 256  # COLO_AGE_MAX: places one run looks at
+_FAREWELLS = 3  # copies: the link may lose some
 _HIGH_MARK = 3 / 4  # of the hold store: from here on a checkpoint is due
 
 
@@ -71,6 +72,11 @@ class PlaneSpec:
 def _address(text: str) -> int:
     """IPv4 address as the programs compare it: network order read as a host integer."""
     return int(struct.unpack("=I", socket.inet_aton(text))[0])
+
+
+def _own_frame(ethertype: int) -> bytes:
+    """The head of a frame that is no VM's."""
+    return b"\xff" * 6 + b"\x02" + b"\0" * 5 + struct.pack("!H", ethertype)
 
 
 class DataPlane:
@@ -213,10 +219,19 @@ class DataPlane:
 
     def set_pairing(self, pairing: Pairing | None) -> None:
         """Speak with this peer's plane only; None: with nobody."""
+        left = self._conf.vni, self._conf.peer_ip
         self._conf.vni = pairing.vni * abi.NICS if pairing else 0
         self._conf.peer_ip = _address(pairing.peer_address) if pairing else 0
         self._set_live(LiveWord.HEARD_NS, 0)
         self._write_conf()
+        if left[0] and left[0] != self._conf.vni:
+            self._say_farewell(*left)
+
+    def _say_farewell(self, vni: int, peer_ip: int) -> None:
+        """The other plane may go on without its daemon: it is to let nothing out any more."""
+        call = struct.pack("=II", vni, peer_ip).ljust(46, b"\0")
+        for _ in range(_FAREWELLS):
+            test_run(self._mirror.programs["colo_farewell"], _own_frame(abi.LEAVE_ETHERTYPE) + call)
 
     def keep_offsets(self, epoch: int) -> None:
         """Sequence offsets learnt in `epoch` outlive it."""
@@ -298,7 +313,7 @@ class DataPlane:
 
     def beacon(self) -> None:
         """One full-sized frame over the link: the plane is alive, and its MTU suffices."""
-        frame = b"\xff" * 6 + b"\x02" + b"\0" * 5 + struct.pack("!H", abi.BEACON_ETHERTYPE)
+        frame = _own_frame(abi.BEACON_ETHERTYPE)
         test_run(self._mirror.programs["colo_beacon"], frame.ljust(self._spec.mtu + 14, b"\0"))
 
     def link_heard_ns(self) -> int:

@@ -420,6 +420,11 @@ def beacon() -> Packet:
     return Ether(src=VM_MAC, dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / bytes(50)
 
 
+def farewell() -> Packet:
+    """The peer plane's last word."""
+    return Ether(src=VM_MAC, dst="ff:ff:ff:ff:ff:ff", type=0x88B6) / bytes(50)
+
+
 def segment(
     seq: int,
     data: bytes = b"",

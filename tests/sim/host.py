@@ -40,7 +40,6 @@ KEY = b"simulated key...."
 TIMING = facts.Timing(
     heartbeat_ns=50 * MS,
     peer_timeout_ns=250 * MS,
-    link_timeout_ns=150 * MS,
     qmp_timeout_ns=500 * MS,
     checkpoint_timeout_ns=1_000 * MS,
     daemon_grace_ns=2_000 * MS,

@@ -218,23 +218,6 @@ def test_the_secondarys_takeover_step_by_step() -> None:
     assert (d.mode, d.step) == (Mode.SOLO, GoPublic())
 
 
-def test_the_old_primary_falls_silent_before_the_new_one_speaks() -> None:
-    """Its daemon hangs, its plane hears us: it repeats what it may until that ends."""
-    won = record.claim(PAIRED, B)
-    vm = VmFacts(B, VmRole.SECONDARY, alive=True, colo_exit_ns=NOW)
-    done = frozenset({Yank, TakeOver})
-    s = replace(_silent(_at("b", won, vm=vm, mode=Mode.WITHHOLD, mode_since_ns=NOW)), done=done)
-    early = decide(s)
-    assert (early.step, early.mode) == (None, Mode.WITHHOLD)
-    assert early.sentence == "won: waiting until the old primary has fallen silent"
-    later = decide(replace(s, mode_since_ns=NOW - s.timing.link_timeout_ns))
-    assert isinstance(later.step, Swap)
-    assert later.step.new.kind is Kind.ACTIVE
-    assert isinstance(decide(replace(s, plane_hears=False)).step, Swap), "its host is dead"
-    gone = msgspec.structs.replace(PEER_A, health=VmHealth.GONE)
-    assert isinstance(decide(replace(s, peer=replace(s.peer, state=gone))).step, Swap)
-
-
 def test_an_active_that_was_only_read_is_proven_first() -> None:
     active = record.activate(record.claim(PAIRED, B))
     d = decide(_at("b", active, confirmed=False, mode=Mode.WITHHOLD))
