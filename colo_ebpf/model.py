@@ -160,6 +160,7 @@ class Endpoints:
     address: str
     nbd_port: int
     migration_port: int
+    replicas: tuple[str, ...] = ()  # whose remains its images are, oldest first; the last: its own
 
 
 @dataclass(frozen=True, slots=True)

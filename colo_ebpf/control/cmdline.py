@@ -112,6 +112,11 @@ def lending_path(spec: VmSpec) -> Path:
     return spec.run_dir / "images.sock"
 
 
+def lineage_path(spec: VmSpec) -> Path:
+    """Of which replicas the images are the remains."""
+    return spec.run_dir / "replicas.json"
+
+
 def trace_path(spec: VmSpec, instance: str) -> Path:
     """QEMU's COLO trace of one instance; outlives the daemon."""
     return spec.run_dir / f"colo-{instance.rpartition('/')[2]}.trace"

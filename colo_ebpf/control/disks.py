@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from colo_ebpf.control.cmdline import DiskSpec, VmSpec
+from colo_ebpf.control.cmdline import VmSpec
+from colo_ebpf.control.diskcopy import DiskCopy, job_of
 from colo_ebpf.control.qmp import Monitors
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import Endpoints, LentImage, OverlayUse, Progress
@@ -20,17 +20,11 @@ from colo_ebpf.storage.export import LocalDisk
 
 _log = logging.getLogger(__name__)
 
-_POLL_S = 0.02  # of a job's progress; its end is an event
 _FAILED_REQUESTS = (
     "failed_rd_operations",
     "failed_wr_operations",
     "failed_flush_operations",
 )
-_FAILED = ("concluded", "aborting", "null")
-
-
-def _job_of(disk: DiskSpec) -> str:
-    return f"colo-sync{disk.number}"
 
 
 def in_use(files: list[str], nodes: list[dict[str, Any]]) -> bool:
@@ -44,6 +38,7 @@ class Disks:
 
     def __init__(self, spec: VmSpec, instance: str, qmp: Monitors) -> None:
         self._spec, self._instance, self._qmp = spec, instance, qmp
+        self._copy = DiskCopy(spec, instance, qmp)
         self._limit_bytes: list[int] = []
 
     async def _nodes(self) -> list[dict[str, Any]]:
@@ -66,11 +61,7 @@ class Disks:
             await self._qmp.run("nbd-server-add", device=disk.image, writable=True)
 
     async def synchronise(self, to: Endpoints, progress: Callable[[Progress], None]) -> None:
-        """Primary: mirror every disk to its export live, then make the exports quorum children.
-
-        The VM stands while the one becomes the other, for all disks at once: so the copies are of
-        one moment, and no write misses both.
-        """
+        """Primary: copy every disk to its export live, then make the exports quorum children."""
         await self._check(to)
         server = {"type": "inet", "host": to.address, "port": str(to.nbd_port)}
         for disk in self._spec.disks:
@@ -82,14 +73,7 @@ class Disks:
                 export=disk.image,
                 reconnect_delay=self._spec.reconnect_s,
             )
-        await self._mirror(progress)
-        await self._qmp.run("stop")
-        try:
-            for disk in self._spec.disks:
-                await self._end_mirror(_job_of(disk))
-                await self._qmp.run("x-blockdev-change", parent=disk.quorum, node=disk.peer_node)
-        finally:
-            await self._qmp.run("cont")
+        await self._copy.run(to, progress)
 
     async def _check(self, to: Endpoints) -> None:
         nodes = {node.get("node-name"): node for node in await self._nodes()}
@@ -99,62 +83,9 @@ class Disks:
             local.append(LocalDisk(disk.image, disk.format, size))
         await export.preflight(tuple(local), to.address, to.nbd_port, self._spec.qmp_timeout_ms)
 
-    async def _mirror(self, progress: Callable[[Progress], None]) -> None:
-        for disk in self._spec.disks:
-            await self._qmp.run(
-                "blockdev-mirror",
-                job_id=_job_of(disk),
-                device=disk.device,
-                target=disk.peer_node,
-                sync="full",
-                on_target_error="report",
-                auto_dismiss=False,
-                copy_mode="write-blocking",
-            )
-        try:
-            async with asyncio.timeout(self._spec.sync_timeout_ms / 1000):
-                while not await self._mirrored(progress):
-                    await asyncio.sleep(_POLL_S)
-        except TimeoutError as e:
-            raise VmError(f"{self._instance}: disk synchronisation: not done in time") from e
-
-    async def _mirrored(self, progress: Callable[[Progress], None]) -> bool:
-        jobs = [await self._job(_job_of(disk)) for disk in self._spec.disks]
-        for job in jobs:
-            if job["status"] in _FAILED:
-                raise VmError(
-                    f"{self._instance}: disk synchronisation: {job['id']}: "
-                    f"{job.get('error', 'ended')}"
-                )
-        done = sum(job["current-progress"] for job in jobs)
-        progress(Progress("disk", done, sum(job["total-progress"] for job in jobs)))
-        return all(job["status"] == "ready" for job in jobs)
-
-    async def _job(self, name: str) -> dict[str, Any]:
-        for job in await self._qmp.run("query-jobs"):
-            if job["id"] == name:
-                return dict(job)
-        return {"id": name, "status": "null"}
-
-    async def _end_mirror(self, job: str) -> None:
-        await self._qmp.run("block-job-cancel", device=job)
-        await self._until_ended(job)
-        await self._qmp.run("job-dismiss", id=job)
-
-    async def _until_ended(self, job: str) -> None:
-        try:
-            async with asyncio.timeout(self._spec.qmp_timeout_ms / 1000):
-                while (await self._job(job))["status"] not in ("concluded", "null"):
-                    await asyncio.sleep(_POLL_S)
-        except TimeoutError as e:
-            raise VmError(f"{self._instance}: {job} does not end") from e
-
-    async def cancel_mirrors(self) -> None:
-        """Of a pairing that is given up. They are over when this returns: a node that one still
-        uses could not be removed, and the next pairing would find its name taken."""
-        for disk in self._spec.disks:
-            await self._try("block-job-cancel", device=_job_of(disk), force=True)
-            await self._until_ended(_job_of(disk))
+    async def cancel_copy(self) -> None:
+        """Of a pairing that is given up."""
+        await self._copy.cancel()
 
     # -- failover ------------------------------------------------------------------------
 
@@ -166,7 +97,7 @@ class Disks:
     async def forget_children(self) -> None:
         """Primary, out of COLO: the peer's exports are closed."""
         for disk in self._spec.disks:
-            await self._try("job-dismiss", id=_job_of(disk))
+            await self._try("job-dismiss", id=job_of(disk))
             await self._try("blockdev-del", node_name=disk.peer_node)
 
     async def withdraw(self) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from colo_ebpf.control import cmdline
 from colo_ebpf.control.cmdline import VmSpec
+from colo_ebpf.control.lineage import Lineage
 from colo_ebpf.control.vm import Qemu
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import VmRole
@@ -87,6 +88,10 @@ class QemuMachine:
                 await asyncio.to_thread(image.make_overlays, disk.overlays, size_bytes)
         for path in (cmdline.monitor_path(spec), cmdline.oob_path(spec)):
             path.unlink(missing_ok=True)
+        if role is VmRole.SECONDARY:
+            Lineage.of(spec).begin(instance)
+        else:
+            Lineage.of(spec).end()
         pid = await self._spawn(cmdline.command_line(spec, role, instance))
         self._pid_file.write_text(f"{pid} {role.value} {instance}\n")
         vm = Qemu(spec, role, instance, pid)

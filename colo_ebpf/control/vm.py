@@ -15,6 +15,7 @@ from colo_ebpf.clock import boot_ns
 from colo_ebpf.control import cmdline, trace
 from colo_ebpf.control.cmdline import VmSpec
 from colo_ebpf.control.disks import Disks
+from colo_ebpf.control.lineage import Lineage
 from colo_ebpf.control.qmp import Monitors
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import (
@@ -55,6 +56,7 @@ class Qemu:
         self._asking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._qmp = Monitors(instance, spec.qmp_timeout_ms, self._on_event)
         self._disks = Disks(spec, instance, self._qmp)
+        self._lineage = Lineage.of(spec)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
 
     # -- identity and events -------------------------------------------------------------
@@ -183,7 +185,8 @@ class Qemu:
         await self._disks.offer()
         uri = f"tcp:{spec.link_address}:{spec.migration_port}"
         await self._qmp.run("migrate-incoming", uri=uri)
-        return Endpoints(spec.link_address, spec.nbd_port, spec.migration_port)
+        replicas = self._lineage.replicas()
+        return Endpoints(spec.link_address, spec.nbd_port, spec.migration_port, replicas)
 
     async def synchronise(self, to: Endpoints, progress: Callable[[Progress], None]) -> None:
         """Primary: copy the disks to the secondary's exports live, then replicate every write."""
@@ -218,7 +221,7 @@ class Qemu:
     async def leave_pair(self) -> None:
         """Primary, while pairing: drop what ties it to the peer, whatever there is, and run on."""
         await self.yank()
-        await self._disks.cancel_mirrors()
+        await self._disks.cancel_copy()
         await self._try("migrate_cancel")
         await self.continue_alone()
 
@@ -250,6 +253,7 @@ class Qemu:
         if self.settled() is Settled.BROKEN:
             raise VmError(f"{self._instance}: new memory on the old disk: it never runs again")
         await self._disks.withdraw()
+        self._lineage.end()  # from here on the VM writes to its images itself
         await self._try("x-colo-lost-heartbeat")
         await self._until_running()
 

@@ -12,6 +12,7 @@ from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import ARBITER, HOSTS, LINK, LINK_DEVICE, MANAGEMENT, TAP
 
 WHAT = ("vm", "daemon", "host")
+_REPLICAS = "replicas.json"  # a host that reboots begins with an empty /run
 PATHS = ("link", "management", "all", "arbiter")
 
 
@@ -33,6 +34,7 @@ def kill(lab: Lab, host: str, what: str) -> list[int]:
         processes.end(place.namespace)
         netdev.in_namespace(place.namespace, _forget)
         mounts.unmount(place.bpffs)
+        (place.run_dir / _REPLICAS).unlink(missing_ok=True)
     return pids
 
 

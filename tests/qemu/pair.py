@@ -53,8 +53,9 @@ def spec_of(
         DiskSpec(n, run / f"disk{n}.raw", "raw", run / "overlay") for n in range(disk_count)
     )
     for disk in disks:
-        with disk.path.open("wb") as file:
-            file.truncate(disk_bytes)
+        if not disk.path.exists():
+            with disk.path.open("wb") as file:
+                file.truncate(disk_bytes)
     return VmSpec(
         name="t",
         host=host,

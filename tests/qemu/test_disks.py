@@ -44,7 +44,7 @@ def _compare(one: LentImage) -> Comparison:
         return compare(here, there, 10)
 
 
-async def _verify(a: Side) -> list[Comparison]:
+async def verify(a: Side) -> list[Comparison]:
     lent = await a.vm.lend_images()
     try:
         return [await asyncio.to_thread(_compare, one) for one in lent]
@@ -62,7 +62,7 @@ async def test_two_disks_are_replicated_compared_and_survive(tmp_path: Path) -> 
     async with pair as (a, b):
         await pair.face("a")
         await asyncio.to_thread(Ledger().append, 200)
-        found = await _verify(a)
+        found = await verify(a)
         assert [(one.differences, one.complete) for one in found] == [((), True)] * 2
         assert all(0 < one.read_bytes < one.size_bytes for one in found)
         await checkpoint(a, b)
@@ -122,7 +122,7 @@ async def test_a_copy_that_breaks_leaves_nothing_in_the_way_of_the_next(tmp_path
         await b.vm.kill()
         again = await pair.start("b", VmRole.SECONDARY)
         await pair.pair_up(a, again)
-        assert all(one.differences == () for one in await _verify(a))
+        assert all(one.differences == () for one in await verify(a))
 
 
 async def test_a_pair_is_equal_while_its_guest_writes(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ async def test_a_pair_is_equal_while_its_guest_writes(tmp_path: Path) -> None:
         task = asyncio.create_task(asyncio.to_thread(write))
         try:
             for _ in range(5):
-                (found,) = await _verify(a)
+                (found,) = await verify(a)
                 assert found.differences == ()
                 await checkpoint(a, b)
         finally:
@@ -152,7 +152,7 @@ async def test_a_difference_is_found(tmp_path: Path) -> None:
         with b.spec.disks[0].path.open("r+b") as image:
             image.seek(5 << 20)
             image.write(b"not the same")
-        (found,) = await _verify(a)
+        (found,) = await verify(a)
         assert found.differences == (Range(5 << 20, 512),)
 
 
@@ -181,5 +181,5 @@ async def test_images_can_be_lent_again_after_one_who_forgot(tmp_path: Path) -> 
     async with Pair(tmp_path) as (a, _b):
         first = await a.vm.lend_images()
         assert await a.vm.lend_images() == first
-        (found,) = await _verify(a)
+        (found,) = await verify(a)
         assert found.differences == ()

@@ -34,7 +34,11 @@ def test_the_same_on_both_paths_is_news_once() -> None:
     ("datagram", "why", "says"),
     [
         (b"GET / HTTP/1.0\r\n\r\n" + bytes(40), Refusal.MALFORMED, "something else sends"),
-        (b"COLO" + bytes((VERSION + 1,)) + bytes(80), Refusal.VERSION, "theirs 3, ours 2"),
+        (
+            b"COLO" + bytes((VERSION + 1,)) + bytes(80),
+            Refusal.VERSION,
+            f"theirs {VERSION + 1}, ours {VERSION}",
+        ),
         (_said()[:-1] + b"\0", Refusal.KEY, "key files of the two hosts differ"),
         (_said(vm="db"), Refusal.VM, "theirs 'db', ours 'web'"),
         (_said(host="c"), Refusal.HOST, "it says 'c', not 'b'"),

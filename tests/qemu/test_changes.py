@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A replica that was lost is made again from its remains: only what changed is copied."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from colo_ebpf.control.lineage import Lineage
+from colo_ebpf.errors import VmError
+from colo_ebpf.model import Progress, VmEventKind, VmRole
+from tests.capabilities import require
+from tests.qemu.pair import DISK_BYTES, Ledger, Pair, Side, checkpoint, until
+from tests.qemu.test_disks import verify
+
+_WHAT_CHANGED = "changes of the disk"
+
+
+@pytest.fixture(autouse=True)
+def _needs() -> None:
+    require("root", "qemu", "guest")
+
+
+class Copied:
+    """What `synchronise` tells of its progress."""
+
+    def __init__(self, then: Callable[[], None] = lambda: None) -> None:
+        self.what: set[str] = set()
+        self.most_bytes = 0
+        self._then = then
+
+    def __call__(self, progress: Progress) -> None:
+        self.what.add(progress.what)
+        self.most_bytes = max(self.most_bytes, progress.total)
+        self._then()
+
+
+async def _alone(a: Side, b: Side, entries: Ledger) -> None:
+    """The replica dies under a guest that writes; the primary goes on alone, and so does that."""
+    writing = asyncio.create_task(asyncio.to_thread(entries.append, 100))
+    os.kill(b.vm.pid, signal.SIGKILL)
+    await until(lambda: not b.vm.alive, "the replica's end")
+    await a.vm.continue_alone()
+    await writing
+    await asyncio.to_thread(entries.append, 20)
+
+
+async def _again(pair: Pair, a: Side, copied: Copied) -> Side:
+    b = await pair.start("b", VmRole.SECONDARY)
+    to = await b.vm.listen()
+    await a.vm.synchronise(to, copied)
+    await a.vm.enter_colo(to, lambda progress: None)
+    return b
+
+
+async def _equal(a: Side) -> None:
+    found = await verify(a)
+    assert [(one.differences, one.complete) for one in found] == [((), True)] * len(found)
+
+
+async def test_only_what_changed_is_copied_and_all_is_equal(tmp_path: Path) -> None:
+    pair, entries, copied = Pair(tmp_path, disk_count=2), Ledger(), Copied()
+    async with pair as (a, _):
+        await pair.face("a")
+        await asyncio.to_thread(entries.append, 20)
+        for _ in range(2):  # the second time the remains are those of a replica made so
+            await _alone(a, pair.sides[-1], entries)
+            again = await _again(pair, a, copied)
+            await asyncio.to_thread(entries.append, 20)
+            await _equal(a)
+            await checkpoint(a, again)
+    assert copied.what == {_WHAT_CHANGED}
+    assert copied.most_bytes < 2 * DISK_BYTES // 4
+
+
+async def test_a_copy_that_breaks_off_loses_no_mark(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise VmError("the test ends it")
+
+    pair, entries, copied = Pair(tmp_path), Ledger(), Copied()
+    async with pair as (a, b):
+        await pair.face("a")
+        await asyncio.to_thread(entries.append, 20)
+        await _alone(a, b, entries)
+        with pytest.raises(VmError, match="the test ends it"):
+            await _again(pair, a, Copied(fail))
+        os.kill(pair.sides[-1].vm.pid, signal.SIGKILL)
+        await a.vm.leave_pair()
+        await asyncio.to_thread(entries.append, 20)
+        await _again(pair, a, copied)
+        await _equal(a)
+    assert copied.what == {_WHAT_CHANGED}
+
+
+async def test_another_image_is_copied_whole(tmp_path: Path) -> None:
+    pair, entries, copied = Pair(tmp_path), Ledger(), Copied()
+    async with pair as (a, b):
+        await pair.face("a")
+        await asyncio.to_thread(entries.append, 20)
+        await _alone(a, b, entries)
+        (disk,) = b.spec.disks
+        shutil.copyfile(disk.path, disk.path.with_suffix(".new"))
+        disk.path.with_suffix(".new").replace(disk.path)
+        await _again(pair, a, copied)
+        await _equal(a)
+    assert copied.what == {"disk"}
+
+
+async def test_who_has_taken_over_is_no_replica_any_more(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    async with pair as (a, b):
+        assert Lineage.of(b.spec).replicas() == (b.vm.instance,)
+        os.kill(a.vm.pid, signal.SIGKILL)
+        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
+        await b.vm.take_over()
+        assert Lineage.of(b.spec).replicas() == ()
