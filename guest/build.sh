@@ -8,7 +8,7 @@ out=$1
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
-if [ ! -e "$out/vmlinuz" ]; then
+if [ "$here/build.sh" -nt "$out/vmlinuz" ]; then
 	echo "guest: fetching Debian's cloud kernel"
 	package=$(apt-cache depends linux-image-cloud-amd64 |
 		sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
@@ -22,7 +22,7 @@ if [ ! -e "$out/vmlinuz" ]; then
 	modules=$(echo "$work"/root/lib/modules/*)
 	: > "$out/modules/order"
 	for name in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci \
-		failover net_failover virtio_net virtio_blk; do
+		failover net_failover virtio_net virtio_blk pvpanic pvpanic-mmio; do
 		file=$(find "$modules" -name "$name.ko*" | head -n 1)
 		[ -n "$file" ] || continue	# built into this kernel
 		cp "$file" "$out/modules/"

@@ -11,6 +11,7 @@
  *                     "SUM"         -> "SUM count sum"
  *   7002/tcp  dice:   "ROLL"        -> "index value"    random, remembered
  *                     "GET index"   -> "index value"
+ *   7003/tcp  life:   "REBOOT", "POWEROFF", "PANIC n" (reboot n seconds after it; 0: never); no answer
  *
  * Entry n of the ledger is the 512-byte block n of a disk (numbers start at 1): magic, n,
  * length, chained sum, text. Several disks take turns. The sum is FNV-1a over (sum before, n,
@@ -29,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/reboot.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -42,8 +44,8 @@
 #define DISKS		8
 #define LEDGER_MAGIC	0x4745444c4f4c4f43ULL	/* "COLOLDEG" on the disk */
 
-enum service { HTTP, ECHO_TCP, LEDGER, DICE, SERVICES };
-static const int ports[SERVICES] = { 80, 7, 7001, 7002 };
+enum service { HTTP, ECHO_TCP, LEDGER, DICE, LIFE, SERVICES };
+static const int ports[SERVICES] = { 80, 7, 7001, 7002, 7003 };
 
 struct block {
 	uint64_t magic;
@@ -192,6 +194,28 @@ static int dice_line(char *line, char *reply, size_t size)
 	return snprintf(reply, size, "%u %016llx\n", index, (unsigned long long)rolls[index]);
 }
 
+static void put(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0 || write(fd, text, strlen(text)) < 0)
+		perror(path);
+	close(fd);
+}
+
+/* The ledger is on the disk before each answer: there is nothing to sync. */
+static void life_line(char *line)
+{
+	if (!strcmp(line, "REBOOT"))
+		reboot(RB_AUTOBOOT);
+	if (!strcmp(line, "POWEROFF"))
+		reboot(RB_POWER_OFF);
+	if (!strncmp(line, "PANIC ", 6)) {
+		put("/proc/sys/kernel/panic", line + 6);
+		put("/proc/sysrq-trigger", "c");
+	}
+}
+
 static void http_line(struct connection *c, char *line)
 {
 	unsigned long long size;
@@ -216,6 +240,8 @@ static void one_line(struct connection *c, char *line)
 		c->out_used += ledger_line(line, c->out + c->out_used, room);
 	else if (c->service == DICE)
 		c->out_used += dice_line(line, c->out + c->out_used, room);
+	else if (c->service == LIFE)
+		life_line(line);
 	else
 		http_line(c, line);
 }
