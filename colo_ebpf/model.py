@@ -128,6 +128,8 @@ class VmEventKind(enum.Enum):
     DISK_BAD = "QUORUM_REPORT_BAD"
     BLOCK_ERROR = "BLOCK_IO_ERROR"
     SHUTDOWN = "SHUTDOWN"
+    RESET = "RESET"
+    PANICKED = "GUEST_PANICKED"
     MONITOR_LOST = "MONITOR_LOST"
     HUNG = "HUNG"  # the process does not answer, out of band either
     ANSWERS = "ANSWERS"  # after that
@@ -136,7 +138,8 @@ class VmEventKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class VmEvent:
-    """One event of a VM; ``data`` is the QMP event's data."""
+    """One event of a VM; ``data`` is the QMP event's data, with QEMU's clock as ``at_s`` (seconds
+    since 1970)."""
 
     kind: VmEventKind
     at_ns: int

@@ -140,6 +140,12 @@ def _switchover(args: argparse.Namespace) -> int:
     return 0
 
 
+def _start(args: argparse.Namespace) -> int:
+    answer = planned.carry_out(_socket(args), "start", args.json)
+    _show(args, answer, planned.readable)
+    return 0
+
+
 def _pause(args: argparse.Namespace) -> int:
     _show(args, planned.pause(_socket(args), "pause"), planned.readable_pause)
     return 0
@@ -252,6 +258,7 @@ def parser() -> argparse.ArgumentParser:
         ("run", _run, "the daemon of one VM on this host"),
         ("status", _status, "what the daemon does and why"),
         ("history", _history, "what the daemon said lately, and when"),
+        ("start", _start, "start a VM that its guest powered off (on the host with its image)"),
         ("pause", _pause, "keep the VM on the host where it serves, whatever happens"),
         ("resume", _resume, "end a pause"),
         ("switchover", _switchover, "let the two hosts change places (on either of them)"),

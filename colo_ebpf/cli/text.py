@@ -38,6 +38,7 @@ def status(s: dict[str, Any]) -> str:
             if vm
             else "none",
         ),
+        ("guest", _guest(s["guest"])),
         ("data plane", f"{s['mode']}, epoch {s['epoch']} {s['phase']}"),
         ("checkpoints", f"{points['total']} ({causes}), {points['unproven']} unproven"),
     ]
@@ -61,6 +62,13 @@ def status(s: dict[str, Any]) -> str:
         done, total = s["progress"]["done"], s["progress"]["total"]
         rows.append(("progress", f"{s['progress']['what']}: {done} of {total} bytes"))
     return table(rows) + "\n\n" + packets(s["packets"])
+
+
+def _guest(guest: dict[str, Any]) -> str:
+    reboots = f"{guest['reboots']} reboots of it seen"
+    if guest["powered_off"]:
+        return f"powered itself off; {reboots}"
+    return f"PANICKED; {reboots}" if guest["panicked"] else reboots
 
 
 def history(rows: list[dict[str, Any]], now_s: float) -> str:

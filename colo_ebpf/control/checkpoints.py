@@ -20,6 +20,7 @@ from colo_ebpf.control.epoch import (
 from colo_ebpf.control.epoch_secondary import Note, SecondaryTurns
 from colo_ebpf.control.facts import Timing, TurnFacts, Turns
 from colo_ebpf.control.fitness import Fitness
+from colo_ebpf.control.guest import Guest
 from colo_ebpf.control.peer import PeerState
 from colo_ebpf.control.ports import Effects, Plane, Vm
 from colo_ebpf.model import Mode, PlaneEvent, PlaneEventKind, VmEvent, VmEventKind
@@ -56,6 +57,7 @@ class Checkpoints:
         self.primary = PrimaryTurns(limits)
         self.secondary = SecondaryTurns(timing.arm_timeout_ns)
         self.fitness = Fitness()
+        self.guest = Guest()
         self.announced = 0
         self.flush_wanted = False
         self.still = False  # begin none
@@ -64,13 +66,14 @@ class Checkpoints:
         self._vm: Vm | None = None
         self._held_due_ns: int | None = now_ns
         self._overlays_due_ns = now_ns
+        self._ahead = ""
 
     @property
     def want(self) -> str:
         """Secondary: why it wants a checkpoint."""
         if self._side is not Turns.SECONDARY or self.fitness.lasting:
             return ""
-        return self.secondary.want or self.fitness.want
+        return self.secondary.want or self.fitness.want or self._ahead
 
     def facts(self) -> TurnFacts:
         """For the decision."""
@@ -106,6 +109,8 @@ class Checkpoints:
         local = event.kind is VmEventKind.DISK_BAD and not of_peer(event)
         if self._side is Turns.PRIMARY and not local:
             self._do(self.primary.vm_event(event))
+            if event.kind is VmEventKind.RESET:
+                self._do(self.primary.ask(Reason.GUEST_RESET, event.at_ns))
         elif self._side is Turns.SECONDARY:
             self._write(self.secondary.vm_event(event, vm.settled()))
 
@@ -133,6 +138,7 @@ class Checkpoints:
             if self.secondary.look(now_ns):
                 self._write(self.secondary.counted(self._vm.loads()))
             self._look_overlays(self._vm, now_ns)
+            self._ahead = self.guest.ahead(now_ns, self._timing.arm_timeout_ns)
         self._flush()
 
     def _look_overlays(self, vm: Vm, now_ns: int) -> None:

@@ -4,6 +4,10 @@
 Both sides get the same devices in the same order. The NICs offload checksums and TCP
 segmentation; UDP fragmentation is not offered, the data plane would drop such frames.
 
+A VM that its guest powers off is kept, standing: QEMU would end at once else, before that is
+written down. One whose guest panics runs on as the guest wants it: QEMU cannot take a checkpoint of
+one that it stopped for that.
+
 Each disk: a quorum (fifo, threshold 1) under a throttle node that lets it be mirrored while it
 runs; on the secondary the quorum's child is QEMU's `replication` driver over the local image (QEMU
 docs/system/qemu-colo). Disks are told apart by their number, which every node's name ends in.
@@ -193,7 +197,7 @@ def command_line(spec: VmSpec, role: VmRole, instance: str) -> list[str]:
         "-nodefaults",
         "-display",
         "none",
-        "-no-shutdown",
+        *("-action", "shutdown=pause,panic=none"),
         "-serial",
         f"file:{spec.run_dir / 'serial.log'}",
         "-trace",
@@ -204,6 +208,7 @@ def command_line(spec: VmSpec, role: VmRole, instance: str) -> list[str]:
         *_monitors(spec),
         *_network(spec),
         *_disks(spec, role),
+        *("-device", "pvpanic"),
         *spec.extra_args,
         *(["-S"] if role is VmRole.PRIMARY else ["-incoming", "defer"]),
     ]

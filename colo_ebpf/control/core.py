@@ -22,6 +22,7 @@ from colo_ebpf.control.epoch_secondary import Note
 from colo_ebpf.control.facts import Decision, Snapshot, State, Step, TaskKind, Turns
 from colo_ebpf.control.fencing import FenceMemory
 from colo_ebpf.control.fitness import Fitness
+from colo_ebpf.control.guest import Guest
 from colo_ebpf.control.offsets import OffsetCopy
 from colo_ebpf.control.pause import Pause
 from colo_ebpf.control.peer import Path, PeerState, PeerView
@@ -101,10 +102,12 @@ class Core:
 
     # --- events ------------------------------------------------------------------------
 
-    def adopt(self, vm: Vm, failed: bool = False) -> None:
+    def adopt(self, vm: Vm, failed: bool, off: bool, now_ns: int) -> None:
         """A QEMU that an earlier daemon left running, before the first cycle. `failed`: requests
-        to its disks have, nobody can say since which checkpoint."""
+        to its disks have, nobody can say since which checkpoint. `off`: its guest ended it."""
         self.vm = vm
+        if off:
+            self.checkpoints.guest.found_off(now_ns)
         if failed and vm.role is VmRole.SECONDARY:
             self.fitness.failed("its disk failed at some time", vm.loads())
 
@@ -146,6 +149,10 @@ class Core:
             self._fresh()  # it has no disk any more; `alive` says the rest
         elif kind is VmEventKind.MONITOR_LOST and vm.alive and not self._ends(vm):
             self.fitness.lasting = "its QEMU does not answer"
+        replica = self._is_replica(vm)
+        loads = replica and self._colo_exit_ns is None
+        if told := self.checkpoints.guest.hear(event, loads=loads):
+            self._tell(f"the replica: {told}" if replica else told, now_ns)
         self.checkpoints.vm_event(vm, event)
         if kind in (VmEventKind.GONE, VmEventKind.HUNG):
             self.effects.publish(_URGENT_COPIES)
@@ -165,7 +172,7 @@ class Core:
         return self.checkpoints.fitness
 
     def _fresh(self) -> None:
-        self.checkpoints.fitness = Fitness()
+        self.checkpoints.fitness, self.checkpoints.guest = Fitness(), Guest()
 
     def unfit(self) -> str:
         """Why the VM here may not be made the only one; "": it may."""
@@ -335,6 +342,7 @@ class Core:
             clean=self._clean,
             endpoints=self._endpoints,
             colo_exit_ns=self._colo_exit_ns,
+            off_at_s=self.checkpoints.guest.off_at_s,
         )
 
     def _is_replica(self, vm: Vm) -> bool:

@@ -46,6 +46,7 @@ class ControlServer:
             "mismatches": self._mismatches,
             "history": lambda: history(daemon, boot_ns()),
             "switchover": self._switchover,
+            "start": lambda: {"token": operations.start(daemon.core, boot_ns())},
             "planned": lambda: planned(daemon),
             "pause": lambda: self._pause(True),
             "resume": lambda: self._pause(False),

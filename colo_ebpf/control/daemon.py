@@ -143,7 +143,8 @@ class Daemon:
         primary = self.plane.mode() in (Mode.PAIRING, Mode.PRIMARY)
         await self.plane.take_role(VmRole.PRIMARY if primary else vm.role)
         self._listen_to(vm)
-        self.core.adopt(vm, await vm.failed_requests() > 0)
+        failed = await vm.failed_requests() > 0
+        self.core.adopt(vm, failed, await vm.powered_off(), boot_ns())
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()

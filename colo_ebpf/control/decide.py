@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colo_ebpf.control import fencing, pairing, planned, record
+from colo_ebpf.control import fencing, pairing, planned, poweroff, record
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.facts import (
     ContinueAlone,
@@ -37,7 +37,7 @@ from colo_ebpf.control.facts import (
     Yank,
 )
 from colo_ebpf.control.record import Kind, Record, host_of
-from colo_ebpf.control.rules import NO_VM, failed, own_vm, paired_with, rested
+from colo_ebpf.control.rules import NO_VM, failed, looked_up, own_vm, paired_with, rested
 from colo_ebpf.model import Mode, Settled, VmRole
 
 
@@ -69,6 +69,8 @@ def _for_record(s: Snapshot, r: Record) -> Decision:
         )
     if r.kind is Kind.COLD:
         return _cold(s, r)
+    if r.kind is Kind.OFF:
+        return poweroff.off(s, r)
     if host_of(r.owner) == me:
         rules = {Kind.CLAIMED: _claimed, Kind.ACTIVE: pairing.solo, Kind.PAIRED: _primary}
         return rules[r.kind](s, r)
@@ -123,6 +125,8 @@ def _primary(s: Snapshot, r: Record) -> Decision:
         pairing=paired_with(s, r.vni),
         turns=Turns.PRIMARY,
     )
+    if vm.off_at_s is not None:
+        return poweroff.written_down(s, r, paired)
     if planned.forced(s, r):
         return _bid(s, r, paired, vm, planned.FORCED)
     why = s.turns.broken or _peer_unusable(s, r.other)
@@ -205,10 +209,10 @@ def _silence(s: Snapshot) -> str:
 def _bid(s: Snapshot, r: Record, paired: Decision, vm: VmFacts, why: str) -> Decision:
     if not vm.fit and not planned.forced(s, r):
         text = f"{why}, but this side's disk failed: not bidding, output withheld"
-        return planned.looked_up(s, replace(paired, sentence=text))
+        return looked_up(s, replace(paired, sentence=text))
     if s.paused and host_of(r.owner) != s.who.host and not planned.forced(s, r):
         text = f"paused by the operator: not taking over although {why}"
-        return planned.looked_up(s, replace(paired, sentence=text))
+        return looked_up(s, replace(paired, sentence=text))
     return replace(
         paired,
         sentence=_or_unreachable(s, f"bidding to go on alone: {why}"),
@@ -239,6 +243,8 @@ def _claimed(s: Snapshot, r: Record) -> Decision:
     vm = own_vm(s, r.owner)
     if vm is None:
         return _claimed_without_vm(s, r)
+    if vm.off_at_s is not None and r.image == s.who.host:
+        return poweroff.written_down(s, r, Decision(State.CLAIMED, ""))
     if r.vni == 0:
         return _activate(s, r, State.STARTING, Mode.WITHHOLD)
     if not vm.fit and not planned.forced(s, r):

@@ -49,6 +49,7 @@ class Reason(enum.Enum):
     WARM_UP = "warm-up"
     PAIRING = "pairing"
     SWITCHOVER = "switchover"
+    GUEST_RESET = "guest-reset"  # in the middle of a checkpoint it would leave half of each
     UNPROVEN = "unproven"
 
 

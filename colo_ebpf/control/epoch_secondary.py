@@ -7,6 +7,9 @@ or loads that do not add up, write 0, which matches nothing, and ask for a check
 costs a checkpoint, never safety: frames that carry another epoch than the primary's are dropped
 there.
 
+A SVM that its guest powered off stands already when it is loaded: there is no STOP, and it is never
+armed.
+
 At a takeover the cell must name the epoch of the *state* the SVM runs, since the sequence offsets
 that become lasting are kept per epoch: `settle` brings it there from the COLO trace.
 """
@@ -44,13 +47,14 @@ class SecondaryTurns:
     want: str = ""
     unarmed_stops: int = 0
     _stopped: bool = False
+    _off: bool = False  # it stands because its guest ended it, not for a load
     _check_at_ns: int | None = None
 
     def begin(
         self, cell: Turn, note: Note | None, loads: int, settled: Settled, now_ns: int
     ) -> list[WriteTurn]:
         """A fresh SVM (note None, cell of the past), or one adopted after a restart."""
-        self.on, self.armed, self._stopped = True, 0, False
+        self.on, self.armed, self._stopped, self._off = True, 0, False, False
         self.unarmed_stops, self._check_at_ns = 0, now_ns + self.check_ns
         whole = settled in (Settled.CURRENT, Settled.NEW)
         if note is not None and whole and (note.epoch, note.loads) == (cell.epoch, loads):
@@ -77,7 +81,8 @@ class SecondaryTurns:
 
     def announced(self, epoch: int) -> bool:
         """The primary's next epoch. True if we are armed for it now and should say so."""
-        if not self.on or self._stopped or epoch <= self.highest or epoch == self.armed:
+        standing = self._stopped or self._off
+        if not self.on or standing or epoch <= self.highest or epoch == self.armed:
             return False
         self.armed = epoch
         return True
@@ -86,9 +91,13 @@ class SecondaryTurns:
         """One event of the SVM, in order; `settled` as the trace says it now."""
         if not self.on:
             return []
-        if event.kind is VmEventKind.STOP:
+        if event.kind is VmEventKind.SHUTDOWN and event.data.get("guest"):
+            self._off = not self._stopped
+        elif event.kind is VmEventKind.STOP and not self._off:
             return self._on_stop()
-        if event.kind is VmEventKind.RESUME:
+        elif event.kind is VmEventKind.RESUME and self._off:
+            return self._on_run_again()
+        elif event.kind is VmEventKind.RESUME:
             self._on_resume(event.at_ns)
         elif event.kind is VmEventKind.COLO_EXIT and settled is Settled.OLD:
             return self._back()
@@ -134,6 +143,11 @@ class SecondaryTurns:
             return self._lose("a checkpoint came that was not armed")
         self.epoch, self.highest, self.armed = self.armed, self.armed, 0
         return [WriteTurn(self.epoch, Phase.OPEN)]
+
+    def _on_run_again(self) -> list[WriteTurn]:
+        self._off, self.armed = False, 0
+        self.loads += 1
+        return self._lose("it was loaded after its guest had powered it off")
 
     def _on_resume(self, at_ns: int) -> None:
         if not self._stopped:

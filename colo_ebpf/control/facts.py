@@ -28,6 +28,7 @@ class State(enum.Enum):
     CLAIMED = "claimed"  # won, taking over, nothing emitted yet
     LOST = "lost"  # the peer claimed: withheld until it is active
     ENDING = "ending"  # a VM the record does not name is being ended
+    OFF = "off"  # its guest powered it off: an operator starts it again
     STUCK = "stuck"  # only an operator can go on
 
 
@@ -218,6 +219,7 @@ class VmFacts:
     clean: bool = True  # known to be in no pairing: no child, no migration
     endpoints: Endpoints | None = None
     colo_exit_ns: int | None = None  # COLO ended (or the yank that must end it was answered)
+    off_at_s: int | None = None  # its guest powered it off (seconds since 1970, 0: not known when)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +256,8 @@ class Wish:
     winner: str
     here: bool = True  # asked of this daemon, not of the peer's
     withheld_ns: int | None = None  # when the winner's claim was known here
-    overrides: int = 0  # a forced failover: the generation it was decided on. 0: a switchover
+    overrides: int = 0  # a forced failover: the generation it was decided on
+    starts: bool = False  # a VM that is off. Neither this nor `overrides`: a switchover
 
 
 class FenceWhen(enum.Enum):

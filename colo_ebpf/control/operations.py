@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from colo_ebpf.control import planned
+from colo_ebpf.control import planned, poweroff
 from colo_ebpf.control.core import Core
 from colo_ebpf.control.facts import Wish
 from colo_ebpf.control.pause import Pause
@@ -35,6 +35,14 @@ def fail_over(core: Core, generation: int, now_ns: int) -> str:
         raise ControlError(f"no failover: {why}")
     wish = Wish(core.effects.token(), now_ns, s.vm.instance, overrides=generation)
     return _begin(core, wish)
+
+
+def start(core: Core, now_ns: int) -> str:
+    """Begin to start a VM that its guest powered off; its token. ControlError if it is refused."""
+    if why := poweroff.no_start(core.snapshot(now_ns)):
+        raise ControlError(f"not started: {why}")
+    winner = f"{core.who.host}/{core.effects.token()}"
+    return _begin(core, Wish(core.effects.token(), now_ns, winner, starts=True))
 
 
 def pause(core: Core, on: bool, now_ns: int) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colo_ebpf.control import fencing, record, rules
+from colo_ebpf.control import fencing, poweroff, record, rules
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.facts import (
     Committed,
@@ -49,6 +49,8 @@ def solo(s: Snapshot, r: Record) -> Decision:
         return _solo_without_vm(s, r)
     if s.pending is not None and s.pending.kind is Kind.PAIRED:
         return _unknown(s, r, s.pending)
+    if vm.off_at_s is not None:
+        return _powered_off(s, r)
     if s.task is None or s.task.kind is not TaskKind.PAIR:
         return _alone(s, r, vm)
     why = _given_up(s, s.task)
@@ -71,6 +73,13 @@ def _solo_without_vm(s: Snapshot, r: Record) -> Decision:
         "by itself; choose the other host's image",
         mode=Mode.WITHHOLD,
     )
+
+
+def _powered_off(s: Snapshot, r: Record) -> Decision:
+    here = Decision(State.SOLO, "")
+    if r.disk is Disk.WHOLE:
+        return poweroff.written_down(s, r, here)
+    return _commit(s, r, poweroff.merging(here))
 
 
 def _unknown(s: Snapshot, r: Record, sent: Record) -> Decision:
@@ -108,7 +117,8 @@ def _in_order(s: Snapshot, r: Record, vm: VmFacts, alone: Decision) -> Decision:
     if not vm.clean:
         return replace(alone, step=rules.rested(s, LeavePair()))
     if r.disk is Disk.OVERLAID:
-        return _commit(s, r, alone)
+        text = "alone, unprotected: merging the overlays into the image"
+        return _commit(s, r, replace(alone, sentence=text))
     why = _no_partner(s)
     if why:
         return replace(alone, sentence=f"alone, unprotected: {why}{fencing.not_fenced(s)}")
@@ -116,7 +126,6 @@ def _in_order(s: Snapshot, r: Record, vm: VmFacts, alone: Decision) -> Decision:
 
 
 def _commit(s: Snapshot, r: Record, alone: Decision) -> Decision:
-    alone = replace(alone, sentence="alone, unprotected: merging the overlays into the image")
     if Committed in s.done:
         return replace(alone, step=rules.rested(s, Swap(r, record.commit(r))))
     return replace(alone, step=rules.rested(s, Committed()))

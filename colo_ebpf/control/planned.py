@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colo_ebpf.control import record
+from colo_ebpf.control import poweroff, record
 from colo_ebpf.control.epoch import Reason
-from colo_ebpf.control.facts import MS, Decision, Read, Snapshot, State, Swap, Wish
+from colo_ebpf.control.facts import MS, Decision, Snapshot, State, Swap, Wish
 from colo_ebpf.control.peer import Answer
 from colo_ebpf.control.record import Kind, Record, host_of
-from colo_ebpf.control.rules import NO_VM, failed, own_vm, rested
+from colo_ebpf.control.rules import NO_VM, failed, looked_up, own_vm, rested
 from colo_ebpf.model import Mode
 
 FORCED = "forced by the operator"
@@ -144,15 +144,6 @@ def beside_the_well(s: Snapshot, r: Record, paired: Decision) -> Decision:
     )
 
 
-def looked_up(s: Snapshot, paired: Decision) -> Decision:
-    """A swap was sent that is not wanted any more, and whether it was written nobody said: look
-    now and then, since it may yet be."""
-    due = s.now_ns - s.last_read_ns >= 10 * s.timing.retry_ns
-    if s.pending is None or s.wish is not None or not due:
-        return paired
-    return replace(paired, step=rested(s, Read()))
-
-
 def _in_the_way(s: Snapshot, r: Record, w: Wish) -> str:
     """Why the switchover ends here, while the record still says `paired`."""
     waited_ns = s.now_ns - w.at_ns
@@ -195,6 +186,7 @@ def answered(s: Snapshot, d: Decision) -> Decision:
     if s.wish is None or s.record is None:
         return d
     of = _of_force if s.wish.overrides else _of_switchover
+    of = poweroff.answered if s.wish.starts else of
     return replace(d, answer=of(s, s.record, s.wish, d))
 
 

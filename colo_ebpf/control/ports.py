@@ -134,6 +134,9 @@ class Vm(Protocol):
         """query-status says running. Events read before its reply were delivered before this
         returns, so that a RESUME between a STOP and the reply cannot be missed."""
 
+    async def powered_off(self) -> bool:
+        """Its guest ended it: QEMU keeps it, standing."""
+
     async def listen(self) -> Endpoints:
         """Secondary: NBD export and incoming migration are open."""
 

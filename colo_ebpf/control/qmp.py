@@ -41,7 +41,8 @@ class Monitors:
         """Called for each event as it is parsed; nothing is queued."""
         kind = _KINDS.get(str(message["event"]))
         if kind is not None:
-            self._on_event(VmEvent(kind, boot_ns(), dict(message.get("data", {}))))
+            data = dict(message.get("data", {})) | {"at_s": message["timestamp"]["seconds"]}
+            self._on_event(VmEvent(kind, boot_ns(), data))
         return False
 
     async def connect(self, main: Path, oob: Path) -> None:

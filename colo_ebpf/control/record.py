@@ -15,6 +15,7 @@ import enum
 import os
 import re
 import tempfile
+import time
 from pathlib import Path
 
 import msgspec
@@ -33,6 +34,7 @@ class Kind(enum.Enum):
     CLAIMED = "claimed"  # one instance alone, not yet emitting
     ACTIVE = "active"  # one instance alone, emitting
     PAIRED = "paired"  # owner is the primary, other the secondary
+    OFF = "off"  # no VM: its guest powered it off. `owner` is the host that has the image
 
 
 class Disk(enum.Enum):
@@ -42,8 +44,13 @@ class Disk(enum.Enum):
     OVERLAID = "overlaid"  # the survivor's overlays are still in memory
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Record(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """One generation of the record.
+
+    What is at its default is not written: a daemon of a version that does not know a field is
+    disturbed by it only where it is used.
 
     `image` is the host whose image alone holds everything a client was ever told: the one to
     start if no VM is left. Empty while a survivor's overlays are only in its memory.
@@ -55,13 +62,15 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     other: str = ""  # PAIRED: the secondary. CLAIMED: the instance a claim may go back to
     vni: int = 0  # of the pairing; a claim keeps that of the pairing it ended, a start has 0
     image: str
+    off_at_s: int = 0  # OFF: when, in seconds since 1970; 0: not known
     nonce: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what no legal move can have made (ValueError, as msgspec wants it)."""
         _check(self.generation >= 1, "generation must be at least 1")
         _check(0 <= self.vni <= VNI_MAX, "vni must be within 0..2^21-1")
-        name = _HOST if self.kind is Kind.COLD else _INSTANCE
+        no_vm = self.kind in (Kind.COLD, Kind.OFF)
+        name = _HOST if no_vm else _INSTANCE
         _check(name.fullmatch(self.owner) is not None, f"owner {self.owner!r} is not a valid name")
         other_ok = not self.other or _INSTANCE.fullmatch(self.other) is not None
         _check(other_ok, f"other {self.other!r} is not an instance")
@@ -69,10 +78,12 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if self.kind is Kind.PAIRED:
             _check(self.other != "" and self.vni > 0, "a pair needs two instances and a vni")
             _check(host_of(self.other) != host_of(self.owner), "a pair needs two hosts")
-        if self.kind in (Kind.COLD, Kind.ACTIVE):
+        if no_vm or self.kind is Kind.ACTIVE:
             _check(self.other == "" and self.vni == 0, f"a {self.kind.value} record names one")
         if self.kind is not Kind.ACTIVE:
             _check(self.image != "", f"a {self.kind.value} record needs the host of the image")
+        is_off = self.kind is Kind.OFF
+        _check(self.off_at_s >= 0 and (is_off or not self.off_at_s), "only a VM that is off was")
 
     @property
     def disk(self) -> Disk:
@@ -81,7 +92,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def names(self, instance: str) -> bool:
         """Whether this VM may live: it is the owner, the partner, or may get the claim back."""
-        return self.kind is not Kind.COLD and instance in (self.owner, self.other)
+        no_vm = self.kind in (Kind.COLD, Kind.OFF)
+        return not no_vm and instance in (self.owner, self.other)
 
     def partner_of(self, instance: str) -> str:
         """The other instance the record names ("" if there is none)."""
@@ -93,12 +105,20 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             return f"paired {self.owner} (primary), {self.other} (secondary)"
         if self.kind is Kind.COLD:
             return f"cold, to be started by {self.owner}"
+        if self.kind is Kind.OFF:
+            at = f" at {clock(self.off_at_s)}" if self.off_at_s else ""
+            return f"off, by its guest{at}, the image on {self.owner}"
         return f"solo {self.owner} {self.kind.value}, disk {self.disk.value}"
 
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def clock(seconds: int) -> str:
+    """Seconds since 1970, for people on two hosts."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 def host_of(instance: str) -> str:
@@ -112,8 +132,8 @@ def cold(host: str, generation: int = 1) -> Record:
 
 
 def start(old: Record, instance: str) -> Record:
-    """cold -> claimed, or active -> claimed on the same host: boot from the whole image."""
-    legal = old.kind in (Kind.COLD, Kind.ACTIVE) and old.image == host_of(instance)
+    """cold or off -> claimed, or active -> claimed on the same host: boot from the whole image."""
+    legal = old.kind in (Kind.COLD, Kind.OFF, Kind.ACTIVE) and old.image == host_of(instance)
     _need(legal and host_of(old.owner) == host_of(instance), old, f"start {instance}")
     return _next(old, kind=Kind.CLAIMED, owner=instance, image=old.image)
 
@@ -169,6 +189,13 @@ def commit(old: Record) -> Record:
     """active overlaid -> active whole: the owner's overlays are merged into its image."""
     _need(old.kind is Kind.ACTIVE and old.disk is Disk.OVERLAID, old, "call the disk whole")
     return _next(old, kind=Kind.ACTIVE, owner=old.owner, image=host_of(old.owner))
+
+
+def power_off(old: Record, at_s: int) -> Record:
+    """claimed, active or paired -> off, by an owner whose image is whole: its guest ended it."""
+    legal = old.kind in (Kind.CLAIMED, Kind.ACTIVE, Kind.PAIRED)
+    _need(legal and old.image == host_of(old.owner), old, "call it off")
+    return _next(old, kind=Kind.OFF, owner=old.image, image=old.image, off_at_s=at_s)
 
 
 def sealed(record: Record, nonce: str) -> Record:

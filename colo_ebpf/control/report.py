@@ -49,6 +49,7 @@ def status(daemon: Daemon, now_ns: int) -> dict[str, Any]:
             "text": record.describe(),
         },
         "vm_process": _vm(daemon),
+        "guest": _guest(daemon),
         "checkpoints": _checkpoints(daemon, now_ns),
         "held": {
             "frames": held.frames,
@@ -119,6 +120,12 @@ def _vm(daemon: Daemon) -> dict[str, Any] | None:
         "accel": daemon.machine.accel,
         "accel_why": daemon.accel_why,
     }
+
+
+def _guest(daemon: Daemon) -> dict[str, Any]:
+    guest = daemon.core.checkpoints.guest
+    off = guest.off_at_s is not None
+    return {"powered_off": off, "panicked": guest.panicked, "reboots": guest.resets}
 
 
 def _checkpoints(daemon: Daemon, now_ns: int) -> dict[str, Any]:

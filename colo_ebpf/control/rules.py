@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from colo_ebpf.control.facts import Snapshot, Step, VmFacts
+from dataclasses import replace
+
+from colo_ebpf.control.facts import Decision, Read, Snapshot, Step, VmFacts
 from colo_ebpf.model import Pairing, Settled, VmHealth
 
 NO_VM = (VmHealth.NONE, VmHealth.GONE, VmHealth.BROKEN)
@@ -34,3 +36,12 @@ def own_vm(s: Snapshot, instance: str) -> VmFacts | None:
 def paired_with(s: Snapshot, vni: int) -> Pairing:
     """What the link may carry."""
     return Pairing(vni, s.who.peer_link_address)
+
+
+def looked_up(s: Snapshot, d: Decision) -> Decision:
+    """A swap was sent that is not wanted any more, and whether it was written nobody said: look
+    now and then, since it may yet be."""
+    due = s.now_ns - s.last_read_ns >= 10 * s.timing.retry_ns
+    if s.pending is None or s.wish is not None or not due:
+        return d
+    return replace(d, step=rested(s, Read()))

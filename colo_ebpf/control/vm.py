@@ -172,6 +172,10 @@ class Qemu:
         """query-status says running; events sent before the reply have been delivered."""
         return bool((await self._qmp.run("query-status"))["running"])
 
+    async def powered_off(self) -> bool:
+        """Its guest ended it, and QEMU keeps it."""
+        return bool((await self._qmp.run("query-status"))["status"] == "shutdown")
+
     async def trigger_checkpoint(self) -> None:
         """Writing the delay in COLO state starts a checkpoint at once."""
         await self._qmp.run("migrate-set-parameters", x_checkpoint_delay=NEVER_MS)

@@ -22,8 +22,9 @@ class Wishes:
     def asked_of_peer(self) -> str:
         """The switchover that the other host, the primary, is to begin ("" if none)."""
         w = self.wish
-        passed_on = w is not None and w.here and not w.overrides and host_of(w.winner) == self._host
-        return w.token if w is not None and passed_on else ""
+        if w is None or w.overrides or w.starts:
+            return ""
+        return w.token if w.here and host_of(w.winner) == self._host else ""
 
     def hear(self, peer: PeerState | None, record: Record | None, now_ns: int) -> None:
         """Take over, as the primary, what was asked of the secondary."""

@@ -24,7 +24,7 @@ from tests.capabilities import GUEST
 from tests.netns import enter
 
 DISK_BYTES = 16 << 20
-GUEST_ADDRESS, LEDGER = "192.168.77.10", 7001
+GUEST_ADDRESS, LEDGER, LIFE = "192.168.77.10", 7001, 7003
 TEXT = b"x" * 400
 _CLIENT_ADDRESS, _CLIENT_MAC = "192.168.77.1/24", "02:00:00:77:00:01"
 _BATCH = 8  # what the guest's service takes at once

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from colo_ebpf.datapath import netdev
 from colo_ebpf.errors import StorageError, VmError
 from colo_ebpf.model import Settled, VmEventKind, VmRole
 from tests.capabilities import require
-from tests.qemu.pair import Ledger, Pair, Side, checkpoint, spec_of, until
+from tests.qemu.pair import GUEST_ADDRESS, LIFE, Ledger, Pair, Side, checkpoint, spec_of, until
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,30 @@ async def test_a_process_that_is_stopped_is_noticed_and_so_is_its_coming_back(
         await until(lambda: VmEventKind.HUNG in b.kinds(), "HUNG")
         os.kill(b.vm.pid, signal.SIGCONT)
         await until(lambda: VmEventKind.ANSWERS in b.kinds(), "ANSWERS")
+
+
+async def test_a_replica_that_was_powered_off_is_run_again_by_a_load(tmp_path: Path) -> None:
+    """What the epoch machines count on: such a load has no STOP on the secondary."""
+    pair = Pair(tmp_path)
+    async with pair as (a, b):
+        await pair.face("a")
+        await checkpoint(a, b)
+        await pair.face("b")
+        await asyncio.to_thread(_power_off)
+        await until(lambda: b.kinds()[-2:] == [VmEventKind.SHUTDOWN, VmEventKind.STOP], "off")
+        assert b.events[-2].data["guest"] is True
+        assert abs(int(str(b.events[-2].data["at_s"])) - time.time()) < 60
+        assert (await b.vm.powered_off(), b.vm.settled()) == (True, Settled.NEW)
+        at = len(b.events)
+        await checkpoint(a, b)
+        assert b.kinds()[at:] == [VmEventKind.RESUME]
+        assert not await b.vm.powered_off()
+        assert await b.vm.running()
+
+
+def _power_off() -> None:
+    with socket.create_connection((GUEST_ADDRESS, LIFE), timeout=30) as s:
+        s.sendall(b"POWEROFF\n")
 
 
 def _open_overlays(side: Side) -> list[str]:

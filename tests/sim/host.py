@@ -151,7 +151,8 @@ class Host:
             log=lambda sentence: self.world.note(f"{self.name}: {sentence}"),
         )
         if self.vm is not None and self.vm.alive:
-            self.core.adopt(self.vm, self.vm.ever_sick)  # type: ignore[arg-type]
+            vm, now_ns = self.vm, self.world.now_ns
+            self.core.adopt(vm, vm.ever_sick, vm.off, now_ns)  # type: ignore[arg-type]
         self._beat(self._run)
 
     def _beat(self, run: int) -> None:
@@ -376,5 +377,5 @@ class Host:
         self.yanked = True
         if vm.session is not None:
             vm.session.end()
-        if runs:
-            vm.stopped = False
+        if runs and vm.stopped:
+            vm.runs()

@@ -64,9 +64,24 @@ def _protected(world: World) -> bool:
     return states == {State.PRIMARY, State.SECONDARY}
 
 
-def _until_protected(world: World, limit_ms: int, look: Callable[[], None]) -> bool:
+def _start(world: World) -> None:
+    """The operator starts a VM that is off, wherever its image is."""
+    for host in world.hosts.values():
+        if host.core is None or host.paused:
+            continue
+        with contextlib.suppress(ControlError):
+            operations.start(host.core, world.now_ns)
+            world.wanted = True
+
+
+def _until_protected(
+    world: World, limit_ms: int, look: Callable[[], None], *, ends: bool = False
+) -> bool:
+    """`ends`: its guest may end it, then it is started again."""
     for _ in range(limit_ms // 100):
         world.run(100 * MS, look)
+        if ends and world.record.kind is Kind.OFF:
+            _start(world)
         if _protected(world):
             return True
     return False
@@ -113,7 +128,7 @@ class History:
             self._fault()
             world.run(world.delay_ns(1, rng.choice([5, 60, 400, 1500])), self._look)
         self._heal()
-        if not _until_protected(world, 90_000, self._look) and not self._excused():
+        if not _until_protected(world, 90_000, self._look, ends=True) and not self._excused():
             raise BrokenError("faults are over and the pair is not protected again")
 
     def _fault(self) -> None:
@@ -123,6 +138,8 @@ class History:
         kinds += ["disk", "switchover", "force"]
         if world.seed % 4 == 0:  # a paused pair fails over less
             kinds += ["pause-pair", "resume-pair"]
+        if world.seed % 3 == 0:
+            kinds += ["power-off", "reboot", "start-vm"]
         if world.lost_vms == 0:
             kinds += ["crash", "vm"]
         kind = rng.choice(kinds)
@@ -132,6 +149,9 @@ class History:
             "resume": host.resume,
             "daemon": host.kill_daemon,
             "start": host.start_daemon,
+            "power-off": lambda: self._power_off(host),
+            "reboot": lambda: self._reboot(host),
+            "start-vm": lambda: _start(world),
             "disk": lambda: self._fail_disk(host),
             "switchover": lambda: self._switch_over(host),
             "force": lambda: self._force(host),
@@ -156,6 +176,19 @@ class History:
         elif kind == "vm" and host.vm is not None and host.vm.alive:
             world.lost_vms += 1
             host.vm.die()
+
+    def _power_off(self, host: Host) -> None:
+        """Both VMs of a pair do it, one a moment ahead; or only one does."""
+        world = self.world
+        if host.vm is not None:
+            host.vm.power_off()
+        if host.other.vm is not None and world.random.random() < 0.7:
+            world.after(world.delay_ns(0, 30), host.other.vm.power_off)
+
+    def _reboot(self, host: Host) -> None:
+        for one in (host, host.other):
+            if one.vm is not None:
+                one.vm.reboot()
 
     def _fail_disk(self, host: Host) -> None:
         """Of a replica: what fails where the VM serves is its guest's to see."""

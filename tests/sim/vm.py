@@ -27,14 +27,16 @@ class ToyVm:
         self.pid = 1
         self.alive = True
         self.complete = role is VmRole.PRIMARY  # a secondary is nothing before COLO
-        self.stopped = self.received = self.new = self.exited = False
+        self.off = False  # its guest ended it, and nothing has made it run since
+        self.ended = False  # its guest ended it, and no load has undone that
+        self.stopped = self.loading = self.received = self.new = self.exited = False
         self.loaded = 0
         self.sick = self.ever_sick = False  # a request to its disk failed since the last load
         self.session: Session | None = None
 
     def settled(self) -> Settled:
         """As the trace says."""
-        if not self.stopped:
+        if not self.loading:
             return Settled.NEW if self.new else Settled.CURRENT
         if not self.exited:
             return Settled.OPEN
@@ -59,6 +61,32 @@ class ToyVm:
             self.exited = True
         event = VmEvent(kind, self.host.world.now_ns, data)
         self.host.deliver(lambda: self.host.vm_event(self, event))
+
+    def power_off(self) -> None:
+        """By its guest. QEMU keeps it."""
+        if self.alive and not self.off:
+            self.off = self.ended = True
+            self.emit(VmEventKind.SHUTDOWN, guest=True, reason="guest-shutdown", at_s=1)
+            if not self.stopped:
+                self.stopped = True
+                self.emit(VmEventKind.STOP)
+
+    def reboot(self) -> None:
+        """By its guest: it goes on, from its disk."""
+        if self.alive and not self.stopped:
+            self.emit(VmEventKind.RESET, guest=True, reason="guest-reset")
+
+    def stands(self) -> None:
+        """For a checkpoint: an event only if it ran."""
+        ran, self.stopped, self.loading = not self.stopped, True, True
+        self.received = self.new = False
+        if ran:
+            self.emit(VmEventKind.STOP)
+
+    def runs(self) -> None:
+        """Whatever it stood for."""
+        self.stopped = self.loading = self.off = False
+        self.emit(VmEventKind.RESUME)
 
     def die(self) -> None:
         """SIGKILL."""
@@ -121,14 +149,10 @@ class Session:
         yield self._primary_resumes
 
     def _secondary_stops(self) -> None:
-        s = self.secondary
-        s.stopped, s.received, s.new = True, False, False
-        s.emit(VmEventKind.STOP)
+        self.secondary.stands()
 
     def _primary_stops(self) -> None:
-        p = self.primary
-        p.stopped, p.received, p.new = True, False, False
-        p.emit(VmEventKind.STOP)
+        self.primary.stands()
 
     def _received(self) -> None:
         self.secondary.received = True
@@ -139,13 +163,12 @@ class Session:
             self.world.lost_vms += 1
             self.end()
             return
-        s.state, s.stopped, s.new, s.sick = self.primary.state, False, True, False
-        s.emit(VmEventKind.RESUME)
+        s.state, s.new, s.sick, s.ended = self.primary.state, True, False, False
+        s.runs()
         s.loaded += 1
 
     def _primary_resumes(self) -> None:
-        self.primary.stopped = False
-        self.primary.emit(VmEventKind.RESUME)
+        self.primary.runs()
 
     def end(self) -> None:
         """The sockets are gone; each side learns of it when it can."""

@@ -36,6 +36,7 @@ class World:
     fence_works: bool = True  # else it fails at random
     fenced: set[str] = field(default_factory=set)  # since the last claim: switched off by the other
     given: bool = False  # the last claim was written by its loser
+    wanted: bool = False  # an operator has asked to start a VM that is off
     client_seen: int = 0  # the newest state a client was ever told of without a replica
     log: list[str] = field(default_factory=list)
 
@@ -84,9 +85,20 @@ class World:
         """Linearizable compare-and-swap; the newest record tells who won."""
         if (old.generation, old.nonce) == (self.record.generation, self.record.nonce):
             self._check_fence(by, new)
+            self._check_off(by, new)
             self.record = record.sealed(new, f"{self.random.getrandbits(64):x}")
             self.note(f"record {self.record.generation}: {self.record.describe()}")
         return self.record
+
+    def _check_off(self, by: str, new: Record) -> None:
+        """Only what its own guest ended is off, and only an operator starts it again."""
+        if new.kind is Kind.OFF:
+            vm = self.hosts[by].vm
+            assert vm is not None, "called off without a VM"
+            assert (vm.instance, vm.ended) == (self.record.owner, True), "called off while it ran"
+        elif self.record.kind is Kind.OFF:
+            assert self.wanted, "a VM that was powered off is started by itself"
+            self.wanted = False
 
     def _check_fence(self, by: str, new: Record) -> None:
         """Who goes on alone unasked has turned the other off since it claimed."""

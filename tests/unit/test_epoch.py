@@ -243,3 +243,30 @@ def test_epochs_of_an_earlier_pairing_are_not_armed_again() -> None:
     s.begin(Turn(9, Phase.OPEN), None, 0, Settled.CURRENT, 0)
     assert not s.announced(4)
     assert s.highest == 9
+
+
+def _powered_off() -> SecondaryTurns:
+    s = _secondary()
+    _load(s, 9)
+    s.vm_event(VmEvent(VmEventKind.SHUTDOWN, 0, {"guest": True}), Settled.NEW)
+    return s
+
+
+def test_a_poweroffs_stop_is_no_checkpoint_and_the_load_that_follows_has_none() -> None:
+    s = _powered_off()
+    assert s.vm_event(_event(VmEventKind.STOP), Settled.NEW) == []
+    assert (s.epoch, s.loaded, s.armed, s.want) == (9, 9, 0, "")
+    assert not s.announced(11), "its STOP would not come"
+    assert s.vm_event(_event(VmEventKind.RESUME), Settled.NEW) == [WriteTurn(0, Phase.OPEN)]
+    assert s.want
+    assert s.counted(2) == [], "that load is accounted for"
+    assert _load(s, 12) == [WriteTurn(12, Phase.OPEN)]
+
+
+def test_a_poweroff_inside_a_load_changes_nothing() -> None:
+    s = _secondary()
+    s.announced(9)
+    s.vm_event(_event(VmEventKind.STOP), Settled.OPEN)
+    s.vm_event(VmEvent(VmEventKind.SHUTDOWN, 0, {"guest": True}), Settled.OPEN)
+    assert s.vm_event(_event(VmEventKind.RESUME), Settled.NEW) == []
+    assert (s.epoch, s.loaded, s.want) == (9, 9, "")

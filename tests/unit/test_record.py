@@ -58,6 +58,12 @@ def test_the_way_of_a_switchover_there_and_back() -> None:
         lambda: record.concede(ACTIVE, A),
         lambda: record.commit(ACTIVE),
         lambda: record.reassert(PAIRED),
+        lambda: record.power_off(COLD, 1),
+        lambda: record.power_off(record.claim(PAIRED, B), 1),
+        lambda: record.power_off(record.activate(record.claim(PAIRED, B)), 1),
+        lambda: record.start(record.power_off(PAIRED, 1), B),
+        lambda: record.activate(record.power_off(PAIRED, 1)),
+        lambda: record.hand_to_image(record.power_off(PAIRED, 1)),
     ],
 )
 def test_an_illegal_move_is_never_made(move: Callable[[], Record]) -> None:
@@ -72,8 +78,21 @@ def test_a_malformed_record_is_an_error(text: bytes) -> None:
 
 
 def test_it_survives_its_encoding() -> None:
-    for one in (COLD, CLAIMED, ACTIVE, PAIRED):
+    for one in (COLD, CLAIMED, ACTIVE, PAIRED, record.power_off(PAIRED, 1_700_000_000)):
         assert record.decode(record.encode(one), "x") == one
+
+
+def test_what_is_not_used_is_not_written_and_an_older_version_is_not_disturbed() -> None:
+    assert b"off_at_s" not in record.encode(PAIRED)
+    with_defaults = b'{"generation":1,"kind":"cold","owner":"a","other":"","vni":0,"image":"a"}'
+    assert record.decode(with_defaults, "x") == COLD
+
+
+def test_a_vm_that_is_off_names_nobody() -> None:
+    off = record.power_off(PAIRED, 1_700_000_000)
+    assert not off.names(A)
+    assert not off.names(B)
+    assert off.describe() == "off, by its guest at 2023-11-14 22:13:20 UTC, the image on a"
 
 
 def test_an_older_generation_is_refused_over_restarts(tmp_path: Path) -> None:

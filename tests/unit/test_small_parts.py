@@ -93,7 +93,7 @@ def test_no_udp_fragmentation_is_offered_and_the_instance_is_named() -> None:
         assert f"{name}=off" in line
     assert "tso4=off" not in line
     assert "-name web@a/0123456789abcdef" in line
-    assert "-no-shutdown" in line
+    assert "shutdown=pause,panic=none" in line
     assert "-S" in line.split()
     assert "-incoming defer" in " ".join(_line(VmRole.SECONDARY))
 
