@@ -101,6 +101,13 @@ def exists(ifname: str) -> bool:
     return True
 
 
+def has_carrier(ifname: str) -> bool:
+    """Of a tap: somebody, a VM, has it open."""
+    with _netlink(f"device {ifname}") as ipr:
+        (link,) = ipr.get_links(index_of(ifname))
+        return bool(link.get_attr("IFLA_CARRIER"))
+
+
 def mtu_of(ifname: str) -> int:
     """MTU in bytes."""
     with _netlink(f"{ifname}: read MTU") as ipr:

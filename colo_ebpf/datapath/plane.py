@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from colo_ebpf.datapath import abi, loader, netdev, reap, tc
+from colo_ebpf.datapath import abi, generations, loader, netdev, reap, tc
 from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.decode import count_rows, event_of, mismatch_rows
 from colo_ebpf.datapath.lasting import LastingOffsets
@@ -107,6 +107,8 @@ class DataPlane:
     def open(cls, spec: PlaneSpec) -> DataPlane:
         """Compile, load and bind. Blocks for seconds; raises LoadError or DatapathError."""
         loader.require_bpffs(spec.bpffs)
+        taps = [nic.tap for nic in spec.nics]
+        generations.make_way(spec.bpffs, spec.vm, taps, spec.link_device)
         pins = loader.pin_directory(spec.bpffs, spec.vm)
         pins.mkdir(parents=True, exist_ok=True)
         loader.check_pins(pins, spec.sizes)

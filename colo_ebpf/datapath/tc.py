@@ -47,6 +47,27 @@ def attach(ifname: str, parent: int, program: str, fd: int, priority: int = PRIO
         raise AttachError(f"{ifname} {hook}: attach {program}: {e}") from e
 
 
+def detach(ifname: str) -> None:
+    """Take off every filter of ours, of whichever version."""
+    index = netdev.index_of(ifname)
+    with IPRoute() as ipr:
+        for parent in (INGRESS, EGRESS):
+            try:
+                rows = list(ipr.get_filters(index, parent=parent))
+                for priority in {row["info"] >> 16 for row in rows} & {BEFORE, PRIORITY, AFTER}:
+                    ipr.tc(
+                        "del-filter",
+                        "bpf",
+                        index,
+                        HANDLE,
+                        parent=parent,
+                        prio=priority,
+                        protocol=_ETH_P_ALL,
+                    )
+            except NetlinkError as e:
+                raise AttachError(f"{ifname}: detach: {e}") from e
+
+
 def attached(ifname: str) -> dict[str, list[str]]:
     """Names of our programs by hook (`ingress`, `egress`), in the order they run."""
     found: dict[str, list[str]] = {}
