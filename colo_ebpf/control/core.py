@@ -253,7 +253,7 @@ class Core:
             return
         if old is None or _meaning(record) != _meaning(old):
             self._record_since_ns = now_ns
-            self._fence.learned(old, record, self.decision.sentence, mine=mine)
+            self._fence.learned(old, record, self.decision.sentence)
             self._begin_attempt()
         self.record = record
         if self.vm is not None and not self._is_replica(self.vm):

@@ -274,7 +274,6 @@ class FenceFacts:
 
     when: FenceWhen = FenceWhen.OFF
     reason: str = ""  # why the pair was left
-    given: bool = False  # the claim is the loser's own doing: a switchover
     due: Fence | None = None  # after-solo: what is still to be run
     failures: int = 0
     error: str = ""  # of the last failure

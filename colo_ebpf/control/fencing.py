@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """When the other host has to be turned off. Part of `decide`; pure, but for the memory below.
 
-A claim that still names the loser in `other` was made without asking it, unless the loser wrote it
-itself (a switchover). Before this host goes on alone (`before_solo`), or while it does
-(`after_solo`), a command of the operator's turns the loser off. One that conceded or handed over is
-left as it is.
+A claim that still names the loser in `other` was made without asking it, unless it says that the
+loser wrote it itself (a switchover). Before this host goes on alone (`before_solo`), or while it
+does (`after_solo`), a command of the operator's turns the loser off. One that conceded or handed
+over is left as it is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _EARLIER_RUN = "claimed by an earlier run of this daemon"
 def before_solo(s: Snapshot, r: Record, activation: Decision) -> Decision:
     """The activation, or the fence that has to succeed before it."""
     fence = s.fence
-    asked = fence.given or not r.other
+    asked = r.given or not r.other
     if fence.when is not FenceWhen.BEFORE_SOLO or asked or Fence in s.done:
         return activation
     peer = s.who.peer
@@ -104,13 +104,12 @@ class FenceMemory:
         self._host, self._peer = host, peer
         self.facts = FenceFacts(when)
 
-    def learned(self, old: Record | None, new: Record, why: str, *, mine: bool) -> None:
-        """The record has another meaning now; `why` is what we were doing, `mine`: we wrote it."""
+    def learned(self, old: Record | None, new: Record, why: str) -> None:
+        """The record has another meaning now; `why` is what we were doing."""
         ours = host_of(new.owner) == self._host
         if ours and new.kind is Kind.CLAIMED:
             reason = why if old else _EARLIER_RUN
-            given = old is not None and old.kind is Kind.PAIRED and not mine
-            self.facts = FenceFacts(self.facts.when, reason=reason, given=given)
+            self.facts = FenceFacts(self.facts.when, reason=reason)
         elif ours and new.kind is Kind.ACTIVE and old is not None:
             self._active(old, new)
         else:
@@ -123,7 +122,7 @@ class FenceMemory:
         known = self.facts
         due = None
         claimed = old.kind is Kind.CLAIMED and old.owner == new.owner and old.other != ""
-        if claimed and not known.given and known.when is FenceWhen.AFTER_SOLO:
+        if claimed and not old.given and known.when is FenceWhen.AFTER_SOLO:
             due = Fence(self._peer, old.generation, known.reason)
         self.facts = FenceFacts(known.when, due=due)
 
@@ -131,7 +130,7 @@ class FenceMemory:
         """The command ended."""
         known = self.facts
         if error is None:
-            self.facts = FenceFacts(known.when, reason=known.reason, given=known.given)
+            self.facts = FenceFacts(known.when, reason=known.reason)
             return
         self.facts = replace(
             known,

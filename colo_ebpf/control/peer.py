@@ -29,7 +29,7 @@ from colo_ebpf.errors import PeerError
 from colo_ebpf.model import Endpoints, VmHealth
 
 MAGIC = b"COLO"
-VERSION = 3
+VERSION = 3  # of what is said here, and of the record: both hosts read that
 GREET_AFTER_NS = 100_000_000  # silence after which a new run of the peer's daemon is greeted
 REFUSAL_HOLDS_NS = 2_500_000_000
 _MAC_BYTES = 32

@@ -139,7 +139,7 @@ def beside_the_well(s: Snapshot, r: Record, paired: Decision) -> Decision:
     return replace(
         paired,
         sentence=f"switchover to {peer}: writing down that it takes over",
-        step=rested(s, Swap(r, record.claim(r, r.other))),
+        step=rested(s, Swap(r, record.hand_over(r))),
         still=True,
     )
 

@@ -62,6 +62,7 @@ class Record(
     other: str = ""  # PAIRED: the secondary. CLAIMED: the instance a claim may go back to
     vni: int = 0  # of the pairing; a claim keeps that of the pairing it ended, a start has 0
     image: str
+    given: bool = False  # CLAIMED: its loser wrote it (a switchover), nobody need turn it off
     off_at_s: int = 0  # OFF: when, in seconds since 1970; 0: not known
     nonce: str = ""
 
@@ -82,6 +83,8 @@ class Record(
             _check(self.other == "" and self.vni == 0, f"a {self.kind.value} record names one")
         if self.kind is not Kind.ACTIVE:
             _check(self.image != "", f"a {self.kind.value} record needs the host of the image")
+        asked = self.kind is Kind.CLAIMED and self.other != ""
+        _check(asked or not self.given, "only a claim that can go back was given")
         is_off = self.kind is Kind.OFF
         _check(self.off_at_s >= 0 and (is_off or not self.off_at_s), "only a VM that is off was")
 
@@ -149,6 +152,12 @@ def pair(old: Record, secondary: str, vni: int) -> Record:
     """active -> paired, by the owner; only from a whole disk."""
     _need(old.kind is Kind.ACTIVE and old.disk is Disk.WHOLE, old, f"pair with {secondary}")
     return _next(old, kind=Kind.PAIRED, owner=old.owner, other=secondary, vni=vni, image=old.image)
+
+
+def hand_over(old: Record) -> Record:
+    """paired -> claimed by the secondary, written by the primary: a switchover."""
+    _need(old.kind is Kind.PAIRED, old, "hand over")
+    return msgspec.structs.replace(claim(old, old.other), given=True)
 
 
 def claim(old: Record, instance: str) -> Record:

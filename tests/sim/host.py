@@ -335,6 +335,7 @@ class Host:
         raise FenceError("the switch does not answer")
 
     def _power_off_other(self) -> None:
+        assert not self.world.given, f"{self.peer_name} handed over and is fenced"
         self.world.lost_vms += 1
         self.world.note(f"FENCED {self.peer_name}")
         self.other.crash()

@@ -316,7 +316,8 @@ def test_who_conceded_is_not_fenced_nor_is_there_anyone_at_a_start() -> None:
 
 
 def test_who_handed_over_is_not_fenced() -> None:
-    assert _activates(_won("b", FenceFacts(FenceWhen.BEFORE_SOLO, given=True)))
+    given = record.hand_over(PAIRED)
+    assert _activates(_won("b", FenceFacts(FenceWhen.BEFORE_SOLO), record=given))
 
 
 def test_a_claim_that_was_taken_back_is_fenced() -> None:

@@ -17,7 +17,7 @@ from colo_ebpf.control import record, settings
 from colo_ebpf.control.facts import Fence, FenceWhen
 from colo_ebpf.control.fence import FenceCommand
 from colo_ebpf.control.fencing import FenceMemory
-from colo_ebpf.control.record import GenerationFloor
+from colo_ebpf.control.record import GenerationFloor, Record
 from colo_ebpf.control.steps import Steps
 from colo_ebpf.errors import CannotFenceError, FenceError
 from tests.capabilities import ROOT
@@ -35,7 +35,7 @@ PAIRED = record.pair(ACTIVE, B, 7)
 
 def _after_solo() -> FenceMemory:
     memory = FenceMemory(FenceWhen.AFTER_SOLO, "a", "b")
-    memory.learned(PAIRED, record.claim(PAIRED, A), "bidding: b is not heard", mine=True)
+    memory.learned(PAIRED, record.claim(PAIRED, A), "bidding: b is not heard")
     return memory
 
 
@@ -43,10 +43,10 @@ def test_who_did_not_agree_is_due_once_the_claim_is_active() -> None:
     claim = record.claim(PAIRED, A)
     memory = _after_solo()
     assert memory.facts.due is None
-    memory.learned(claim, record.activate(claim), "", mine=True)
+    memory.learned(claim, record.activate(claim), "")
     assert memory.facts.due == Fence("b", claim.generation, "bidding: b is not heard")
     memory.ended(FenceError("no"), 7)
-    memory.learned(record.activate(claim), record.reassert(record.activate(claim)), "", mine=True)
+    memory.learned(record.activate(claim), record.reassert(record.activate(claim)), "")
     assert (memory.facts.due is not None, memory.facts.failures, memory.facts.error) == (
         True, 1, "no")  # fmt: skip
     memory.ended(None, 9)
@@ -56,22 +56,22 @@ def test_who_did_not_agree_is_due_once_the_claim_is_active() -> None:
 def test_nobody_is_due_who_conceded_or_is_offered_a_pairing() -> None:
     memory = _after_solo()
     conceded = record.concede(record.claim(PAIRED, A), B)
-    memory.learned(conceded, record.activate(conceded), "", mine=True)
+    memory.learned(conceded, record.activate(conceded), "")
     assert memory.facts.due is None
     claim = record.claim(PAIRED, A)
     memory = _after_solo()
-    memory.learned(claim, record.activate(claim), "", mine=True)
+    memory.learned(claim, record.activate(claim), "")
     memory.pairs()
     assert memory.facts.due is None
 
 
 def test_a_new_claim_begins_anew() -> None:
     memory = FenceMemory(FenceWhen.BEFORE_SOLO, "a", "b")
-    memory.learned(None, record.claim(PAIRED, A), "reading", mine=True)
+    memory.learned(None, record.claim(PAIRED, A), "reading")
     assert memory.facts.reason == "claimed by an earlier run of this daemon"
     memory.ended(CannotFenceError("no switch"), 7)
     assert memory.facts.hopeless
-    memory.learned(record.claim(PAIRED, A), record.claim(record.claim(PAIRED, A), B), "", mine=True)
+    memory.learned(record.claim(PAIRED, A), record.claim(record.claim(PAIRED, A), B), "")
     assert (memory.facts.hopeless, memory.facts.failures) == (False, 0)
 
 
@@ -307,11 +307,11 @@ def test_hypervisor_cannot_fence_a_host_it_knows_nothing_of(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("when", [FenceWhen.BEFORE_SOLO, FenceWhen.AFTER_SOLO])
-def test_who_handed_over_is_not_fenced(when: FenceWhen) -> None:
+@pytest.mark.parametrize("before", [PAIRED, None], ids=["lived through it", "restarted"])
+def test_who_handed_over_is_not_fenced(when: FenceWhen, before: Record | None) -> None:
     """A switchover: the old primary wrote the claim, and is named as the way back."""
     memory = FenceMemory(when, "a", "b")
-    claim = record.claim(PAIRED, A)
-    memory.learned(PAIRED, claim, "secondary of a protected pair", mine=False)
-    assert memory.facts.given
-    memory.learned(claim, record.activate(claim), "", mine=True)
+    claim = record.hand_over(record.pair(record.activate(record.start(record.cold("b"), B)), A, 7))
+    memory.learned(before, claim, "secondary of a protected pair")
+    memory.learned(claim, record.activate(claim), "")
     assert memory.facts.due is None

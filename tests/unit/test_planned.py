@@ -107,7 +107,7 @@ def test_one_that_is_older_or_was_not_armed_does_not_count(loaded: Loaded) -> No
 
 def test_then_the_secondarys_claim_is_written_and_no_other_checkpoint_begun() -> None:
     d = decide(_wished(turns=LOADED))
-    assert _swap(_wished(turns=LOADED)) == TAKES_OVER
+    assert _swap(_wished(turns=LOADED)) == record.hand_over(PAIRED)
     assert d.still
     assert d.mode is decide(_at("a", PAIRED)).mode, "what both agree on leaves until it is written"
 
@@ -335,7 +335,7 @@ def test_what_was_begun_before_the_pause_is_finished() -> None:
 
 def test_paused_it_can_be_forced_and_planned() -> None:
     assert _swap(_orphan(wish=FORCE, paused=True)) == TAKES_OVER
-    assert _swap(_wished(turns=LOADED, paused=True)) == TAKES_OVER
+    assert _swap(_wished(turns=LOADED, paused=True)) == record.hand_over(PAIRED)
 
 
 def test_paused_no_pair_is_offered() -> None:

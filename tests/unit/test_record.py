@@ -32,14 +32,15 @@ def test_the_way_of_a_takeover() -> None:
 
 
 def test_the_way_of_a_switchover_there_and_back() -> None:
-    handed_over = record.claim(PAIRED, PAIRED.other)
+    handed_over = record.hand_over(PAIRED)
+    assert (handed_over.owner, handed_over.other, handed_over.given) == (B, A, True)
     assert handed_over.names(A), "the old primary's VM is kept until the other one is active"
     assert not record.activate(handed_over).names(A)
     back = record.concede(handed_over, B)
     assert (back.kind, back.owner, back.other, back.image) == (Kind.CLAIMED, A, "", "a")
     assert record.activate(back).disk is Disk.WHOLE
     taken_back = record.claim(handed_over, A)
-    assert (taken_back.owner, taken_back.other) == (A, B)
+    assert (taken_back.owner, taken_back.other, taken_back.given) == (A, B, False)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,7 @@ def test_the_way_of_a_switchover_there_and_back() -> None:
         lambda: record.concede(ACTIVE, A),
         lambda: record.commit(ACTIVE),
         lambda: record.reassert(PAIRED),
+        lambda: record.hand_over(ACTIVE),
         lambda: record.power_off(COLD, 1),
         lambda: record.power_off(record.claim(PAIRED, B), 1),
         lambda: record.power_off(record.activate(record.claim(PAIRED, B)), 1),
@@ -78,7 +80,14 @@ def test_a_malformed_record_is_an_error(text: bytes) -> None:
 
 
 def test_it_survives_its_encoding() -> None:
-    for one in (COLD, CLAIMED, ACTIVE, PAIRED, record.power_off(PAIRED, 1_700_000_000)):
+    for one in (
+        COLD,
+        CLAIMED,
+        ACTIVE,
+        PAIRED,
+        record.hand_over(PAIRED),
+        record.power_off(PAIRED, 1_700_000_000),
+    ):
         assert record.decode(record.encode(one), "x") == one
 
 
