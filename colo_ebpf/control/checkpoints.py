@@ -18,6 +18,7 @@ from colo_ebpf.control.epoch import (
     WriteTurn,
 )
 from colo_ebpf.control.epoch_secondary import Note, SecondaryTurns
+from colo_ebpf.control.eventlog import Past
 from colo_ebpf.control.facts import Timing, TurnFacts, Turns
 from colo_ebpf.control.fitness import Fitness
 from colo_ebpf.control.guest import Guest
@@ -35,6 +36,7 @@ _REASONS = {
 }
 
 
+_PEER_DISK = "a write to the secondary's disk failed"
 _OVERLAYS_EVERY_NS = 50_000_000
 
 
@@ -58,6 +60,7 @@ class Checkpoints:
         self.secondary = SecondaryTurns(timing.arm_timeout_ns)
         self.fitness = Fitness()
         self.guest = Guest()
+        self.peer_disk = ""  # why the disk of the secondary lacks a write, since it is being made
         self.announced = 0
         self.flush_wanted = False
         self.still = False  # begin none
@@ -79,7 +82,13 @@ class Checkpoints:
         """For the decision."""
         p = self.primary
         idle = p.stage is Stage.IDLE and p.settled_epoch
-        return TurnFacts(p.broken, p.loaded, p.triggered_ns, idle)
+        return TurnFacts(p.broken or self.peer_disk, p.loaded, p.triggered_ns, idle)
+
+    def found(self, past: Past, off: bool, now_ns: int) -> None:
+        """Of a VM that is adopted."""
+        self.guest.found(past, off, now_ns)
+        if past.peer_disk:
+            self.peer_disk = _PEER_DISK
 
     def take_side(self, side: Turns, vm: Vm | None, fresh: bool, now_ns: int) -> None:
         """Begin or end; `fresh`: the secondary's VM was made for this pairing."""
@@ -107,6 +116,8 @@ class Checkpoints:
     def vm_event(self, vm: Vm, event: VmEvent) -> None:
         """One event of our VM, in order."""
         local = event.kind is VmEventKind.DISK_BAD and not of_peer(event)
+        if event.kind is VmEventKind.DISK_BAD and not local:
+            self.peer_disk = _PEER_DISK
         if self._side is Turns.PRIMARY and not local:
             self._do(self.primary.vm_event(event))
             if event.kind is VmEventKind.RESET:

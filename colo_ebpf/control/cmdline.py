@@ -22,6 +22,7 @@ from colo_ebpf.model import VmRole
 
 _NOT_OFFERED = ("guest_ufo", "host_ufo")
 _PEER_NODE = "nbd"
+SYNC_JOB = "colo-sync"  # the jobs that copy the disks to a new secondary; a number follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,11 @@ def trace_path(spec: VmSpec, instance: str) -> Path:
     return spec.run_dir / f"colo-{instance.rpartition('/')[2]}.trace"
 
 
+def events_path(spec: VmSpec, instance: str) -> Path:
+    """QEMU's events of one instance, without `.in` and `.out`; they outlive the daemon."""
+    return spec.run_dir / f"events-{instance.rpartition('/')[2]}"
+
+
 def _drives(disk: DiskSpec, role: VmRole) -> list[str]:
     drives = [
         f"if=none,id={disk.image},driver={disk.format},file.driver=file,file.filename={disk.path}"
@@ -167,8 +173,9 @@ def _network(spec: VmSpec) -> list[str]:
     return args
 
 
-def _monitors(spec: VmSpec) -> list[str]:
-    args = []
+def _monitors(spec: VmSpec, instance: str) -> list[str]:
+    args = ["-chardev", f"pipe,id=mon2,path={events_path(spec, instance)}"]
+    args += ["-mon", "chardev=mon2,mode=control"]
     for name, path in (("mon0", monitor_path(spec)), ("mon1", oob_path(spec))):
         args += ["-chardev", f"socket,id={name},path={path},server=on,wait=off"]
         args += ["-mon", f"chardev={name},mode=control"]
@@ -205,7 +212,7 @@ def command_line(spec: VmSpec, role: VmRole, instance: str) -> list[str]:
         "-D",
         str(trace_path(spec, instance)),
         *boot,
-        *_monitors(spec),
+        *_monitors(spec, instance),
         *_network(spec),
         *_disks(spec, role),
         *("-device", "pvpanic"),

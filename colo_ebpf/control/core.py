@@ -19,6 +19,7 @@ from colo_ebpf.control.checkpoints import Checkpoints, of_peer
 from colo_ebpf.control.decide import decide
 from colo_ebpf.control.epoch import Command, Stage
 from colo_ebpf.control.epoch_secondary import Note
+from colo_ebpf.control.eventlog import Past
 from colo_ebpf.control.facts import Decision, Snapshot, State, Step, TaskKind, Turns
 from colo_ebpf.control.fencing import FenceMemory
 from colo_ebpf.control.fitness import Fitness
@@ -102,12 +103,13 @@ class Core:
 
     # --- events ------------------------------------------------------------------------
 
-    def adopt(self, vm: Vm, failed: bool, off: bool, now_ns: int) -> None:
+    def adopt(self, vm: Vm, past: Past, *, failed: bool, off: bool, now_ns: int) -> None:
         """A QEMU that an earlier daemon left running, before the first cycle. `failed`: requests
         to its disks have, nobody can say since which checkpoint. `off`: its guest ended it."""
         self.vm = vm
-        if off:
-            self.checkpoints.guest.found_off(now_ns)
+        self.checkpoints.found(past, off, now_ns)
+        if past.disk and (past.left or vm.role is VmRole.PRIMARY):
+            self.fitness.failed(f"its disk failed ({past.disk})", None)
         if failed and vm.role is VmRole.SECONDARY:
             self.fitness.failed("its disk failed at some time", vm.loads())
 
@@ -389,6 +391,7 @@ class Core:
         self.offsets.begin(new.vni if new else 0)
         if new is not None and new.kind is TaskKind.PAIR:
             self._fence.pairs()
+            self.checkpoints.peer_disk = ""
         if old is not None and old.kind is TaskKind.PAIR and d.state is not State.PRIMARY:
             rest_ns = min(_REST_FIRST_NS << self._rests, _REST_LONGEST_NS)
             self._rests = min(self._rests + 1, 8)

@@ -144,7 +144,8 @@ class Daemon:
         await self.plane.take_role(VmRole.PRIMARY if primary else vm.role)
         self._listen_to(vm)
         failed = await vm.failed_requests() > 0
-        self.core.adopt(vm, failed, await vm.powered_off(), boot_ns())
+        off = await vm.powered_off()
+        self.core.adopt(vm, vm.past(), failed=failed, off=off, now_ns=boot_ns())
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from colo_ebpf.control.cmdline import DiskSpec, VmSpec
+from colo_ebpf.control.cmdline import SYNC_JOB, DiskSpec, VmSpec
 from colo_ebpf.control.qmp import Monitors
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import Endpoints, Progress
@@ -32,7 +32,7 @@ OnProgress = Callable[[Progress], None]
 
 def job_of(disk: DiskSpec) -> str:
     """The copy of one disk."""
-    return f"colo-sync{disk.number}"
+    return f"{SYNC_JOB}{disk.number}"
 
 
 def bitmap_of(instance: str) -> str:

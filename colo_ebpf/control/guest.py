@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from colo_ebpf.control.eventlog import Past
 from colo_ebpf.model import VmEvent, VmEventKind
 
 _ONE_REBOOT_NS = 2_000_000_000  # firmware resets once more by itself
@@ -26,9 +27,11 @@ class Guest:
     _off_ns: int = 0
     _reset_ns: int | None = None
 
-    def found_off(self, now_ns: int) -> None:
-        """It powered itself off while no daemon ran here."""
-        self.off_at_s, self._off_ns = 0, now_ns
+    def found(self, past: Past, off: bool, now_ns: int) -> None:
+        """By a daemon that adopts it. `off`: it stands, since it powered itself off."""
+        self.panicked = past.panicked
+        if off:
+            self.off_at_s, self._off_ns = past.off_at_s or 0, now_ns
 
     def hear(self, event: VmEvent, *, loads: bool) -> str:
         """What to tell of an event ("" if nothing). `loads`: a RESUME now is the end of a load."""

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from colo_ebpf.control import cmdline
 from colo_ebpf.control.cmdline import VmSpec
+from colo_ebpf.control.eventlog import EventLog
 from colo_ebpf.control.lineage import Lineage
 from colo_ebpf.control.vm import Qemu
 from colo_ebpf.errors import QmpError, VmError
@@ -86,12 +87,13 @@ class QemuMachine:
             if role is VmRole.SECONDARY:
                 size_bytes = facts.virtual_bytes
                 await asyncio.to_thread(image.make_overlays, disk.overlays, size_bytes)
-        for path in (cmdline.monitor_path(spec), cmdline.oob_path(spec)):
+        for path in (cmdline.monitor_path(spec), cmdline.oob_path(spec), *self._logs()):
             path.unlink(missing_ok=True)
         if role is VmRole.SECONDARY:
             Lineage.of(spec).begin(instance)
         else:
             Lineage.of(spec).end()
+        EventLog(cmdline.events_path(spec, instance)).make()
         pid = await self._spawn(cmdline.command_line(spec, role, instance))
         self._pid_file.write_text(f"{pid} {role.value} {instance}\n")
         vm = Qemu(spec, role, instance, pid)
@@ -104,6 +106,11 @@ class QemuMachine:
                 raise VmError(f"QEMU {instance}: did not start: {e}\n{self._log_tail()}") from e
             raise
         return vm
+
+    def _logs(self) -> list[Path]:
+        """Traces and events of QEMUs before this one."""
+        run_dir = self._spec.run_dir
+        return [*run_dir.glob("colo-*.trace"), *run_dir.glob("events-*")]
 
     async def _spawn(self, argv: list[str]) -> int:
         spec = self._spec

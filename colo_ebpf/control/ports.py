@@ -32,6 +32,7 @@ from colo_ebpf.model import (
 if TYPE_CHECKING:
     from colo_ebpf.control.epoch import Command
     from colo_ebpf.control.epoch_secondary import Note
+    from colo_ebpf.control.eventlog import Past
     from colo_ebpf.control.facts import Step
     from colo_ebpf.control.pause import Pause
     from colo_ebpf.control.record import Record
@@ -177,6 +178,9 @@ class Vm(Protocol):
 
     async def failed_requests(self) -> int:
         """Disk requests of the guest that failed since QEMU was started."""
+
+    def past(self) -> Past:
+        """What became of it so far, whether or not a daemon was there."""
 
     async def lend_images(self) -> tuple[LentImage, ...]:
         """Primary of a pair: its images can be read until `take_back_images`."""

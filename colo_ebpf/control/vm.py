@@ -15,6 +15,7 @@ from colo_ebpf.clock import boot_ns
 from colo_ebpf.control import cmdline, trace
 from colo_ebpf.control.cmdline import VmSpec
 from colo_ebpf.control.disks import Disks
+from colo_ebpf.control.eventlog import EventLog, Past
 from colo_ebpf.control.lineage import Lineage
 from colo_ebpf.control.qmp import Monitors
 from colo_ebpf.errors import QmpError, VmError
@@ -57,6 +58,7 @@ class Qemu:
         self._qmp = Monitors(instance, spec.qmp_timeout_ms, self._on_event)
         self._disks = Disks(spec, instance, self._qmp)
         self._lineage = Lineage.of(spec)
+        self._log = EventLog(cmdline.events_path(spec, instance))
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
 
     # -- identity and events -------------------------------------------------------------
@@ -137,6 +139,7 @@ class Qemu:
                 self._on_event(
                     VmEvent(VmEventKind.HUNG if hung else VmEventKind.ANSWERS, boot_ns())
                 )
+            self._log.cut()
             await asyncio.sleep(limit_ms / 1000 / _ASKS)
 
     async def check_name(self) -> None:
@@ -313,6 +316,10 @@ class Qemu:
     async def failed_requests(self) -> int:
         """Disk requests of the guest that failed, ever."""
         return await self._disks.failed_requests()
+
+    def past(self) -> Past:
+        """What became of it, whether or not a daemon was there."""
+        return self._log.read()
 
     # -- a look at the disks ---------------------------------------------------------------
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from colo_ebpf.lab import faults
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
@@ -61,6 +63,18 @@ def _used(lab: Lab) -> int:
     return sum(one["used_bytes"] for one in _status(lab, "b")["overlays"])
 
 
+def _refused_writes(lab: Lab) -> bool:
+    """As the primary's QEMU has written down."""
+    logs = lab.places["a"].run_dir.glob("events-*.out")
+    return any(b"QUORUM_REPORT_BAD" in path.read_bytes() for path in logs)
+
+
+def _fill(filler: Path) -> None:
+    with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+        while True:
+            assert file.write(bytes(1 << 16))
+
+
 def _log(lab: Lab, host: str) -> str:
     return lab.places[host].log.read_text()
 
@@ -99,9 +113,7 @@ def test_a_checkpoint_comes_before_they_are_full(lab: Lab) -> None:
 def test_without_room_the_primary_goes_on_alone_until_there_is(lab: Lab) -> None:
     generation = _status(lab, "a")["record"]["generation"]
     filler = lab.places["b"].directory / "overlay" / "filler"
-    with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
-        while True:
-            assert file.write(bytes(1 << 16))
+    _fill(filler)
     lab.wait(lambda: "no room left, again after" in str(_status(lab, "b")), "b is not unfit", 60)
     lab.wait(lambda: _status(lab, "a")["mode"] == "solo", "a does not leave the pair", 60)
     assert _status(lab, "a")["record"]["generation"] > generation
@@ -109,3 +121,31 @@ def test_without_room_the_primary_goes_on_alone_until_there_is(lab: Lab) -> None
     filler.unlink()
     lab.wait_protected()
     assert _status(lab, "b")["disk"] == "replicated"
+
+
+def test_a_write_that_was_refused_while_the_primarys_daemon_was_gone_ends_the_pair(
+    lab: Lab,
+) -> None:
+    async def append() -> None:
+        client = Client(lab.namespace_of("client"), lab.guest_address)
+        lines = Lines(await client.connect(LEDGER))
+        number = int((await lines.ask("SUM")).split()[1]) + 1
+        faults.kill(lab, "a", "daemon")
+        _fill(filler)
+        async with asyncio.timeout(PATIENCE_S):
+            answer = asyncio.create_task(lines.ask(f"ADD {number} {'x' * 400}"))
+            while not _refused_writes(lab):
+                await asyncio.sleep(0.05)
+            lab.start_daemon(lab.places["a"])
+            assert (await answer).startswith(f"OK {number} "), "the primary's guest was told so"
+        lines.close()
+
+    lab.wait_protected()
+    generation = _status(lab, "a")["record"]["generation"]
+    filler = lab.places["b"].directory / "overlay" / "filler"
+    asyncio.run(append())
+    lab.wait(lambda: (lab.ask("a") or {}).get("mode") == "solo", "a does not leave the pair", 60)
+    assert "bidding to go on alone: a write to the secondary's disk failed" in _log(lab, "a")
+    assert _status(lab, "a")["record"]["generation"] > generation
+    filler.unlink()
+    lab.wait_protected()

@@ -84,6 +84,7 @@ async def test_a_vm_that_finds_no_room_is_unfit_until_it_is_loaded_anew(tmp_path
             await _append_until_refused(6000)
             (error,) = _of(b, VmEventKind.BLOCK_ERROR)
             assert error.data["reason"] == "No space left on device"
+            assert b.vm.past().disk == "No space left on device"
             assert await b.vm.failed_requests() > 0
             (use,) = b.vm.overlay_use()
             assert use.free_bytes < ROOM_BYTES
@@ -109,6 +110,7 @@ async def test_what_the_primary_writes_and_finds_no_room_for_fails_there(tmp_pat
             bad = _of(a, VmEventKind.DISK_BAD)
             assert bad
             assert all(of_peer(event) for event in bad)
+            assert (a.vm.past().peer_disk, a.vm.past().disk) == (True, "")
             assert _of(b, VmEventKind.BLOCK_ERROR) == [], "the secondary cannot know"
 
 
@@ -122,4 +124,6 @@ async def test_a_write_that_only_the_peers_image_took_is_told_apart(tmp_path: Pa
             bad = _of(a, VmEventKind.DISK_BAD)
             assert bad
             assert not any(of_peer(event) for event in bad)
+            assert a.vm.past().disk
+            assert not a.vm.past().peer_disk
             assert _of(a, VmEventKind.BLOCK_ERROR) == []

@@ -63,8 +63,10 @@ async def test_a_replica_that_was_powered_off_is_run_again_by_a_load(tmp_path: P
         assert b.events[-2].data["guest"] is True
         assert abs(int(str(b.events[-2].data["at_s"])) - time.time()) < 60
         assert (await b.vm.powered_off(), b.vm.settled()) == (True, Settled.NEW)
+        assert b.vm.past().off_at_s == b.events[-2].data["at_s"]
         at = len(b.events)
         await checkpoint(a, b)
+        assert b.vm.past().off_at_s is None
         assert b.kinds()[at:] == [VmEventKind.RESUME]
         assert not await b.vm.powered_off()
         assert await b.vm.running()

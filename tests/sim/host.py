@@ -152,7 +152,13 @@ class Host:
         )
         if self.vm is not None and self.vm.alive:
             vm, now_ns = self.vm, self.world.now_ns
-            self.core.adopt(vm, vm.ever_sick, vm.off, now_ns)  # type: ignore[arg-type]
+            self.core.adopt(
+                vm,  # type: ignore[arg-type]
+                vm.past(),
+                failed=vm.ever_sick,
+                off=vm.off,
+                now_ns=now_ns,
+            )
         self._beat(self._run)
 
     def _beat(self, run: int) -> None:

@@ -84,3 +84,47 @@ def test_a_write_that_the_peers_image_refused_leaves_the_primary_alone(world: Wo
     _vm(world, "a").emit(VmEventKind.DISK_BAD, **{"node-name": "nbd1", "type": "write"})
     _until(world, lambda: world.record.generation > generation)
     assert host_of(world.record.owner) == "a"
+
+
+@pytest.mark.parametrize("node", ["nbd1", "#block114"])
+def test_a_write_that_one_image_lacks_is_not_forgotten_while_no_daemon_runs(
+    world: World, node: str
+) -> None:
+    a, generation = world.hosts["a"], world.record.generation
+    a.kill_daemon()
+    _vm(world, "a").emit(VmEventKind.DISK_BAD, **{"node-name": node, "type": "write"})
+    world.run(500 * MS, lambda: None)
+    a.start_daemon()
+    _until(world, lambda: world.record.generation > generation)
+    assert host_of(world.record.owner) == ("a" if node == "nbd1" else "b")
+    assert _until_protected(world, 20_000)
+
+
+def test_a_disk_that_failed_where_the_vm_serves_stays_failed_over_a_restart(world: World) -> None:
+    _vm(world, "a").emit(VmEventKind.BLOCK_ERROR, reason="no room")
+    a = world.hosts["a"]
+    assert a.core is not None
+    why = a.core.unfit()
+    assert why == "its disk failed (no room)"
+    world.arbiter_cut |= {"a", "b"}  # else its replica takes over
+    a.kill_daemon()
+    a.start_daemon()
+    assert a.core is not None
+    assert a.core.unfit() == why
+
+
+def test_a_write_that_fails_while_the_replica_is_made_ends_the_attempt(world: World) -> None:
+    """Until both run under COLO the primary takes no turns, but what it writes is copied."""
+    a, b = world.hosts["a"], world.hosts["b"]
+    b.crash()
+    world.run(1_000 * MS, lambda: None)
+    b.boot()
+    core = a.core
+    assert core is not None
+    while core.decision.sentence != "copying the memory":
+        world.run(MS, lambda: None)
+    attempt = core.my_state().vni
+    _vm(world, "a").emit(VmEventKind.DISK_BAD, **{"node-name": "nbd0", "type": "write"})
+    assert core.my_state().vni != attempt
+    assert "gave up pairing: a write to the secondary's disk failed" in [t for _, t in core.history]
+    assert _until_protected(world, 40_000)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from colo_ebpf.control.eventlog import Past, follow
 from colo_ebpf.model import OverlayUse, Settled, VmEvent, VmEventKind, VmRole
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class ToyVm:
         self.loaded = 0
         self.sick = self.ever_sick = False  # a request to its disk failed since the last load
         self.session: Session | None = None
+        self._past = Past()
 
     def settled(self) -> Settled:
         """As the trace says."""
@@ -55,11 +57,17 @@ class ToyVm:
         self.sick = self.ever_sick = True
         self.emit(VmEventKind.BLOCK_ERROR)
 
+    def past(self) -> Past:
+        """As QEMU's own log of its events says."""
+        return self._past
+
     def emit(self, kind: VmEventKind, **data: object) -> None:
         """An event reaches the daemon, if there is one."""
         if kind is VmEventKind.COLO_EXIT:
             self.exited = True
         event = VmEvent(kind, self.host.world.now_ns, data)
+        as_logged = {"event": kind.value, "data": data, "timestamp": {"seconds": 1}}
+        self._past = follow(self._past, [as_logged])
         self.host.deliver(lambda: self.host.vm_event(self, event))
 
     def power_off(self) -> None:
@@ -184,6 +192,7 @@ class Session:
             if vm.alive and not self.world.link_up() and not vm.host.yanked:
                 self.world.after(_POLL_NS, tell)
             elif vm.alive and not vm.exited:
-                vm.emit(VmEventKind.COLO_EXIT)
+                side = "secondary" if vm is self.secondary else "primary"
+                vm.emit(VmEventKind.COLO_EXIT, mode=side, reason="error")
 
         self.world.after(self.world.delay_ns(0.1, 5), tell)

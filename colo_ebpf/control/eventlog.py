@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""QEMU's events in a file, for the daemon that was not there when they happened.
+
+QEMU gets a third monitor on a pair of plain files (a chardev `pipe`): the one it reads holds the
+word that begins QMP, the other takes every event of its life. A daemon that adopts the VM reads
+what it missed: a failed disk, a write that the secondary's image lacks, when its guest ended it.
+
+What was read is summed up beside the file and cut off from time to time: a busy pair takes many
+checkpoints, and each is a few lines.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from colo_ebpf.control.cmdline import SYNC_JOB, is_peer_node
+from colo_ebpf.errors import VmError
+
+_GREETING = b'{"execute": "qmp_capabilities"}\n'
+_CUT_BYTES = 1 << 20
+_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02  # linux/falloc.h
+_log = logging.getLogger(__name__)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Past(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What became of a VM so far."""
+
+    disk: str = ""  # why its disk failed, if it was started as a primary, or has `left` COLO since
+    left: bool = False  # it was a secondary, and is none any more
+    peer_disk: bool = False  # a write to the secondary's image failed since that was made
+    off_at_s: int | None = None  # its guest ended it, in seconds since 1970
+    panicked: bool = False
+
+
+def follow(past: Past, events: Iterable[dict[str, Any]]) -> Past:
+    """The past after some more events."""
+    change = msgspec.structs.replace
+    for event in events:
+        name, data = event.get("event"), event.get("data", {})
+        if name == "BLOCK_IO_ERROR":
+            past = change(past, disk=past.disk or str(data.get("reason", "no reason given")))
+        elif name == "QUORUM_REPORT_BAD":
+            past = _disk_bad(past, data)
+        elif name == "JOB_STATUS_CHANGE" and data.get("status") == "created":
+            anew = str(data.get("id", "")).startswith(SYNC_JOB)
+            past = change(past, peer_disk=past.peer_disk and not anew)
+        elif name == "COLO_EXIT" and data.get("mode") == "secondary":
+            past = change(past, disk="", left=True)  # what failed until then was the replica's
+        elif name == "SHUTDOWN" and data.get("guest"):
+            past = change(past, off_at_s=int(event["timestamp"]["seconds"]))
+        elif name == "RESUME":
+            past = change(past, off_at_s=None)
+        elif name in ("GUEST_PANICKED", "RESET"):
+            past = change(past, panicked=name == "GUEST_PANICKED")
+    return past
+
+
+def _disk_bad(past: Past, data: dict[str, Any]) -> Past:
+    node = data.get("node-name")
+    if node is None or is_peer_node(str(node)):
+        return msgspec.structs.replace(past, peer_disk=True)
+    reason = past.disk or str(data.get("error", "no reason given"))
+    return msgspec.structs.replace(past, disk=reason)
+
+
+class _Sum(msgspec.Struct, forbid_unknown_fields=True):
+    """Of all that is before `at`."""
+
+    at: int = 0
+    past: Past = Past()
+
+
+class EventLog:
+    """Of one instance. `path` without the `.in` and `.out` that QEMU adds."""
+
+    def __init__(self, path: Path) -> None:
+        self._greeting, self._events = path.with_suffix(".in"), path.with_suffix(".out")
+        self._sum_path = path.with_suffix(".sum")
+
+    def make(self) -> None:
+        """Before QEMU starts. VmError if it cannot be made."""
+        try:
+            self._greeting.write_bytes(_GREETING)
+            self._events.write_bytes(b"")
+        except OSError as e:
+            raise VmError(f"{self._events}: {e.strerror}") from e
+
+    def read(self) -> Past:
+        """All that happened; a line that is half written is left for the next look."""
+        return self._read().past
+
+    def _read(self) -> _Sum:
+        known = self._known()
+        try:
+            with self._events.open("rb") as file:
+                file.seek(known.at)
+                data = file.read()
+        except OSError as e:
+            _log.warning("what happened to the VM without a daemon is not known: %s", e)
+            return known
+        whole = data[: data.rfind(b"\n") + 1]
+        past = follow(known.past, (_event(line) for line in whole.splitlines()))
+        return _Sum(known.at + len(whole), past)
+
+    def _known(self) -> _Sum:
+        try:
+            return msgspec.json.decode(self._sum_path.read_bytes(), type=_Sum)
+        except (OSError, msgspec.DecodeError):
+            return _Sum()
+
+    def cut(self) -> None:
+        """If it has grown: sum up, then give back the room. QEMU writes on where it was."""
+        try:
+            size = self._events.stat().st_blocks * 512
+            if size < _CUT_BYTES:
+                return
+            total = self._read()
+            temporary = self._sum_path.with_suffix(".tmp")
+            temporary.write_bytes(msgspec.json.encode(total))
+            temporary.replace(self._sum_path)
+            _punch(self._events, total.at)
+        except OSError as e:
+            _log.warning("%s cannot be cut: %s", self._events, e)
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    try:
+        return dict(msgspec.json.decode(line))
+    except (msgspec.DecodeError, TypeError, ValueError):
+        return {}
+
+
+def _punch(path: Path, size: int) -> None:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        mode, zero = ctypes.c_int(_KEEP_SIZE | _PUNCH_HOLE), ctypes.c_long(0)
+        if _libc.fallocate(fd, mode, zero, ctypes.c_long(size)):
+            raise OSError(ctypes.get_errno(), "fallocate")
+    finally:
+        os.close(fd)
