@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from colo_ebpf.config import Config, Disk
+from colo_ebpf.config import Config, Disk, FenceTable
 from colo_ebpf.control import settings
 from colo_ebpf.control.arbiters import arbiter_of
 from colo_ebpf.control.machine import probe_qemu
 from colo_ebpf.datapath import headers, loader, netdev
-from colo_ebpf.errors import ColoError, DatapathError, VmError
+from colo_ebpf.errors import ColoError, DatapathError, FenceError, VmError
 from colo_ebpf.storage.image import look
 from colo_ebpf.storage.overlay import check_room
 
@@ -97,6 +97,10 @@ def _configured(config: Config) -> list[tuple[str, Callable[[], str]]]:
         ("heartbeat key", key),
         ("arbiter", arbiter),
     ]
+    if config.fence.when != "off":
+        checks.append(("fence", lambda: _fence(config.fence)))
+    if config.watchdog.device:
+        checks.append(("watchdog", lambda: _watchdog(config)))
     for number, disk in enumerate(config.vm.disk):
         checks += _disk(number, disk)
     return checks
@@ -111,6 +115,23 @@ def _disk(number: int, disk: Disk) -> list[tuple[str, Callable[[], str]]]:
         return check_room(Path(disk.overlay_dir), disk.overlay_limit_mib << 20)
 
     return [(f"disk {number}", image), (f"overlays {number}", overlays)]
+
+
+def _fence(table: FenceTable) -> str:
+    """It is looked at, never run: it would turn the other host off."""
+    program = table.command[0]
+    if not os.access(program, os.X_OK) or not Path(program).is_file():
+        raise FenceError(f"fence.command: {program} cannot be run: is it there and executable?")
+    if os.stat(program).st_mode & 0o022:
+        raise FenceError(f"fence.command: {program} can be written by others than its owner")
+    return f"{table.when}: {program} can be run; try it by hand (operations.md, Fencing)"
+
+
+def _watchdog(config: Config) -> str:
+    """Opening it would arm it, and the daemon may have it open: it is only looked at."""
+    settings.watchdog(config).look()
+    table = config.watchdog
+    return f"{table.device}: nowayout is not set; the daemon asks it for {table.timeout_s} s"
 
 
 def readable(one: Finding) -> str:

@@ -55,12 +55,16 @@ class Watchdog:
         run. Raises WatchdogError."""
         if not self._device:
             return
+        self.look()
+        self._close(self._armed())
+
+    def look(self) -> None:
+        """What can be told without opening, and thereby arming it. Raises WatchdogError."""
         if self._stays_armed():
             raise WatchdogError(
                 f"{self._device}: nowayout is set: it could not be disarmed when the VM moves; "
                 "load its driver with nowayout=0, or empty watchdog.device"
             )
-        self._close(self._armed())
 
     def feed(self, mode: Mode, now_ns: int) -> None:
         """In every beat. Never raises: without it the VM is as safe as with it."""
