@@ -60,9 +60,10 @@ def decide(s: Snapshot) -> Decision:
 def _for_record(s: Snapshot, r: Record) -> Decision:
     me = s.who.host
     if s.vm is not None and s.vm.alive and not _may_live(s, r, s.vm):
+        error = failed(s, EndVm)
         return Decision(
             State.ENDING,
-            f"ending the VM {s.vm.instance}: the record is {r.describe()}",
+            f"ending the VM {s.vm.instance}: {error or f'the record is {r.describe()}'}",
             mode=Mode.WITHHOLD,
             step=rested(s, EndVm(s.vm.instance)),
             cancels=True,

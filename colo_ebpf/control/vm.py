@@ -332,10 +332,19 @@ class Qemu:
         await self._disks.take_back(cmdline.lending_path(self._spec))
 
     async def kill(self) -> None:
-        """End the process and wait until it is gone."""
+        """End the process and wait until it is gone. VmError if the kernel does not let go of it:
+        it may still write to the images."""
         if self._alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
-            await self._gone.wait()
+            limit_ms = self._spec.checkpoint_timeout_ms
+            try:
+                async with asyncio.timeout(limit_ms / 1000):
+                    await self._gone.wait()
+            except TimeoutError as e:
+                raise VmError(
+                    f"{self._instance}: pid {self._pid} is killed and not gone after {limit_ms} ms:"
+                    " it waits inside the kernel, for a disk perhaps (ps shows state D)"
+                ) from e
         self._asking.cancel()
         await self._qmp.close()

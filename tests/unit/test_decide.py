@@ -503,3 +503,13 @@ def test_an_unread_record_changes_nothing_in_the_kernel() -> None:
     d = decide(_at("a", None, read_error="no answer"))
     assert (d.state, d.mode) == (State.UNKNOWN, None)
     assert "no answer" in d.sentence
+
+
+def test_a_vm_that_cannot_be_ended_is_told_and_tried_again() -> None:
+    r = record.activate(record.claim(PAIRED, B))
+    failure = facts.Failure(EndVm(A), "pid 7 is killed and not gone", NOW - MS)
+    d = decide(_at("a", r, failure=failure))
+    assert (d.state, d.step) == (State.ENDING, None)
+    assert d.sentence == f"ending the VM {A}: pid 7 is killed and not gone"
+    later = decide(_at("a", r, failure=replace(failure, at_ns=NOW - 1_000 * MS)))
+    assert later.step == EndVm(A)

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import dataclasses
+import os
 import socket
 from pathlib import Path
 
@@ -15,10 +18,12 @@ from colo_ebpf.control.epoch_secondary import Note
 from colo_ebpf.control.machine import judge_version
 from colo_ebpf.control.notefile import NoteFile
 from colo_ebpf.control.notify import Notifier
+from colo_ebpf.control.vm import Qemu
 from colo_ebpf.datapath import abi, loader, reap
 from colo_ebpf.errors import LoadError, VmError
 from colo_ebpf.lab import ledger
 from colo_ebpf.model import Settled, VmRole
+from tests.qemu.pair import spec_of
 
 STOP = "colo_vm_state_change Change 'run' => 'stop'"
 RUN = "colo_vm_state_change Change 'stop' => 'run'"
@@ -145,3 +150,18 @@ def test_the_ledgers_sums_chain() -> None:
 def test_a_write_waits_longer_than_any_silence_and_little_longer(peer_timeout_ms: int) -> None:
     waits_ms = settings.reconnect_s(peer_timeout_ms) * 1000
     assert peer_timeout_ms < waits_ms <= peer_timeout_ms + 1000
+
+
+async def test_a_process_that_the_kernel_does_not_let_go_of_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = dataclasses.replace(spec_of("a", tmp_path), checkpoint_timeout_ms=50)
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+    vm = Qemu(spec, VmRole.PRIMARY, "a/0123456789abcdef", process.pid)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", lambda pid, number: None)
+        with pytest.raises(VmError, match="is killed and not gone after 50 ms: it waits inside"):
+            await vm.kill()
+    await vm.kill()
+    assert not vm.alive
+    await process.wait()
