@@ -24,7 +24,7 @@ from colo_ebpf.control.cmdline import SYNC_JOB, is_peer_node
 from colo_ebpf.errors import VmError
 
 _GREETING = b'{"execute": "qmp_capabilities"}\n'
-_CUT_BYTES = 1 << 20
+_CUT_BYTES = 128 << 10  # what the daemon can read between two heartbeats
 _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02  # linux/falloc.h
 _log = logging.getLogger(__name__)
 _libc = ctypes.CDLL(None, use_errno=True)

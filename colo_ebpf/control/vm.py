@@ -271,10 +271,14 @@ class Qemu:
             _log.info("failover step not needed or already done: %s", e)
 
     async def _until_running(self) -> None:
+        """Or until its guest has powered it off: that is the guest's own."""
         try:
             async with asyncio.timeout(self._spec.checkpoint_timeout_ms / 1000):
                 while not await self.running():
-                    if (await self._qmp.run("query-status"))["status"] == "paused":
+                    status = (await self._qmp.run("query-status"))["status"]
+                    if status == "shutdown":
+                        return
+                    if status == "paused":
                         await self.cont()
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as e:

@@ -256,11 +256,14 @@ def test_a_pair_that_its_guest_powers_off_stays_off_until_it_is_started(pair: La
     _start_again(pair, image, count)
 
 
-def test_a_vm_that_is_powered_off_while_it_serves_alone(pair: Lab) -> None:
+def test_a_vm_alone_is_started_again_after_quit_and_not_after_a_poweroff(pair: Lab) -> None:
     image = _primary(pair)
     faults.kill(pair, _other(image), "host")
     pair.wait(lambda: (pair.ask(image) or {}).get("state") == "solo", "it is not alone", 60)
-    count = _serves(pair)
+    count, before = _serves(pair), _vm(pair, image)
+    _qmp(pair, image, "quit")
+    count = _serves(pair, count)
+    assert _vm(pair, image) != before
     _tell(pair, "POWEROFF")
     pair.wait(lambda: (pair.ask(image) or {}).get("state") == "off", "the VM is not off", 60)
     pair.heal()
