@@ -29,6 +29,7 @@ from colo_ebpf.control.pause import Pause
 from colo_ebpf.control.peer import Path, PeerState, PeerView
 from colo_ebpf.control.ports import Effects, Plane, SwapUnknown, Vm
 from colo_ebpf.control.record import VNI_MAX, Kind, Record
+from colo_ebpf.control.rests import Rests
 from colo_ebpf.control.wishes import Wishes
 from colo_ebpf.errors import ArbiterError, ColoError
 from colo_ebpf.model import (
@@ -44,8 +45,6 @@ from colo_ebpf.model import (
 )
 
 PAIR_STEPS = (facts.Synchronise, facts.EnterColo, facts.StartVm)
-_REST_FIRST_NS = 1_000_000_000
-_REST_LONGEST_NS = 30_000_000_000
 _SETTLE_ROUNDS = 6
 _URGENT_COPIES = 3
 
@@ -95,7 +94,7 @@ class Core:
         self._done: set[type] = set()
         self._attempt = self._step_attempt = 0  # a step counts as done for the attempt it began in
         self._failure: facts.Failure | None = None
-        self._rest_until_ns, self._rests = 0, 0
+        self.rests = Rests()
         self._pairing: Pairing | None = None
         self._pairing_known = False
         self._published: PeerState | None = None
@@ -117,6 +116,8 @@ class Core:
         """One heartbeat came."""
         if self.peer.receive(datagram, path, now_ns):
             self._take_offsets()
+            if self.peer.state is not None:
+                self.rests.hear(self.peer.state.boot, now_ns)
             self.cycle(now_ns)
 
     def _take_offsets(self) -> None:
@@ -318,7 +319,7 @@ class Core:
             failure=self._failure,
             yanked_ns=self._yanked_ns,
             offsets=len(self.offsets.offered),
-            rest_until_ns=self._rest_until_ns,
+            rest_until_ns=self.rests.until_ns,
             last_read_ns=self._last_read_ns,
             fresh_vni=int(token[:6], 16) % VNI_MAX + 1,
             fresh_instance=f"{self.who.host}/{token}",
@@ -384,7 +385,7 @@ class Core:
         old, new = self._task, d.task
         self._task = new
         if d.state is State.PRIMARY:
-            self._rests = 0
+            self.rests.paired()
         if (old and (old.kind, old.vni)) == (new and (new.kind, new.vni)):
             return
         self._begin_attempt()
@@ -393,9 +394,7 @@ class Core:
             self._fence.pairs()
             self.checkpoints.peer_disk = ""
         if old is not None and old.kind is TaskKind.PAIR and d.state is not State.PRIMARY:
-            rest_ns = min(_REST_FIRST_NS << self._rests, _REST_LONGEST_NS)
-            self._rests = min(self._rests + 1, 8)
-            self._rest_until_ns = now_ns + rest_ns
+            self.rests.failed(now_ns)
         self._failure = None  # of an earlier attempt: it says nothing about this one
 
     def _set_plane(self, d: Decision, now_ns: int) -> None:

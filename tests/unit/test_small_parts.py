@@ -18,6 +18,7 @@ from colo_ebpf.control.epoch_secondary import Note
 from colo_ebpf.control.machine import judge_version
 from colo_ebpf.control.notefile import NoteFile
 from colo_ebpf.control.notify import Notifier
+from colo_ebpf.control.rests import Rests
 from colo_ebpf.control.vm import Qemu
 from colo_ebpf.datapath import abi, loader, reap
 from colo_ebpf.errors import LoadError, VmError
@@ -165,3 +166,23 @@ async def test_a_process_that_the_kernel_does_not_let_go_of_is_not_waited_for_fo
     await vm.kill()
     assert not vm.alive
     await process.wait()
+
+
+def test_a_rest_doubles_up_to_half_a_minute_and_begins_anew_with_the_peer() -> None:
+    rests, second = Rests(), 1_000_000_000
+    rests.hear("first", 0)
+    lengths = []
+    for _ in range(10):
+        rests.failed(0)
+        lengths.append(rests.until_ns // second)
+    assert lengths == [1, 2, 4, 8, 16, 30, 30, 30, 30, 30]
+    rests.hear("first", second)
+    assert rests.until_ns == 30 * second, "the same run of the daemon is no news"
+    rests.hear("second", second)
+    assert rests.until_ns == 2 * second
+    rests.failed(5 * second)
+    rests.failed(5 * second)
+    assert rests.until_ns == 7 * second
+    rests.paired()
+    rests.failed(9 * second)
+    assert rests.until_ns == 10 * second
