@@ -27,7 +27,7 @@ def start(lab: str) -> None:
     if not processes.in_namespace(namespace):
         _start(lab, namespace)
     deadline = time.monotonic() + _READY_S
-    while not netdev.in_namespace(namespace, _healthy):
+    while not netdev.in_namespace(namespace, lambda: healthy(ARBITER_ADDRESS, ARBITER_PORT)):
         if time.monotonic() > deadline:
             raise LabError(f"etcd is not healthy; see {topology.arbiter_directory(lab)}/log")
         time.sleep(_POLL_S)
@@ -61,8 +61,9 @@ def _start(lab: str, namespace: str) -> None:
         )
 
 
-def _healthy() -> bool:
-    connection = http.client.HTTPConnection(ARBITER_ADDRESS, ARBITER_PORT, timeout=1)
+def healthy(address: str, port: int) -> bool:
+    """The member says that its cluster has a leader and commits."""
+    connection = http.client.HTTPConnection(address, port, timeout=2)
     try:
         connection.request("GET", "/health")
         return bool(json.loads(connection.getresponse().read())["health"] == "true")

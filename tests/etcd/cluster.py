@@ -17,6 +17,7 @@ from typing import Any
 
 from colo_ebpf.control.arbiter_etcd import EtcdArbiter
 from colo_ebpf.control.etcd import Etcd, Tls
+from colo_ebpf.lab import arbiter
 from tests.etcd.certificates import Certificates
 
 _READY_S, _POLL_S = 30.0, 0.02
@@ -78,14 +79,7 @@ class Member:
 
     def healthy(self) -> bool:
         """It says that the cluster has a leader and commits."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.health_port, timeout=2)
-        try:
-            connection.request("GET", "/health")
-            return bool(json.loads(connection.getresponse().read())["health"] == "true")
-        except (OSError, ValueError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        return arbiter.healthy("127.0.0.1", self.health_port)
 
     def wait_healthy(self) -> None:
         """Until it is; the log is shown if it is late."""

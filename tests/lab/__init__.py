@@ -3,16 +3,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from colo_ebpf.lab.client import Lines
+from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
+from colo_ebpf.lab.topology import Guest
+from colo_ebpf.lab.workload import PATIENCE_S
+from tests.capabilities import require
 
 
 def clean(lab: Lab) -> Lab:
     """The lab, with nothing of its name left."""
     lab.down()
     return lab
+
+
+@contextmanager
+def protected(name: str, guest: Guest | None = None, arbiter: str = "file") -> Iterator[Lab]:
+    """A lab of this name whose pair is protected; skips where that cannot be."""
+    require("root", "bpf", "qemu", "guest", *(["etcd"] if arbiter == "etcd" else []))
+    lab = clean(Lab(name))
+    try:
+        lab.up(guest or choose(Wanted()), arbiter)
+        yield lab
+    finally:
+        lab.down()
 
 
 def cli(lab: Lab, host: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -23,7 +43,22 @@ def cli(lab: Lab, host: str, *words: str) -> subprocess.CompletedProcess[str]:
         [*enter, sys.executable, "-m", "colo_ebpf.cli.main", *words, "--config", str(place.config)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         stdin=subprocess.DEVNULL,
     )
+
+
+class Entries:
+    """Entries of the ledger, one after the other over one connection."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.lines, self.number = lines, 0
+
+    async def append(self, count: int = 1) -> None:
+        """So many more; AssertionError if one is answered wrongly."""
+        for _ in range(count):
+            self.number += 1
+            async with asyncio.timeout(PATIENCE_S):
+                reply = await self.lines.ask(f"ADD {self.number} entry")
+            assert reply.startswith(f"OK {self.number} "), reply

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -14,55 +12,28 @@ import pytest
 
 from colo_ebpf.lab import faults
 from colo_ebpf.lab.client import Client, Lines
-from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
-from colo_ebpf.lab.workload import LEDGER, PATIENCE_S, until_serving
-from tests.capabilities import require
-from tests.lab import clean
-
-
-def _run(lab: Lab, host: str, *words: str) -> subprocess.CompletedProcess[str]:
-    place = lab.places[host]
-    enter = ["nsenter", f"--net=/run/netns/{place.namespace}", sys.executable]
-    return subprocess.run(
-        [*enter, "-m", "colo_ebpf.cli.main", *words, "--json", "--config", str(place.config)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+from colo_ebpf.lab.workload import LEDGER, until_serving
+from tests.lab import Entries, cli, protected
 
 
 def _cli(lab: Lab, host: str, *words: str) -> Any:
-    done = _run(lab, host, *words)
+    done = cli(lab, host, *words, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-class _Ledger:
-    """Entries appended one after the other over one connection, without a break."""
-
-    def __init__(self, lines: Lines) -> None:
-        self.lines, self.number = lines, 0
-        self.stop = asyncio.Event()
-
-    async def run(self) -> None:
-        while not self.stop.is_set():
-            await self.append()
-
-    async def append(self) -> None:
-        self.number += 1
-        async with asyncio.timeout(PATIENCE_S):
-            reply = await self.lines.ask(f"ADD {self.number} entry")
-        assert reply.startswith(f"OK {self.number} ")
+async def _until(stop: asyncio.Event, ledger: Entries) -> None:
+    """Without a break."""
+    while not stop.is_set():
+        await ledger.append()
 
 
 async def _scenario(lab: Lab) -> None:
     client = Client(lab.namespace_of("client"), lab.guest_address)
     await until_serving(client)
-    ledger = _Ledger(Lines(await client.connect(LEDGER)))
-    appending = asyncio.create_task(ledger.run())
+    ledger, stop = Entries(Lines(await client.connect(LEDGER))), asyncio.Event()
+    appending = asyncio.create_task(_until(stop, ledger))
     for asked, winner in (("a", "b"), ("b", "a"), ("b", "b")):
         before = ledger.number
         answer = await asyncio.to_thread(_cli, lab, asked, "switchover", "--yes")
@@ -74,20 +45,15 @@ async def _scenario(lab: Lab) -> None:
         assert status is not None
         assert status["role"] == "primary"
         assert ledger.number > before
-    ledger.stop.set()
+    stop.set()
     await appending
     ledger.lines.close()
     history = await asyncio.to_thread(_cli, lab, "a", "history")
     assert "b serves now" in [row["sentence"] for row in history]
 
 
-async def _appended(ledger: _Ledger, count: int) -> None:
-    for _ in range(count):
-        await ledger.append()
-
-
 def _refused(lab: Lab, host: str, *words: str) -> str:
-    done = _run(lab, host, *words)
+    done = cli(lab, host, *words, "--json")
     assert done.returncode == 2
     return done.stderr
 
@@ -100,8 +66,8 @@ def _sentence(lab: Lab, host: str) -> str:
 async def _paused_and_forced(lab: Lab) -> None:
     client = Client(lab.namespace_of("client"), lab.guest_address)
     await until_serving(client)
-    ledger = _Ledger(Lines(await client.connect(LEDGER)))
-    await _appended(ledger, 5)
+    ledger = Entries(Lines(await client.connect(LEDGER)))
+    await ledger.append(5)
     generation = str(lab.ask("b")["record"]["generation"])
     force = ("failover", "--force", "--yes", "--generation", generation)
     assert "a is heard and its VM is well" in _refused(lab, "b", *force)
@@ -116,22 +82,17 @@ async def _paused_and_forced(lab: Lab) -> None:
     assert "the record is at generation" in _refused(lab, "b", *stale)
     answer = await asyncio.to_thread(_cli, lab, "b", *force)
     assert answer["sentence"] == "b serves now"
-    await _appended(ledger, 5)
+    await ledger.append(5)
     await asyncio.to_thread(lab.heal)
     alone = "alone, unprotected: paused by the operator"
     await asyncio.to_thread(lab.wait, lambda: _sentence(lab, "b") == alone, "b does not say so")
     _cli(lab, "b", "resume")
     await asyncio.to_thread(lab.wait_protected)
-    await _appended(ledger, 5)
+    await ledger.append(5)
     ledger.lines.close()
 
 
 @pytest.mark.parametrize("scenario", [_scenario, _paused_and_forced])
 def test_a_connection_lives_through(scenario: Callable[[Lab], Coroutine[None, None, None]]) -> None:
-    require("root", "bpf", "qemu", "guest")
-    lab = clean(Lab("colotests"))
-    try:
-        lab.up(choose(Wanted()))
+    with protected("colotests") as lab:
         asyncio.run(scenario(lab))
-    finally:
-        lab.down()

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from typing import Any
 
 from colo_ebpf.lab import faults, ledger
@@ -16,7 +14,7 @@ from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import Place
 from colo_ebpf.lab.workload import LEDGER, until_serving
 from tests.capabilities import require
-from tests.lab import clean
+from tests.lab import clean, cli
 
 DISK_BYTES = 32 << 20
 
@@ -31,18 +29,7 @@ def _second_disk(place: Place) -> None:
 
 
 def _cli(lab: Lab, host: str, *words: str) -> Any:
-    place = lab.places[host]
-    done = subprocess.run(
-        [
-            *("nsenter", f"--net=/run/netns/{place.namespace}", sys.executable),
-            *("-m", "colo_ebpf.cli.main", *words, "--json", "--config", str(place.config)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    done = cli(lab, host, *words, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 

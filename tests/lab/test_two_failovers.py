@@ -11,11 +11,9 @@ import asyncio
 
 from colo_ebpf.lab import faults
 from colo_ebpf.lab.client import Client, Lines
-from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
-from colo_ebpf.lab.workload import LEDGER, PATIENCE_S, until_serving
-from tests.capabilities import require
-from tests.lab import clean
+from colo_ebpf.lab.workload import LEDGER, until_serving
+from tests.lab import Entries, protected
 
 
 def _skew(lab: Lab, host: str) -> int:
@@ -47,34 +45,18 @@ def _epoch(lab: Lab) -> int:
 async def _scenario(lab: Lab) -> None:
     client = Client(lab.namespace_of("client"), lab.guest_address)
     await until_serving(client)
-    lines = await _in_this_epoch(lab, client)
-    number = 0
-
-    async def append() -> None:
-        nonlocal number
-        number += 1
-        async with asyncio.timeout(PATIENCE_S):
-            reply = await lines.ask(f"ADD {number} entry")
-        assert reply.startswith(f"OK {number} ")
-
-    await append()
+    ledger = Entries(await _in_this_epoch(lab, client))
+    await ledger.append()
     for victim, survivor in (("a", "b"), ("b", "a")):
         await asyncio.to_thread(faults.kill, lab, victim, "host")
-        for _ in range(5):
-            await append()
+        await ledger.append(5)
         await asyncio.to_thread(lab.heal)
         await asyncio.to_thread(lab.wait_protected)
-        for _ in range(5):
-            await append()
+        await ledger.append(5)
         assert _skew(lab, survivor) > 0, "the connection was to be numbered differently"
-    lines.close()
+    ledger.lines.close()
 
 
 def test_a_connection_lives_through_both() -> None:
-    require("root", "bpf", "qemu", "guest")
-    lab = clean(Lab("colotestf"))
-    try:
-        lab.up(choose(Wanted()))
+    with protected("colotestf") as lab:
         asyncio.run(_scenario(lab))
-    finally:
-        lab.down()

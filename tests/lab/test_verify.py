@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,9 @@ import pytest
 from colo_ebpf.control.ctl import Conversation
 from colo_ebpf.lab import faults, processes
 from colo_ebpf.lab.client import Client, Lines
-from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.workload import LEDGER, until_serving
-from tests.capabilities import require
-from tests.lab import clean
+from tests.lab import cli, protected
 
 ENTRIES = 50
 
@@ -29,14 +26,9 @@ ENTRIES = 50
 @pytest.fixture
 def pair() -> Iterator[Lab]:
     """A protected pair whose guest has written to its disk."""
-    require("root", "bpf", "qemu", "guest")
-    lab = clean(Lab("colotestv"))
-    lab.up(choose(Wanted()))
-    try:
+    with protected("colotestv") as lab:
         asyncio.run(_write(lab, 1))
         yield lab
-    finally:
-        lab.down()
 
 
 async def _write(lab: Lab, first: int) -> None:
@@ -50,18 +42,7 @@ async def _write(lab: Lab, first: int) -> None:
 
 
 def _verify(lab: Lab, host: str, *words: str) -> subprocess.CompletedProcess[str]:
-    place = lab.places[host]
-    return subprocess.run(
-        [
-            *("nsenter", f"--net=/run/netns/{place.namespace}", sys.executable),
-            *("-m", "colo_ebpf.cli.main", "verify", *words, "--config", str(place.config)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    return cli(lab, host, "verify", *words)
 
 
 def _plain(lab: Lab, host: str) -> dict[str, Any]:

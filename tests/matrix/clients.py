@@ -59,6 +59,10 @@ class Clients:
         """What the row's clients complain of."""
         return self._run(load.finish())  # type: ignore[no-any-return]
 
+    def roll(self) -> None:
+        """One roll of the dice, remembered until the end."""
+        self._run(self.dice.roll())
+
     def check_writer(self) -> None:
         """Raise what ended the ledger, if something did."""
         if self._writing is not None and self._writing.done():

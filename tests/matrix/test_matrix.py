@@ -12,76 +12,29 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from colo_ebpf.control import ctl
 from colo_ebpf.lab import faults, processes
-from colo_ebpf.lab.guest import Wanted, choose
-from colo_ebpf.lab.lab import Lab
-from colo_ebpf.lab.topology import HOSTS, arbiter_namespace
-from tests.capabilities import ROOT, require
-from tests.lab import clean
-from tests.matrix.clients import Clients, Load
+from colo_ebpf.lab.topology import arbiter_namespace
+from tests.capabilities import ROOT
+from tests.matrix.clients import Load
+from tests.matrix.pair import Pair, working
 from tests.matrix.rows import ROWS, Moment, Place, Row, Then, stop_etcd
 
 _CHOSEN = [row for row in ROWS if row.often or "COLO_MATRIX" in os.environ]
-_GROWTH = 20  # entries that show that somebody serves
 _SILENCE_S = 1.0
-_LIMIT_S = 60.0
 _TABLE = ROOT / "docs" / "failure-scenarios.md"
-
-
-class Pair:
-    """The lab and its clients."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab, self.clients = lab, Clients(lab)
-
-    def status(self, host: str) -> dict[str, Any]:
-        """Of a daemon; empty if it does not answer."""
-        return dict(self.lab.ask(host) or {})
-
-    def place(self) -> Place:
-        """Who is what."""
-        (primary,) = [h for h in HOSTS if self.status(h).get("role") == "primary"]
-        return Place(self.lab, primary, "b" if primary == "a" else "a")
-
-    def entries(self) -> int:
-        """Answered so far."""
-        self.clients.check_writer()
-        return len(self.clients.ledger.entries)
-
-    def until(self, condition: Any, what: str) -> None:
-        """Bounded; says what the daemons said."""
-        self.lab.wait(condition, what, _LIMIT_S)
-
-    def until_growth(self) -> None:
-        """Somebody answers."""
-        wanted = self.entries() + _GROWTH
-        self.until(lambda: self.entries() >= wanted, "the ledger stands still")
 
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     """Protected, with a client; ended by the checks of the whole."""
-    require("root", "bpf", "qemu", "guest", "etcd")
-    lab = clean(Lab("colotestm"))
-    made: Pair | None = None
-    try:
-        lab.up(choose(Wanted()), arbiter="etcd")
-        made = Pair(lab)
-        made.clients.begin()
+    with working("colotestm", "etcd") as made:
         yield made
-    finally:
-        wrong = made.clients.end() if made else []
-        lab.down()
-    assert wrong == []
 
 
 def _pairing(pair: Pair, place: Place) -> bool:
@@ -123,11 +76,8 @@ def _then(pair: Pair, row: Row, place: Place, since: float) -> None:
     if row.then is Then.NOBODY:
         pair.until(lambda: pair.clients.silent_s() > _SILENCE_S, "somebody speaks")
         return
-    other = place.secondary
     if row.then is Then.OTHER:
-        pair.until(
-            lambda: pair.clients.serving(since)[-1:] == [other], f"{other} does not take over"
-        )
+        pair.until_taken_over(place.secondary, since)
     pair.until_growth()
 
 
@@ -169,20 +119,7 @@ def test_row(row: Row, pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_images_are_equal(pair: Pair) -> None:
     """Behind all of it."""
-    pair.lab.wait_protected()
-    place = pair.place()
-    host = pair.lab.places[place.primary]
-    enter = ["nsenter", f"--net=/run/netns/{host.namespace}"]
-    words = ["verify", "--config", str(host.config), "--yes"]
-    done = subprocess.run(
-        [*enter, sys.executable, "-m", "colo_ebpf.cli.main", *words],
-        capture_output=True,
-        text=True,
-        timeout=_LIMIT_S,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    pair.verify()
 
 
 def test_every_row_is_in_the_table() -> None:
