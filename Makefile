@@ -8,8 +8,10 @@ TESTS ?= tests
 MUTANTS ?=
 ROUNDS ?= 100
 SEEDS ?= 20000
+KILLS ?= 50
+SEED ?= 1
 
-.PHONY: help setup guest demo test lint bench bench-quick mutants matrix soak clean
+.PHONY: help setup guest demo test lint bench bench-quick mutants matrix writer soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -42,6 +44,9 @@ mutants: guest ## plant faults in the C sources, one at a time; each must be fou
 
 matrix: guest ## every line of docs/failure-scenarios.md with real VMs, about 12 minutes
 	@COLO_MATRIX=1 timeout 3600 $(PYTHON) -m pytest -v --timeout 300 tests/matrix
+
+writer: guest ## fifty kills while the guest writes to an ext4 file system (KILLS=n SEED=n)
+	@COLO_KILLS=$(KILLS) COLO_SEED=$(SEED) $(PYTHON) -m pytest -v -s tests/lab/test_writer.py
 
 soak: guest ## ten million steps of the models, millions of histories (ROUNDS=n SEEDS=n)
 	@for round in $$(seq $(ROUNDS)); do \

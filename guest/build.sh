@@ -31,16 +31,20 @@ if [ "$here/build.sh" -nt "$out/vmlinuz" ]; then
 	cp "$work"/root/boot/vmlinuz-* "$out/vmlinuz"
 fi
 
-if [ "$here/services.c" -nt "$out/services" ]; then
-	gcc -O2 -Wall -Wextra -Werror -static -o "$out/services" "$here/services.c"
-fi
+stale=
+for program in services writer; do
+	if [ "$here/$program.c" -nt "$out/$program" ]; then
+		gcc -O2 -Wall -Wextra -Werror -static -o "$out/$program" "$here/$program.c"
+	fi
+	[ "$out/$program" -nt "$out/initramfs.gz" ] && stale=yes
+done
 
-if [ "$out/services" -nt "$out/initramfs.gz" ] || [ "$here/init" -nt "$out/initramfs.gz" ]; then
+if [ -n "$stale" ] || [ "$here/init" -nt "$out/initramfs.gz" ]; then
 	echo "guest: packing the initramfs"
 	root=$(mktemp -d)
 	mkdir -p "$root"/{bin,proc,sys,dev,modules}
 	cp /bin/busybox "$root/bin/busybox"
-	cp "$out/services" "$root/services"
+	cp "$out/services" "$out/writer" "$root/"
 	cp "$out"/modules/* "$root/modules/"
 	install -m 755 "$here/init" "$root/init"
 	(cd "$root" && find . | cpio -o -H newc --quiet | gzip -9n) > "$out/initramfs.gz"

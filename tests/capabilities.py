@@ -34,6 +34,11 @@ def _qemu_nbd() -> str:
     return "" if shutil.which("qemu-nbd") else "qemu-nbd is not installed: qemu-utils"
 
 
+def _e2fsprogs() -> str:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    return "" if shutil.which("e2fsck", path=path) else "e2fsck is not installed: e2fsprogs"
+
+
 def _nginx() -> str:
     return "" if shutil.which("nginx") else "nginx is not installed"
 
@@ -54,6 +59,7 @@ _PROBES: dict[str, Callable[[], str]] = {
     "nginx": _nginx,
     "etcd": _etcd,
     "qemu-nbd": _qemu_nbd,
+    "e2fsprogs": _e2fsprogs,
 }
 
 

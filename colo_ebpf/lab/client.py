@@ -94,6 +94,11 @@ class Lines:
         """Send a line, wait for the next one; ConnectionError if the other side is gone."""
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(self.socket, request.encode() + b"\n")
+        return await self.line()
+
+    async def line(self) -> str:
+        """Wait for the next line, asked for or not."""
+        loop = asyncio.get_running_loop()
         while b"\n" not in self._buffer:
             data = await loop.sock_recv(self.socket, 4096)
             if not data:
