@@ -35,6 +35,7 @@ class Lab:
     def __init__(self, name: str, say: Say = lambda text: None) -> None:
         self.name, self.say = name, say
         self.places = {host: Place(name, host) for host in HOSTS}
+        self.environment: dict[str, dict[str, str]] = {}  # of the daemon on a host, beside ours
 
     # -- up ------------------------------------------------------------------------------
 
@@ -98,6 +99,7 @@ class Lab:
                 stderr=log,
                 start_new_session=True,
                 cwd="/",
+                env={**os.environ, **self.environment.get(place.host, {})},
             )
 
     # -- look ----------------------------------------------------------------------------

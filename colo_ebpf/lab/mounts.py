@@ -22,9 +22,9 @@ def _mount(kind: str, target: Path, options: str) -> None:
         raise LabError(f"mount {kind} on {target}: {os.strerror(ctypes.get_errno())}")
 
 
-def mount_memory(target: Path) -> None:
-    """A tmpfs: it takes only what is written to it."""
-    _mount("tmpfs", target, "mode=0700")
+def mount_memory(target: Path, size_bytes: int = 0) -> None:
+    """A tmpfs: it takes only what is written to it, up to a size if there is one."""
+    _mount("tmpfs", target, "mode=0700" + (f",size={size_bytes}" if size_bytes else ""))
 
 
 def mount_bpf(target: Path) -> None:

@@ -61,22 +61,29 @@ class Ledger:
         self.wrong: list[str] = []
         self.gaps = Gaps()
         self.lines: Lines | None = None
+        self._asked = ""  # text of the entry that waits for its answer
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Append entries until told to stop."""
+        """Append entries until told to stop. Run again after a connection was lost, it begins with
+        the entry that was not answered: whether or not that was written, there is one answer."""
         async with asyncio.timeout(PATIENCE_S):
             self.lines = Lines(await self._client.connect(LEDGER))
-        total = ledger.EMPTY_SUM
         while not stop.is_set():
-            number, text = len(self.entries) + 1, f"entry {os.urandom(6).hex()}"
-            total = ledger.chain(total, number, text)
-            async with asyncio.timeout(PATIENCE_S):
-                reply = await self.lines.ask(f"ADD {number} {text}")
-            self.gaps.mark()
-            self.entries.append((total, text))
-            if reply != f"OK {number} {total:016x}":
-                self.wrong.append(f"entry {number}: {reply!r}")
+            await self._append(self.lines)
             await asyncio.sleep(_PACE_S / 2)
+
+    async def _append(self, lines: Lines) -> None:
+        number = len(self.entries) + 1
+        self._asked = self._asked or f"entry {os.urandom(6).hex()}"
+        before = self.entries[-1][0] if self.entries else ledger.EMPTY_SUM
+        total = ledger.chain(before, number, self._asked)
+        async with asyncio.timeout(PATIENCE_S):
+            reply = await lines.ask(f"ADD {number} {self._asked}")
+        self.gaps.mark()
+        self.entries.append((total, self._asked))
+        self._asked = ""
+        if reply != f"OK {number} {total:016x}":
+            self.wrong.append(f"entry {number}: {reply!r}")
 
     async def recheck(self) -> None:
         """On the same connection: the guest remembers every entry, in order, and no more."""

@@ -6,13 +6,13 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from colo_ebpf.lab.client import Lines
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
-from colo_ebpf.lab.topology import Guest
+from colo_ebpf.lab.topology import Guest, Place
 from colo_ebpf.lab.workload import PATIENCE_S
 from tests.capabilities import require
 
@@ -23,13 +23,29 @@ def clean(lab: Lab) -> Lab:
     return lab
 
 
+Prepare = Callable[[Lab, Place], object]  # changes a host before its daemon starts
+
+
+def as_it_is(lab: Lab, place: Place) -> None:
+    """Nothing to prepare."""
+
+
 @contextmanager
-def protected(name: str, guest: Guest | None = None, arbiter: str = "file") -> Iterator[Lab]:
+def protected(
+    name: str,
+    guest: Guest | None = None,
+    arbiter: str = "file",
+    prepare: Prepare = as_it_is,
+) -> Iterator[Lab]:
     """A lab of this name whose pair is protected; skips where that cannot be."""
     require("root", "bpf", "qemu", "guest", *(["etcd"] if arbiter == "etcd" else []))
     lab = clean(Lab(name))
     try:
-        lab.up(guest or choose(Wanted()), arbiter)
+        lab.build(guest or choose(Wanted()), arbiter)
+        for place in lab.places.values():
+            prepare(lab, place)
+            lab.start_daemon(place)
+        lab.wait_protected()
         yield lab
     finally:
         lab.down()

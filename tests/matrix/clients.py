@@ -42,7 +42,33 @@ class Clients:
     def begin(self) -> None:
         """The guest serves, the ledger is open."""
         self._run(self._begin())
+        self._write()
+
+    def _write(self) -> None:
         self._writing = asyncio.run_coroutine_threadsafe(self.ledger.run(self._stop), self._loop)
+
+    def lose(self) -> None:
+        """The guest has died with its connections: nobody waits for them any longer."""
+        self._writing = None
+        self._run(self._lose())
+
+    async def _lose(self) -> None:
+        await self._cancel()
+        if self.ledger.lines is not None:
+            self.ledger.lines.close()
+
+    async def _cancel(self) -> None:
+        """Whatever the clients still do."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def again(self) -> None:
+        """A guest that was started again: it has every entry, its memory is a new one."""
+        self._run(until_serving(self._client))
+        self.dice.seen.clear()
+        self._write()
 
     async def _begin(self) -> None:
         await until_serving(self._client)
@@ -92,6 +118,7 @@ class Clients:
         try:
             return self._run(self._end())  # type: ignore[no-any-return]
         finally:
+            self._run(self._cancel())  # of a row that failed
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()

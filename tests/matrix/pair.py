@@ -9,7 +9,7 @@ from typing import Any
 
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import HOSTS
-from tests.lab import cli, protected
+from tests.lab import Prepare, as_it_is, cli, protected
 from tests.matrix.clients import Clients
 from tests.matrix.rows import Place
 
@@ -58,9 +58,9 @@ class Pair:
 
 
 @contextmanager
-def working(name: str, arbiter: str = "file") -> Iterator[Pair]:
+def working(name: str, arbiter: str = "file", prepare: Prepare = as_it_is) -> Iterator[Pair]:
     """A lab of this name with its clients; at the end everything a client was told is there."""
-    with protected(name, arbiter=arbiter) as lab:
+    with protected(name, arbiter=arbiter, prepare=prepare) as lab:
         pair, wrong = Pair(lab), []
         try:
             pair.clients.begin()

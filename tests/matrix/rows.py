@@ -12,9 +12,12 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from colo_ebpf.lab import faults, processes
+from colo_ebpf.lab import faults, processes, topology
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import arbiter_namespace
+from tests.matrix import hosts
+
+_HOUR_S = 3600
 
 
 class Moment(enum.Enum):
@@ -34,6 +37,7 @@ class Then(enum.Enum):
     OTHER = "the other VM"
     EITHER = "one of the two"
     NOBODY = "nobody: withheld until it is over"
+    COLD = "its image, started again: connections are lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +54,14 @@ Fault = Callable[[Place], object]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. `often`: also in `make test`."""
+    """One line of the table. `often`: also in `make test`. `mend` ends what `Lab.heal` does not."""
 
     fault: str
     moment: Moment
     then: Then
     inject: Fault
     often: bool = False
+    mend: Fault = lambda place: None
 
     @property
     def name(self) -> str:
@@ -83,6 +88,10 @@ def _cut(*paths: str) -> Fault:
 def stop_etcd(p: Place) -> None:
     """It neither answers nor refuses."""
     processes.send(processes.in_namespace(arbiter_namespace(p.lab.name)), signal.SIGSTOP)
+
+
+def _here(role: str, do: Callable[[topology.Place], object]) -> Fault:
+    return lambda p: do(p.lab.places[getattr(p, role)])
 
 
 def _both(*inject: Fault) -> Fault:
@@ -152,7 +161,26 @@ def _cut_rows() -> list[Row]:
     ]
 
 
-C, R, F = Moment.CHECKPOINT, Moment.RESYNC, Moment.FAILOVER
+def _ahead(place: topology.Place) -> None:
+    hosts.step_clock(place, _HOUR_S)
+
+
+def _back(place: topology.Place) -> None:
+    hosts.step_clock(place, -_HOUR_S)
+
+
+def _disk_rows() -> list[Row]:
+    return [
+        Row(f"{role}'s disk {word}", Moment.LOAD, then, _here(role, do), True, _here(role, undo))
+        for word, do, undo in (
+            ("full", hosts.fill, hosts.empty),
+            ("fails", hosts.fail, hosts.repair),
+        )
+        for role, then in (("primary", Then.OTHER), ("secondary", Then.SAME))
+    ]
+
+
+L, C, R, F = Moment.LOAD, Moment.CHECKPOINT, Moment.RESYNC, Moment.FAILOVER
 _LATER = [
     Row("secondary's host killed", C, Then.SAME, _kill("secondary", "host"), True),
     Row("secondary's QEMU killed", C, Then.SAME, _kill("secondary", "vm")),
@@ -167,6 +195,8 @@ _LATER = [
     Row("link cut", R, Then.SAME, _cut("link")),
     Row("secondary's QEMU stopped", R, Then.SAME, _hang("secondary", "vm")),
     Row("secondary's host stopped", R, Then.SAME, _hang("secondary", "host")),
+    Row("survivor's host killed", R, Then.COLD, _kill("primary", "host"), True),
+    Row("survivor's QEMU killed", R, Then.COLD, _kill("primary", "vm")),
     Row("survivor's daemon killed", F, Then.NOBODY, _kill("secondary", "daemon")),
     Row(
         "primary's QEMU killed while etcd is stopped",
@@ -176,6 +206,11 @@ _LATER = [
         True,
     ),
     Row("etcd stopped", Moment.LOAD, Then.SAME, stop_etcd),
+    *_disk_rows(),
+    Row("primary's wall clock an hour ahead", L, Then.SAME, _here("primary", _ahead), True),
+    Row("secondary's wall clock an hour ahead", L, Then.SAME, _here("secondary", _ahead)),
+    Row("primary's wall clock an hour back", L, Then.SAME, _here("primary", _back)),
+    Row("secondary's wall clock an hour back", L, Then.SAME, _here("secondary", _back), True),
 ]
 
 ROWS = [*_side_rows(), *_cut_rows(), *_LATER]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The rows of docs/failure-scenarios.md, one after the other, on one pair that heals in between.
 
-One ledger connection lives through all of them. After each row: who served is who should, never
+One ledger connection lives through all of them but those where the only good copy of its state is
+lost: then the image is, with every entry in it. After each row: who served is who should, never
 two at a time; every entry was answered rightly; the pair is protected again. After the last the
 guest still knows everything that clients were ever told. `make matrix` runs all rows,
 `make test` those that are marked.
@@ -21,6 +22,7 @@ from colo_ebpf.control import ctl
 from colo_ebpf.lab import faults, processes
 from colo_ebpf.lab.topology import arbiter_namespace
 from tests.capabilities import ROOT
+from tests.matrix import hosts
 from tests.matrix.clients import Load
 from tests.matrix.pair import Pair, working
 from tests.matrix.rows import ROWS, Moment, Place, Row, Then, stop_etcd
@@ -33,7 +35,7 @@ _TABLE = ROOT / "docs" / "failure-scenarios.md"
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     """Protected, with a client; ended by the checks of the whole."""
-    with working("colotestm", "etcd") as made:
+    with working("colotestm", "etcd", hosts.prepare) as made:
         yield made
 
 
@@ -73,7 +75,7 @@ def _inject(row: Row, place: Place) -> None:
 
 
 def _then(pair: Pair, row: Row, place: Place, since: float) -> None:
-    if row.then is Then.NOBODY:
+    if row.then in (Then.NOBODY, Then.COLD):
         pair.until(lambda: pair.clients.silent_s() > _SILENCE_S, "somebody speaks")
         return
     if row.then is Then.OTHER:
@@ -87,6 +89,7 @@ def _served(row: Row, place: Place, turns: list[tuple[str, int, int]]) -> str:
     allowed = {
         Then.SAME: [[place.primary], []],
         Then.OTHER: [[place.secondary], [place.primary, place.secondary]],
+        Then.COLD: [[place.primary]],
     }
     either = [[], [place.primary], [place.secondary], [place.primary, place.secondary]]
     good = order in allowed.get(row.then, either)
@@ -104,9 +107,14 @@ def test_row(row: Row, pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     since = time.monotonic()
     _inject(row, place)
     _then(pair, row, place, since)
+    if row.then is Then.COLD:
+        pair.clients.lose()
+    row.mend(place)
     pair.lab.heal()
     pair.lab.wait_protected()
     healed = time.monotonic()
+    if row.then is Then.COLD:
+        pair.clients.again()
     pair.until_growth()
     wrong = pair.clients.finish(load) if load else []
     outage_ms = pair.clients.ledger.gaps.longest_ms(since, time.monotonic())
