@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The shipped data planes in front of the same guests, as the daemon sets them up.
+
+A thread per host does what the daemon does for its data plane in every heartbeat, at the same
+priority. No checkpoint can be taken of a namespace: the control plane's own rules say when one
+would have been, and that is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+from colo_ebpf.bench import names
+from colo_ebpf.bench.lane import HOST, PVM, SVM, Lane
+from colo_ebpf.bench.wires import ETH, guest_cpus
+from colo_ebpf.clock import boot_ns
+from colo_ebpf.config import Datapath, Timing
+from colo_ebpf.control.checkpoints import Checkpoints
+from colo_ebpf.control.core import Effects
+from colo_ebpf.control.epoch import Action, Limits, PrimaryTurns
+from colo_ebpf.control.facts import Timing as TurnTiming
+from colo_ebpf.control.facts import Turns
+from colo_ebpf.control.ports import Vm
+from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.loader import Sizes, frame_bytes, hold_slots
+from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
+from colo_ebpf.errors import BenchError
+from colo_ebpf.lab import mounts
+from colo_ebpf.lab.topology import (
+    BRIDGE,
+    GUEST_MTU,
+    LINK,
+    LINK_DEVICE,
+    LINK_MTU,
+    PREFIX_LENGTH,
+    TAP,
+)
+from colo_ebpf.model import Mode, Pairing, Phase, VmRole
+
+_VM, _VNI, _EPOCH = "bench", 9, 1
+_SECOND_HOST = "host-2"
+_LINK_ADDRESSES = {HOST: "10.77.1.1", _SECOND_HOST: "10.77.1.2"}
+_TIMING = Timing()
+_REALTIME_PRIORITY = 10  # the daemon's
+_PATIENCE_S = 10.0
+_MS = 1_000_000
+
+
+@dataclass
+class _Wishes(PrimaryTurns):
+    """Counts the checkpoints that would have been taken, at most one in each heartbeat."""
+
+    requests: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def look(self, now_ns: int, *, taken: int, armed: int, listening: bool) -> list[Action]:
+        if self._asked:
+            self.requests += 1
+            self.reasons.update(reason.value for reason in self._asked)
+            self._asked = {}
+        return []
+
+
+def _watch(plane: DataPlane) -> tuple[Checkpoints, _Wishes]:
+    """The daemon's rules for what the primary's plane says, without a VM to stop."""
+    wishes = _Wishes(Limits(0, 0, 0))
+    timing = TurnTiming(
+        compare_timeout_ns=_TIMING.compare_timeout_ms * _MS,
+        link_timeout_ns=_TIMING.link_timeout_ms * _MS,
+    )
+    nobody = object()
+    checkpoints = Checkpoints(timing, plane, cast(Effects, nobody), None, boot_ns())
+    checkpoints.primary = wishes
+    checkpoints.take_side(Turns.PRIMARY, cast(Vm, nobody), False, boot_ns())
+    return checkpoints, wishes
+
+
+class _Beat:
+    """What one host's daemon does for its data plane, every heartbeat while awake."""
+
+    def __init__(self, namespace: str, plane: DataPlane, watch: Checkpoints | None) -> None:
+        self._plane, self._watch = plane, watch
+        self._loop: asyncio.AbstractEventLoop
+        self._awake: asyncio.Event
+        self._ended = False
+        self._ready, self._beaten = threading.Event(), threading.Event()
+        self._thread = threading.Thread(
+            target=netdev.in_namespace, args=(namespace, lambda: asyncio.run(self._run()))
+        )
+        self._thread.start()
+        self._await(self._ready)
+
+    def _await(self, event: threading.Event) -> None:
+        if not event.wait(_PATIENCE_S):
+            raise BenchError("a data plane's heartbeat does not start")
+
+    async def _run(self) -> None:
+        policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(_REALTIME_PRIORITY))  # this thread only
+        self._loop, self._awake = asyncio.get_running_loop(), asyncio.Event()
+        watch = self._watch
+        if watch is not None:
+            self._plane.subscribe(lambda event: watch.plane_event(event, boot_ns()))
+        self._ready.set()
+        due_s = self._loop.time()
+        while True:
+            await self._awake.wait()
+            if self._ended:
+                return
+            now_ns = boot_ns()
+            self._plane.beacon()
+            self._plane.reap(now_ns)
+            if watch is not None:
+                watch.look(None, True, now_ns)
+            self._beaten.set()
+            due_s = max(due_s + _TIMING.heartbeat_ms / 1e3, self._loop.time())
+            await asyncio.sleep(due_s - self._loop.time())
+
+    def wake(self) -> None:
+        """From now on; returns when the first beacon was sent."""
+        self._beaten.clear()
+        self._loop.call_soon_threadsafe(self._awake.set)
+        self._await(self._beaten)
+
+    def rest(self) -> None:
+        """No more, until woken."""
+        self._loop.call_soon_threadsafe(self._awake.clear)
+
+    def end(self) -> None:
+        """For good."""
+        self._ended = True
+        self._loop.call_soon_threadsafe(self._awake.set)
+        self._thread.join()
+
+
+class OurLane(Lane):
+    """Two hosts, a link between them; each guest behind a veth in place of its tap."""
+
+    name = names.OURS
+
+    def build(self) -> None:
+        wires = self.wires
+        for what in (HOST, _SECOND_HOST, PVM, SVM):
+            wires.add(what)
+        wires.add_client(HOST)
+        wires.inside(_SECOND_HOST, lambda: netdev.create_bridge(BRIDGE))
+        netdev.create_veth(LINK, LINK, wires.name(HOST), wires.name(_SECOND_HOST), LINK_MTU)
+        for (host, guest), cpu in zip(self._sides(), guest_cpus(), strict=True):
+            netdev.create_veth(TAP, ETH, wires.name(host), wires.name(guest), GUEST_MTU)
+            wires.finish_guest(guest, cpu)
+        self.planes = {host: self._plane(host, guest) for host, guest in self._sides()}
+        wires.inside(HOST, lambda: asyncio.run(self.planes[HOST].join_bridge()))
+        self._servers = [self._serve(guest) for _, guest in self._sides()]
+        self._pair()
+
+    def _sides(self) -> tuple[tuple[str, str], ...]:
+        return (HOST, PVM), (_SECOND_HOST, SVM)
+
+    def _serve(self, guest: str) -> Callable[[], None]:
+        process = self.wires.serve(guest, guest_cpus()[self.guests.index(guest)])
+
+        def end() -> None:
+            process.kill()
+            process.wait()
+
+        return end
+
+    def _plane(self, host: str, guest: str) -> DataPlane:
+        wires, sizes = self.wires, Datapath()
+        bpffs = wires.directory / f"bpf-{host}"
+        mounts.mount_bpf(bpffs)
+        wires.stack.callback(mounts.remove, bpffs, bpffs)
+        address, frame = _LINK_ADDRESSES[host], frame_bytes(GUEST_MTU)
+        spec = PlaneSpec(
+            vm=_VM,
+            bpffs=bpffs,
+            cache=wires.directory / "headers",
+            nics=(PlaneNic(TAP, BRIDGE, GUEST_MTU),),
+            link_device=LINK_DEVICE,
+            underlay=LINK,
+            vxlan_port=4789,
+            link_address=address,
+            link_timeout_ms=_TIMING.link_timeout_ms,
+            compare_timeout_ms=_TIMING.compare_timeout_ms,
+            sizes=Sizes(
+                sizes.flows, hold_slots(sizes.hold_mib, frame), sizes.datagram_buckets, frame
+            ),
+        )
+
+        def attach() -> DataPlane:
+            netdev.add_address(LINK, address, PREFIX_LENGTH)
+            plane = DataPlane.open(spec)
+            wires.stack.callback(plane.close)
+            asyncio.run(plane.prepare())
+            asyncio.run(plane.take_role(VmRole.PRIMARY if guest == PVM else VmRole.SECONDARY))
+            return plane
+
+        return wires.inside(host, attach)
+
+    def _pair(self) -> None:
+        primary, secondary = self.planes[HOST], self.planes[_SECOND_HOST]
+        primary.set_pairing(Pairing(_VNI, _LINK_ADDRESSES[_SECOND_HOST]))
+        secondary.set_pairing(Pairing(_VNI, _LINK_ADDRESSES[HOST]))
+        for plane in (primary, secondary):
+            plane.set_turn(_EPOCH, Phase.OPEN)
+        watch, self._wishes = _watch(primary)
+        primary.set_mode(Mode.PRIMARY)
+        secondary.set_mode(Mode.SECONDARY)
+        self._beats = [
+            _Beat(self.wires.name(HOST), primary, watch),
+            _Beat(self.wires.name(_SECOND_HOST), secondary, None),
+        ]
+        for beat in self._beats:
+            self.wires.stack.callback(beat.end)
+
+    def wake(self) -> None:
+        for beat in self._beats:
+            beat.wake()
+
+    def rest(self) -> None:
+        for beat in self._beats:
+            beat.rest()
+
+    def requests(self) -> int:
+        return self._wishes.requests
+
+    def reasons(self) -> str:
+        return ", ".join(f"{count} {why}" for why, count in self._wishes.reasons.items())
+
+    def renew(self) -> None:
+        """Fresh servers, and planes that know nothing: what a checkpoint would have brought."""
+        for end in self._servers:
+            end()
+        for plane in self.planes.values():
+            asyncio.run(plane.forget())
+        self._servers = [self._serve(guest) for _, guest in self._sides()]
+        self._await()

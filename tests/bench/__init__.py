@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The benchmarks themselves, with loads too small to tell anything."""
