@@ -22,11 +22,10 @@ from colo_ebpf.bench.wires import ETH, guest_cpus
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.config import Datapath, Timing
 from colo_ebpf.control.checkpoints import Checkpoints
-from colo_ebpf.control.core import Effects
 from colo_ebpf.control.epoch import Action, Limits, PrimaryTurns
 from colo_ebpf.control.facts import Timing as TurnTiming
 from colo_ebpf.control.facts import Turns
-from colo_ebpf.control.ports import Vm
+from colo_ebpf.control.ports import Effects, Vm
 from colo_ebpf.datapath import netdev
 from colo_ebpf.datapath.loader import Sizes, frame_bytes, hold_slots
 from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
@@ -70,10 +69,7 @@ class _Wishes(PrimaryTurns):
 def _watch(plane: DataPlane) -> tuple[Checkpoints, _Wishes]:
     """The daemon's rules for what the primary's plane says, without a VM to stop."""
     wishes = _Wishes(Limits(0, 0, 0))
-    timing = TurnTiming(
-        compare_timeout_ns=_TIMING.compare_timeout_ms * _MS,
-        link_timeout_ns=_TIMING.link_timeout_ms * _MS,
-    )
+    timing = TurnTiming(compare_timeout_ns=_TIMING.compare_timeout_ms * _MS)
     nobody = object()
     checkpoints = Checkpoints(timing, plane, cast(Effects, nobody), None, boot_ns())
     checkpoints.primary = wishes

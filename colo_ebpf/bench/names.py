@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 LANES = "lanes"  # the part
-PLAIN, TWO, QEMU, OURS = "plain", "two servers", "qemu", "ours"
+PLAIN, TWO, QEMU, OURS = "plain", "plain, two servers", "qemu", "ours"
 
 BULK_DOWNLOAD = "bulk download"
 BULK_UPLOAD = "bulk upload"
@@ -25,4 +25,4 @@ BEYOND = "{} beyond two servers"
 REQUESTS = "checkpoint requests, {}"
 P50, P99, P999 = "{} p50", "{} p99", "{} p99.9"
 
-LATENCY_PLOT = "latency of request/response 1 B"
+LATENCY_PLOT = f"{REQUEST_1B}: latency"

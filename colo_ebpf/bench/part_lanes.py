@@ -30,7 +30,7 @@ _KINDS: dict[str, type[Lane]] = {
     names.QEMU: QemuLane,
     names.OURS: OurLane,
 }
-_GIVE_UP = 2  # a lane that stalls so often in a row under a load is not asked again
+_GIVE_UP = 2  # a lane that wedges so often in a row under a load is not asked again
 _ATTEMPTS = 50  # connections of the measure of timestamps
 _ATTEMPTS_S = 3.0
 _PERCENTILES = ((names.P50, 0.5), (names.P99, 0.99), (names.P999, 0.999))
@@ -64,18 +64,28 @@ class Readings:
     """Those of one load in one lane."""
 
     taken: list[Reading] = field(default_factory=list)
-    gave_up: bool = False
+    gave_up: bool = False  # it wedged too often in a row
     why: str = ""  # checkpoints were asked for
 
     def note(self) -> str:
         """What went wrong, and in how many repetitions."""
-        bad = [one.outcome.trouble() for one in self.taken if not one.outcome.whole]
-        said = []
-        if bad:
-            said.append(f"wedged in {len(bad)} of {len(self.taken)}: {bad[0] or 'no answer'}")
-        if self.gave_up:
-            said.append("not tried again")
-        return "; ".join(said)
+        bad = [one.outcome for one in self.taken if not one.outcome.whole]
+        if not bad:
+            return ""
+        word = "wedged" if all(one.wedged for one in bad) else "not whole"
+        said = f"{word} in {len(bad)} of {len(self.taken)}: {bad[0].trouble() or 'no answer'}"
+        if self.wedged:
+            said += f" after {max(one.bytes for one in bad) / 1e6:.1f} MB at most"
+        return f"{said}; not tried again" if self.gave_up else said
+
+    @property
+    def wedged(self) -> bool:
+        """Every time: there is no rate."""
+        return all(one.outcome.wedged for one in self.taken)
+
+    def values(self, unit: str) -> list[float]:
+        """Of the load's main figure."""
+        return [] if self.wedged else [one.outcome.value(unit) for one in self.taken]
 
 
 def run(recorder: Recorder, effort: Effort) -> None:
@@ -153,7 +163,7 @@ def _repeat(lane: Lane, load: Load, seconds: float, readings: Readings) -> None:
     readings.taken.append(reading)
     readings.why = lane.reasons() if reading.requests else readings.why
     last = [one.outcome for one in readings.taken[-_GIVE_UP:]]
-    readings.gave_up = len(last) == _GIVE_UP and all(one.stalled for one in last)
+    readings.gave_up = len(last) == _GIVE_UP and all(one.wedged for one in last)
     if not reading.outcome.whole or reading.requests:
         lane.renew()
 
@@ -181,7 +191,7 @@ def _record(recorder: Recorder, load: Load, lane: str, readings: Readings) -> No
     def add(measure: str, unit: str, values: Iterable[float], note: str = note) -> None:
         recorder.add(names.LANES, measure, lane, unit, values=values, note=note)
 
-    add(load.name, load.unit, [one.value(load.unit) for one in outcomes])
+    add(load.name, load.unit, readings.values(load.unit))
     for name, fraction in _PERCENTILES if load.percentiles else ():
         found = [one.percentile_us(fraction) for one in outcomes]
         add(name.format(load.name), "us", [one for one in found if one is not None])
@@ -208,19 +218,23 @@ def _record_cpu(recorder: Recorder, load: Load, taken: dict[str, list[Reading]])
         return
     measure = names.CPU_PER_GB if load is DOWNLOAD else names.CPU_PER_PACKETS
     costs = {name: [_cost(load, one) for one in found] for name, found in taken.items()}
-    for name, values in costs.items():
-        note = "of each of two clients and two servers at once" if name == names.TWO else ""
+    for name, found in costs.items():
+        note = "two clients and two servers at once, for what one client got"
+        values = [cost for cost in found if cost is not None]
+        note = note if name == names.TWO else ""
         recorder.add(names.LANES, measure, name, "CPU-s", values=values, note=note)
     for name in (names.QEMU, names.OURS):
         if name in costs and names.TWO in costs:
-            beyond = [cost - two for cost, two in zip(costs[name], costs[names.TWO], strict=False)]
+            pairs = zip(costs[name], costs[names.TWO], strict=False)
+            beyond = [a - b for a, b in pairs if a is not None and b is not None]
             measured = names.BEYOND.format(measure)
             recorder.add(names.LANES, measured, name, "CPU-s", values=beyond)
 
 
-def _cost(load: Load, reading: Reading) -> float:
+def _cost(load: Load, reading: Reading) -> float | None:
+    """None: it wedged, and waited most of the time."""
     units = reading.bytes / 1e9 if load is DOWNLOAD else reading.packets / 1e5
-    return reading.cpu_s / units if units else 0.0
+    return None if reading.outcome.wedged or not units else reading.cpu_s / units
 
 
 # ---- separately booted guests ----
@@ -236,5 +250,10 @@ def _measure_offsets(recorder: Recorder, lanes: Sequence[Lane]) -> None:
         lane.rest()
         note = f"of {_ATTEMPTS} that were tried, in {_ATTEMPTS_S:.0f} s at most"
         recorder.add(
-            names.LANES, names.OFFSETS, lane.name, "", values=[outcome.operations], note=note
+            names.LANES,
+            names.OFFSETS,
+            lane.name,
+            "connections",
+            values=[outcome.operations],
+            note=note,
         )

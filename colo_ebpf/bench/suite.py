@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
+from colo_ebpf.bench.names import OURS, PLAIN, QEMU
 from colo_ebpf.bench.results import Recorder
 from colo_ebpf.errors import BenchError
 
-LANES = ("plain", "qemu", "ours")
+LANES = (PLAIN, QEMU, OURS)
 PARTS = ("lanes", "alone", "programs", "growth", "control")
 
 

@@ -106,7 +106,7 @@ class Wires:
 
     def __init__(self, lane: str, directory: Path) -> None:
         self.directory = directory
-        self._lane = lane.replace(" ", "-")
+        self._lane = re.sub(r"\W+", "-", lane)
         self.stack = contextlib.ExitStack()
 
     def close(self) -> None:

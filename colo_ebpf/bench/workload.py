@@ -90,6 +90,11 @@ class Outcome:
         """Everything was answered."""
         return not self.failed and not self.stalled and self.operations > 0
 
+    @property
+    def wedged(self) -> bool:
+        """Nothing moved any more: its rate is that of giving up."""
+        return self.stalled > 0 and self.stalled >= self.opened
+
     def value(self, unit: str) -> float:
         """The load's main figure."""
         if unit == "MB/s":

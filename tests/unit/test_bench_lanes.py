@@ -90,8 +90,19 @@ def _reading(**changed: int) -> Reading:
 
 def test_a_wedge_is_said_with_how_often() -> None:
     assert Readings([_reading(), _reading()]).note() == ""
-    note = Readings([_reading(), _reading(stalled=1)], gave_up=True).note()
-    assert note == "wedged in 1 of 2: 1 stalled; not tried again"
+    sometimes = Readings([_reading(), _reading(stalled=1)])
+    assert sometimes.note() == "wedged in 1 of 2: 1 stalled"
+    assert len(sometimes.values("/s")) == 2
+    always = Readings([_reading(stalled=1)] * 2, gave_up=True)
+    said = "wedged in 2 of 2: 1 stalled after 5.0 MB at most; not tried again"
+    assert always.note() == said
+    assert always.values("/s") == []
+
+
+def test_a_few_stalled_connections_are_no_wedge() -> None:
+    readings = Readings([_reading(stalled=3, failed=1, opened=100)])
+    assert readings.note() == "not whole in 1 of 1: 3 stalled, 1 failed"
+    assert len(readings.values("/s")) == 1
 
 
 def test_loads_have_names_of_their_own() -> None:
