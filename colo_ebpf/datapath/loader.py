@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Compile and load the BPF sources with bcc, and bind them to the pinned maps of one VM."""
+"""The BPF sources, compiled and loaded, bound to the pinned maps of one VM."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import contextlib
 import ctypes
 import math
 import os
-import re
+import socket
+import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from colo_ebpf.datapath import abi, headers, sysbpf
+import msgspec
+
+from colo_ebpf.datapath import abi, compiler, sysbpf
 from colo_ebpf.errors import DatapathError, LoadError
 
 _STAGES = ("colo_drain", "colo_enter", "colo_cmp_pvm", "colo_cmp_svm")  # by COLO_STAGE_...
@@ -34,6 +34,8 @@ PROGRAMS = {
 }
 
 
+_MAPS = ("colo_stages", "colo_ring")
+_FDS_MAX = 32
 _HEAD_BYTES = 256  # COLO_HEAD_MAX
 _SUM_BYTES = 508  # COLO_SUM_BYTES
 _LEAST_SLOTS = 256
@@ -62,10 +64,15 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A loaded source: descriptors of its programs, and bcc's object for its ring buffer."""
+    """A loaded source: descriptors of its programs, and of those of its maps that have no pin."""
 
-    bpf: Any
     programs: dict[str, int]
+    maps: dict[str, int]
+
+    def close(self) -> None:
+        """What is attached or pinned lives on."""
+        for fd in (*self.programs.values(), *self.maps.values()):
+            os.close(fd)
 
 
 def source_directory() -> Path:
@@ -84,59 +91,65 @@ def pin_directory(bpffs: Path, vm: str) -> Path:
     return bpffs / "colo_ebpf" / f"v{abi.ABI_VERSION}" / vm
 
 
-def flatten(source: Path, include: Path, seen: set[Path] | None = None) -> str:
-    """The source with our own headers inlined.
+class Compiler:
+    """The process that compiles (see `compiler`), for as long as the block lasts."""
 
-    bcc rewrites map accesses in the main file only, so that a header with a map in it must
-    become part of the main file. #line keeps the compiler's messages right.
-    """
-    seen = set() if seen is None else seen
-    out = [f'#line 1 "{source}"']
-    for number, line in enumerate(source.read_text().splitlines(), 1):
-        match = re.match(r'#include "(colo_\w+\.h)"', line)
-        if not match:
-            out.append(line)
-            continue
-        header = include / match[1]
-        if header not in seen:
-            seen.add(header)
-            out.append(flatten(header, include, seen))
-        out.append(f'#line {number + 1} "{source}"')
-    return "\n".join(out)
+    def __enter__(self) -> Compiler:
+        self._end, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "colo_ebpf.datapath.compiler", str(other.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(other.fileno(),),
+            )
+        return self
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[Any]:
-    """bcc and the verifier write their log to file descriptor 2 only."""
-    with tempfile.TemporaryFile() as log:
-        saved = os.dup(2)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield log
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+    def __exit__(self, *_: object) -> None:
+        self._end.close()
+        self._process.wait()
 
-
-def _log_text(log: Any) -> str:
-    log.seek(0)
-    text: str = log.read().decode(errors="replace")
-    return text.strip()[-6000:]
+    def load(
+        self, source: Path, names: tuple[str, ...], pins: Path, sizes: Sizes, cache: Path
+    ) -> Module:
+        """Compile `source` and load the named programs; LoadError carries the log."""
+        request = compiler.Request(
+            source=str(source),
+            include=str(source_directory() / "include"),
+            flags=_flags(pins, sizes),
+            programs=list(names),
+            maps=list(_MAPS),
+            stages=list(_STAGES),
+            cache=str(cache),
+        )
+        data: bytes = b""
+        fds: list[int] = []
+        with contextlib.suppress(ConnectionError):
+            self._end.send(msgspec.json.encode(request))
+            data, fds, _, _ = socket.recv_fds(self._end, compiler.REQUEST_MAX_BYTES, _FDS_MAX)
+        if not data:
+            raise LoadError(f"{source.name}: the compiler ended with {self._process.wait()}")
+        answer = msgspec.json.decode(data, type=compiler.Answer)
+        if answer.error:
+            raise LoadError(answer.error)
+        programs, maps = fds[: len(names)], fds[len(names) :]
+        return Module(
+            dict(zip(names, programs, strict=True)), dict(zip(answer.maps, maps, strict=True))
+        )
 
 
 def load(source: Path, names: tuple[str, ...], pins: Path, sizes: Sizes, cache: Path) -> Module:
-    """Compile `source` and load the named programs.
+    """One source through a compiler of its own."""
+    with Compiler() as compiling:
+        return compiling.load(source, names, pins, sizes, cache)
 
-    LoadError carries the compiler's or the verifier's log. Changes the working directory while
-    it compiles (bcc does): call it before anything else runs.
-    """
-    from bcc import BPF
 
-    tree = headers.find(cache)
-    if tree:
-        os.environ["BCC_KERNEL_SOURCE"] = str(tree)
-    include = source_directory() / "include"
-    flags = [
+def _flags(pins: Path, sizes: Sizes) -> list[str]:
+    return [
         f'-DCOLO_PIN="{pins}"',
         f"-DCOLO_FLOWS={sizes.flows}",
         f"-DCOLO_HOLD_SLOTS={sizes.hold_slots}",
@@ -145,24 +158,6 @@ def load(source: Path, names: tuple[str, ...], pins: Path, sizes: Sizes, cache: 
         f"-DCOLO_CPUS={os.sysconf('SC_NPROCESSORS_CONF')}",
         "-Wno-macro-redefined",
     ]
-    name = source.name
-    with _captured_stderr() as log:
-        try:
-            bpf = BPF(text=flatten(source, include).encode(), cflags=flags)
-        except Exception as e:
-            raise LoadError(f"{name}: does not compile:\n{_log_text(log)}") from e
-        programs = {}
-        for program in names:
-            try:
-                programs[program] = bpf.load_func(program.encode(), BPF.SCHED_CLS).fd
-            except Exception as e:
-                text = _log_text(log)
-                raise LoadError(f"{name}: the verifier refuses {program}:\n{text}") from e
-    for number, program in enumerate(_STAGES):
-        if program in programs:
-            bpf[b"colo_stages"][ctypes.c_int(number)] = ctypes.c_int(programs[program])
-    bpf.free_bcc_memory()
-    return Module(bpf, programs)
 
 
 def keep_stages(module: Module, pins: Path) -> None:
@@ -173,7 +168,7 @@ def keep_stages(module: Module, pins: Path) -> None:
     """
     fresh = pins / "colo_stages_new"
     fresh.unlink(missing_ok=True)
-    sysbpf.obj_pin(module.bpf[b"colo_stages"].map_fd, str(fresh))
+    sysbpf.obj_pin(module.maps["colo_stages"], str(fresh))
     fresh.rename(pins / "colo_stages")
 
 

@@ -17,6 +17,7 @@ from colo_ebpf.datapath import abi, generations, loader, netdev, reap, tc
 from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.decode import count_rows, event_of, mismatch_rows
 from colo_ebpf.datapath.lasting import LastingOffsets
+from colo_ebpf.datapath.ring import Ring
 from colo_ebpf.datapath.sysbpf import RawMap, obj_get, test_run
 from colo_ebpf.model import (
     Counter,
@@ -102,6 +103,7 @@ class DataPlane:
         self._reap_offsets, self._reap_lasting = reap.Reaper(offsets), reap.Reaper(lasting)
         self._conf = self._first_conf()
         self._callbacks: list[Callable[[PlaneEvent], None]] = []
+        self._ring: Ring | None = None
 
     @classmethod
     def open(cls, spec: PlaneSpec) -> DataPlane:
@@ -113,10 +115,11 @@ class DataPlane:
         pins.mkdir(parents=True, exist_ok=True)
         loader.check_pins(pins, spec.sizes)
         sources = loader.source_directory()
-        compare, mirror = (
-            loader.load(sources / name, loader.PROGRAMS[name], pins, spec.sizes, spec.cache)
-            for name in ("compare.c", "mirror.c")
-        )
+        with loader.Compiler() as compiler:
+            compare, mirror = (
+                compiler.load(sources / name, loader.PROGRAMS[name], pins, spec.sizes, spec.cache)
+                for name in ("compare.c", "mirror.c")
+            )
         return cls(spec, compare, mirror)
 
     def _first_conf(self) -> abi.Conf:
@@ -141,8 +144,10 @@ class DataPlane:
         """Let go of maps and programs: what is attached and pinned goes on without us."""
         for one in (*self._maps.values(), self._stats, *self._tables):
             os.close(one.fd)
+        if self._ring is not None:
+            self._ring.close()
         for module in (self._compare, self._mirror):
-            module.bpf.cleanup()
+            module.close()
 
     # -- devices and filters -------------------------------------------------------------
 
@@ -339,18 +344,15 @@ class DataPlane:
     def subscribe(self, callback: Callable[[PlaneEvent], None]) -> None:
         """Deliver events on the running loop."""
         if not self._callbacks:
-            ring = self._compare.bpf[b"colo_ring"]
-            ring.open_ring_buffer(self._on_event)
-            asyncio.get_running_loop().add_reader(
-                ring.map_fd, self._compare.bpf.ring_buffer_consume
-            )
+            self._ring = Ring(self._compare.maps["colo_ring"], self._on_event)
+            asyncio.get_running_loop().add_reader(self._ring.fd, self._ring.consume)
         self._callbacks.append(callback)
 
-    def _on_event(self, _ctx: object, data: int, size: int) -> None:
-        # Called from inside ctypes, where an exception would be lost.
-        if size < ctypes.sizeof(abi.Mismatch):
+    def _on_event(self, record: bytes) -> None:
+        # Called from inside C, where an exception would be lost.
+        if len(record) < ctypes.sizeof(abi.Mismatch):
             return
-        event = event_of(abi.Mismatch.from_buffer_copy(ctypes.string_at(data, size)))
+        event = event_of(abi.Mismatch.from_buffer_copy(record))
         loop = asyncio.get_running_loop()
         for callback in self._callbacks:
             loop.call_soon(callback, event)

@@ -31,6 +31,7 @@ from colo_ebpf.datapath import abi, netdev, sysbpf
 from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.loader import Sizes, frame_bytes, pin_directory
 from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
+from colo_ebpf.datapath.ring import Ring
 from colo_ebpf.datapath.sysbpf import RawMap, TestRun, obj_get, test_run
 from colo_ebpf.model import Mode, Pairing, Phase, PlaneEventKind, VmRole
 from tests.checksum import checksum
@@ -144,7 +145,8 @@ class Rig:
         self._pins = pin_directory(bpffs, "t")
         self._opened: dict[Path, RawMap] = {}
         self._events: list[str] = []
-        self.plane._compare.bpf[b"colo_ring"].open_ring_buffer(self._on_event)
+        self._ring = Ring(self.plane._compare.maps["colo_ring"], self._on_event)
+        self._stack.callback(self._ring.close)
         self._out = {name: packet_socket(name, 0) for name in ("up0", "tap0", "tap1")}
         for s in self._out.values():
             self._stack.callback(s.close)
@@ -179,13 +181,13 @@ class Rig:
 
     def events(self) -> list[str]:
         """Kinds of the events since the last call, as the control plane gets them."""
-        self.plane._compare.bpf.ring_buffer_consume()
+        self._ring.consume()
         kinds, self._events = self._events, []
         return kinds
 
-    def _on_event(self, _context: object, data: int, size: int) -> None:
-        record = abi.Mismatch.from_buffer_copy(ctypes.string_at(data, size))
-        self._events.append(PlaneEventKind(record.kind).name.lower())
+    def _on_event(self, record: bytes) -> None:
+        mismatch = abi.Mismatch.from_buffer_copy(record)
+        self._events.append(PlaneEventKind(mismatch.kind).name.lower())
 
     def run(self, program: str, frame: Packet | bytes, mark: int = 0) -> TestRun:
         """One of the shipped programs on one frame (BPF_PROG_TEST_RUN), as on the first tap."""

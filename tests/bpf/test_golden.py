@@ -22,6 +22,7 @@ from scapy.packet import Packet
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.datapath import abi, netdev
 from colo_ebpf.datapath.abi import Reason
+from colo_ebpf.datapath.sysbpf import RawMap
 from colo_ebpf.model import Mode, Phase, VmRole
 from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig, beacon, datagram, farewell, request, segment
 
@@ -154,13 +155,14 @@ def flushed(rig: Rig) -> None:
 
 def severed(rig: Rig) -> None:
     """The program cannot be called back (COLO_STAGE_PVM)."""
-    del rig.plane._compare.bpf[b"colo_stages"][ctypes.c_int(2)]
+    RawMap(rig.plane._compare.maps["colo_stages"]).delete(struct.pack("=I", 2))
 
 
 def mended(rig: Rig) -> None:
     """What `severed` and downed devices were before."""
     program = rig.plane._compare.programs["colo_cmp_pvm"]
-    rig.plane._compare.bpf[b"colo_stages"][ctypes.c_int(2)] = ctypes.c_int(program)
+    stages = RawMap(rig.plane._compare.maps["colo_stages"])
+    stages.set(struct.pack("=I", 2), struct.pack("=I", program))
     netdev.set_up("vx0", 1500)
     netdev.set_up("tap0", 1500)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def test_the_compilers_message_is_shown(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="does not compile") as caught:
         _load(tmp_path, "{ return no_such_thing; }")
     assert "no_such_thing" in str(caught.value)
+
+
+def test_a_compiler_that_dies_is_an_error(tmp_path: Path) -> None:
+    with loader.Compiler() as compiling:
+        os.kill(compiling.pid, signal.SIGKILL)
+        with pytest.raises(LoadError, match=r"odd\.c: the compiler ended"):
+            compiling.load(tmp_path / "odd.c", ("odd",), tmp_path, SIZES, CACHE)
 
 
 def test_pins_of_another_layout_are_refused() -> None:

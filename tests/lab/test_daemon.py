@@ -115,6 +115,15 @@ def test_doctor_on_a_host_that_works(pair: Lab) -> None:
 
 
 @pytest.mark.parametrize("host", ["a", "b"])
+def test_the_daemon_has_no_compiler_in_its_memory(pair: Lab, host: str) -> None:
+    (pid,) = processes.pids_of(pair.places[host].namespace, "daemon")
+    mapped = Path(f"/proc/{pid}/maps").read_text()
+    assert "libbpf" in mapped
+    assert "LLVM" not in mapped
+    assert "libbcc" not in mapped
+
+
+@pytest.mark.parametrize("host", ["a", "b"])
 def test_a_killed_daemon_adopts_vm_and_maps_and_protection_goes_on(pair: Lab, host: str) -> None:
     async def append(lines: Lines, number: int) -> str:
         async with asyncio.timeout(60):
