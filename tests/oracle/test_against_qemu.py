@@ -18,9 +18,9 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+from colo_ebpf.bench.qemu_compare import NO_TIMEOUT, QemuCompare
 from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC, Rig, datagram, segment
 from tests.capabilities import ROOT, require
-from tests.oracle.qemu_compare import QemuCompare
 
 Step = tuple[str, Packet]  # "P" or "S" and what it sends
 _SYN_ACK = segment(1000, ack=5001, flags="SA", options=[("WScale", 2)])
@@ -189,7 +189,7 @@ DIFFERENT = [
 @pytest.fixture(scope="module")
 def qemu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QemuCompare]:
     require("root", "bpf", "qemu")
-    with QemuCompare(tmp_path_factory.mktemp("compare")) as compare:
+    with QemuCompare(tmp_path_factory.mktemp("compare"), NO_TIMEOUT) as compare:
         yield compare
 
 

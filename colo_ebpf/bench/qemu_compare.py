@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""QEMU's own `colo-compare` as an oracle: a diskless QEMU, four sockets, no guest.
+"""QEMU's own `colo-compare`: a diskless QEMU, four sockets, no guest.
 
 Source of the wire format: QEMU net/colo-compare.c and docs/colo-proxy.txt: each frame with its
 length, big-endian, before it. With `notify_dev` it says DO_CHECKPOINT there instead of asking a
@@ -16,16 +16,22 @@ import subprocess
 import time
 from pathlib import Path
 
+from colo_ebpf.errors import BenchError
+
 _START_S = 20.0
 _MARK = bytes.fromhex("020000000099020000000088") + b"\x08\x06"  # ARP: passes at once, uncompared
 _NEVER_MS = 3_600_000
+NO_TIMEOUT = f"compare_timeout={_NEVER_MS},expired_scan_cycle=100000"
 
 
 class QemuCompare:
-    """`with QemuCompare(directory) as compare`; frames are bytes from the Ethernet header on."""
+    """`with QemuCompare(directory) as compare`; frames are bytes from the Ethernet header on.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    `options`: further ones of the object; without any it has QEMU's own timeouts.
+    """
+
+    def __init__(self, directory: Path, options: str = "") -> None:
+        self._directory, self._options = directory, options
 
     def __enter__(self) -> QemuCompare:
         names = ("primary", "secondary", "out", "notify")
@@ -36,8 +42,9 @@ class QemuCompare:
             argv += ["-chardev", f"socket,id={name},path={path},server=on,wait=off"]
         compare = (
             "colo-compare,id=comp0,primary_in=primary,secondary_in=secondary,outdev=out,"
-            f"iothread=io0,notify_dev=notify,compare_timeout={_NEVER_MS},expired_scan_cycle=100000"
+            "iothread=io0,notify_dev=notify"
         )
+        compare += f",{self._options}" if self._options else ""
         argv += ["-object", "iothread,id=io0", "-object", compare]
         self._log = (self._directory / "qemu.log").open("wb")
         self._process = subprocess.Popen(
@@ -60,7 +67,8 @@ class QemuCompare:
         out = select.poll()
         out.register(self._ends["out"], select.POLLIN)
         while not out.poll(50):
-            assert time.monotonic() < deadline, "colo-compare does not answer"
+            if time.monotonic() > deadline:
+                raise BenchError("QEMU's colo-compare does not answer")
             self.primary(_MARK + bytes(46))
 
     def __exit__(self, *_: object) -> None:
@@ -113,6 +121,17 @@ class QemuCompare:
             while (frame := self._next("out")) != mark:
                 out.append(frame)
         return out
+
+    def until_checkpoint(self, limit_s: float) -> None:
+        """Until it asks for one; TimeoutError if that takes longer."""
+        end = self._ends["notify"]
+        end.settimeout(limit_s)
+        try:
+            while b"DO_CHECKPOINT" not in self._buffers["notify"]:
+                self._buffers["notify"] += end.recv(65536)
+        finally:
+            end.settimeout(_START_S)
+        self._buffers["notify"] = b""
 
     def checkpoints_wanted(self) -> int:
         """How often it asked for one since the last call; `released` first."""
