@@ -55,11 +55,12 @@ class Gaps:
 class Ledger:
     """One TCP connection that never closes; numbered entries, each answered with a chained sum."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, pace_s: float = _PACE_S / 2) -> None:
+        self._client, self._pace_s = client, pace_s
         self.entries: list[tuple[int, str]] = []  # (sum, text) of each acknowledged entry
         self.wrong: list[str] = []
         self.gaps = Gaps()
+        self.took_s: list[float] = []  # of each entry, from asking to its answer
         self.lines: Lines | None = None
         self._asked = ""  # text of the entry that waits for its answer
 
@@ -70,16 +71,18 @@ class Ledger:
             self.lines = Lines(await self._client.connect(LEDGER))
         while not stop.is_set():
             await self._append(self.lines)
-            await asyncio.sleep(_PACE_S / 2)
+            await asyncio.sleep(self._pace_s)
 
     async def _append(self, lines: Lines) -> None:
         number = len(self.entries) + 1
         self._asked = self._asked or f"entry {os.urandom(6).hex()}"
         before = self.entries[-1][0] if self.entries else ledger.EMPTY_SUM
         total = ledger.chain(before, number, self._asked)
+        asked_at = time.monotonic()
         async with asyncio.timeout(PATIENCE_S):
             reply = await lines.ask(f"ADD {number} {self._asked}")
         self.gaps.mark()
+        self.took_s.append(self.gaps.at[-1] - asked_at)
         self.entries.append((total, self._asked))
         self._asked = ""
         if reply != f"OK {number} {total:016x}":

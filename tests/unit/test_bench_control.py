@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The control part of the benchmarks: what it makes of what it reads."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from colo_ebpf.bench import failover, idle, reaction, stall
+from colo_ebpf.errors import BenchError
+
+_ROLLUP = """\
+56-7f [rollup]
+Rss:               57400 kB
+Pss:               50000 kB
+Pss_Dirty:         40000 kB
+Private_Clean:      1000 kB
+Private_Dirty:     39000 kB
+Private_Hugetlb:    9999 kB
+"""
+
+
+def test_processor_time_of_a_process_whose_name_has_brackets() -> None:
+    fields = ["S"] + ["0"] * 10 + ["150", "50"] + ["0"] * 30
+    stat = f"7 (a (b) c) {' '.join(fields)}"
+    assert idle.cpu_s(stat) == 200 / os.sysconf("SC_CLK_TCK")
+
+
+def test_memory_counts_the_named_lines_only() -> None:
+    assert idle.memory_bytes(_ROLLUP, ("Pss:",)) == 50000 << 10
+    assert idle.memory_bytes(_ROLLUP, ("Private_Clean:", "Private_Dirty:")) == 40000 << 10
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "wanted"),
+    [([5.0], 99, 5.0), (range(1, 101), 50, 50), (range(1, 101), 99, 99), (range(1, 301), 99, 297)],
+)
+def test_a_percentile_is_one_of_the_readings(
+    values: list[float], percent: float, wanted: float
+) -> None:
+    assert reaction.percentile(values, percent) == wanted
+
+
+def test_a_checkpoint_somebody_asked_for_has_a_cause() -> None:
+    before = {"operator": 1, "mismatch": 2}
+    after = {"operator": 4, "mismatch": 2, "hold-age": 1, "longest-epoch": 1}
+    assert reaction.causes_between(before, after) == {"hold-age": 1}
+
+
+def test_what_was_said_before_the_kill_does_not_count() -> None:
+    history = [
+        {"at_ns": 5, "sentence": "alone, unprotected"},
+        {"at_ns": 11, "sentence": "bidding to go on alone: a is not heard on any path"},
+        {"at_ns": 12, "sentence": "alone, unprotected: merging the overlays into the image"},
+        {"at_ns": 13, "sentence": "alone, unprotected"},
+    ]
+    assert failover.said_after(history, 10, "alone, unprotected") == 12
+    with pytest.raises(BenchError, match="did not say"):
+        failover.said_after(history, 13, "bidding")
+
+
+def test_the_segment_that_only_the_primary_says() -> None:
+    frame = stall.segment(1001, 0x18, b"data")
+    assert frame[12:14] == b"\x08\x00"
+    assert int.from_bytes(frame[16:18]) == len(frame) - 14
+    assert frame[-4:] == b"data"
