@@ -39,6 +39,7 @@ from colo_ebpf.control.privileges import keep_only_needed
 from colo_ebpf.control.record import GenerationFloor, Record
 from colo_ebpf.control.report import status
 from colo_ebpf.control.steps import Steps
+from colo_ebpf.control.ticker import Ticker
 from colo_ebpf.datapath.plane import DataPlane
 from colo_ebpf.errors import ColoError, ControlError
 from colo_ebpf.model import Endpoints, Mode, VmEvent, VmRole
@@ -104,10 +105,14 @@ class Daemon:
         gc.collect()
         gc.freeze()  # a full collection would take longer than a heartbeat
         self._notifier.say(READY=1)
+        beats = Ticker(self.timing.heartbeat_ns / 1e9, self._beat)
+        stopping = asyncio.create_task(self._stopping.wait())
+        stopping.add_done_callback(lambda _: beats.stop())
         try:
-            await self._beat()
+            await beats.ended
             self._watchdog.disarm()
         finally:
+            stopping.cancel()
             await server.stop()
             self._leave()
 
@@ -147,24 +152,14 @@ class Daemon:
         off = await vm.powered_off()
         self.core.adopt(vm, vm.past(), failed=failed, off=off, now_ns=boot_ns())
 
-    async def _beat(self) -> None:
-        loop = asyncio.get_running_loop()
-        period_s = self.timing.heartbeat_ns / 1e9
-        due_s = loop.time()
-        while not self._stopping.is_set():
-            now_ns = boot_ns()
-            self.plane.beacon()
-            self.plane.reap(now_ns)
-            self.core.cycle(now_ns)
-            self.publish(1)
-            self._notifier.feed(now_ns)
-            self._watchdog.feed(self.plane.mode(), now_ns)
-            due_s = max(due_s + period_s, loop.time())
-            try:
-                async with asyncio.timeout_at(due_s):
-                    await self._stopping.wait()
-            except TimeoutError:
-                continue
+    def _beat(self) -> None:
+        now_ns = boot_ns()
+        self.plane.beacon()
+        self.plane.reap(now_ns)
+        self.core.cycle(now_ns)
+        self.publish(1)
+        self._notifier.feed(now_ns)
+        self._watchdog.feed(self.plane.mode(), now_ns)
 
     def _leave(self) -> None:
         """The peer is told; VM and data plane go on without us."""

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from io import FileIO
 from typing import Any
 
 from colo_ebpf.clock import boot_ns
@@ -54,6 +55,7 @@ class Qemu:
         self._colo_exited = False
         self._trace = trace.TraceState()
         self._trace_at = 0
+        self._trace_file: FileIO | None = None
         self._asking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._qmp = Monitors(instance, spec.qmp_timeout_ms, self._on_event)
         self._disks = Disks(spec, instance, self._qmp)
@@ -299,11 +301,17 @@ class Qemu:
         return self._trace.loads
 
     def _follow_trace(self) -> None:
+        """In every beat: the file stays open until the VM is ended."""
         try:
-            with cmdline.trace_path(self._spec, self._instance).open("rb") as file:
-                file.seek(self._trace_at)
-                data = file.read()
+            if self._trace_file is None:
+                if not self._alive:
+                    return
+                self._trace_file = cmdline.trace_path(self._spec, self._instance).open("rb", 0)
+            self._trace_file.seek(self._trace_at)
+            data = self._trace_file.read()
         except OSError:
+            return
+        if not data:
             return
         whole = data[: data.rfind(b"\n") + 1]
         self._trace_at += len(whole)
@@ -351,4 +359,8 @@ class Qemu:
                     " it waits inside the kernel, for a disk perhaps (ps shows state D)"
                 ) from e
         self._asking.cancel()
+        if self._trace_file is not None:
+            self._follow_trace()
+            self._trace_file.close()
+            self._trace_file = None
         await self._qmp.close()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import re
 import secrets
 import socket
 import struct
@@ -18,7 +19,7 @@ from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.decode import count_rows, event_of, mismatch_rows
 from colo_ebpf.datapath.lasting import LastingOffsets
 from colo_ebpf.datapath.ring import Ring
-from colo_ebpf.datapath.sysbpf import RawMap, obj_get, test_run
+from colo_ebpf.datapath.sysbpf import ArrayWord, RawMap, obj_get, test_run
 from colo_ebpf.model import (
     Counter,
     FlushReport,
@@ -80,6 +81,15 @@ def _own_frame(ethertype: int) -> bytes:
     return b"\xff" * 6 + b"\x02" + b"\0" * 5 + struct.pack("!H", ethertype)
 
 
+def _taken(slots: bytes) -> list[int]:
+    """Where the slots that are in use begin. Nearly all are free: to look at each takes long."""
+    size = ctypes.sizeof(abi.Slot)
+    states = (
+        memoryview(slots).cast("Q")[:: size // 8].tobytes()
+    )  # the first word of each; FREE is 0
+    return [size * at for at in sorted({m.start() // 8 for m in re.finditer(b"[^\0]", states)})]
+
+
 class DataPlane:
     """Programs and maps of one VM. Map accesses are synchronous; devices need a thread."""
 
@@ -92,6 +102,9 @@ class DataPlane:
             name: RawMap(obj_get(str(pins / name)))
             for name in ("colo_conf", "colo_turn", "colo_live", "colo_hold", "colo_mism")
         }
+        self._cell = ArrayWord(self._maps["colo_turn"].fd, 0)
+        live = self._maps["colo_live"].fd
+        self._live_words = {word: ArrayWord(live, word) for word in LiveWord}
         cpus = os.sysconf("SC_NPROCESSORS_CONF")
         self._stats = RawMap(obj_get(str(pins / "colo_stats")), ctypes.sizeof(abi.Count) * cpus)
         names = ("colo_offs", "colo_last", "colo_flows", "colo_dgrams")
@@ -220,8 +233,7 @@ class DataPlane:
 
     def turn(self) -> Turn:
         """The turn cell as the kernel has it."""
-        raw = self._maps["colo_turn"].get(b"\0" * 4) or bytes(8)
-        (word,) = struct.unpack("=Q", raw)
+        word = self._cell.get()
         return Turn(word >> 1, Phase(word & abi.TURNING_BIT))
 
     def set_pairing(self, pairing: Pairing | None) -> None:
@@ -303,9 +315,9 @@ class DataPlane:
             return HeldReport(0, 0, None, slots)
         frames = total = 0
         oldest: int | None = None
-        for slot in (abi.Slot * slots).from_buffer_copy(self._maps["colo_hold"].all()):
-            if slot.state == abi.SlotState.FREE:
-                continue
+        raw = self._maps["colo_hold"].all()
+        for at in _taken(raw):
+            slot = abi.Slot.from_buffer_copy(raw, at)
             frames += 1
             total += slot.len
             if slot.state == abi.SlotState.HELD and (oldest is None or slot.at_ns < oldest):
@@ -335,9 +347,9 @@ class DataPlane:
         epoch = self.turn().epoch
         lasting = int(self._conf.lasting_epoch)
         self._reap_offsets.step(
-            lambda raw: reap.offset_ended(raw, now_ns, (epoch, epoch + 1, lasting))
+            now_ns, lambda raw: reap.offset_ended(raw, now_ns, (epoch, epoch + 1, lasting))
         )
-        self._reap_lasting.step(lambda raw: reap.lasting_ended(raw, now_ns))
+        self._reap_lasting.step(now_ns, lambda raw: reap.lasting_ended(raw, now_ns))
 
     # -- events, counters ----------------------------------------------------------------
 
@@ -370,8 +382,7 @@ class DataPlane:
         return {word.name.lower(): self._live(word) for word in LiveWord}
 
     def _live(self, word: LiveWord) -> int:
-        raw = self._maps["colo_live"].get(struct.pack("=I", word)) or bytes(8)
-        return int(struct.unpack("=Q", raw)[0])
+        return self._live_words[word].get()
 
     def _set_live(self, word: LiveWord, value: int) -> None:
         self._maps["colo_live"].set(struct.pack("=I", word), struct.pack("=Q", value))

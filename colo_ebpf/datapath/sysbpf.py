@@ -202,6 +202,25 @@ class RawMap:
             yield key
 
 
+class ArrayWord:
+    """A 64-bit entry of an array map that is read many times a second: nothing is allocated.
+
+    For one thread only.
+    """
+
+    def __init__(self, fd: int, index: int) -> None:
+        self._key, self._value = ctypes.c_uint32(index), ctypes.c_uint64(0)
+        attr = _elem(fd, ctypes.addressof(self._key), ctypes.addressof(self._value))
+        self._attr = ctypes.create_string_buffer(attr, _ATTR_BYTES)
+
+    def get(self) -> int:
+        """Its value now."""
+        if _libc.syscall(_NR_BPF, _MAP_LOOKUP, self._attr, _ATTR_BYTES) < 0:
+            error = ctypes.get_errno()
+            raise DatapathError(f"bpf: look up in an array: {os.strerror(error)}")
+        return self._value.value
+
+
 def test_run(fd: int, data: bytes, repeat: int = 1, context: bytes = b"") -> TestRun:
     """Run a sched_cls program on a frame (BPF_PROG_TEST_RUN); `data` is 14 bytes or more.
 
