@@ -37,6 +37,7 @@
 #include "colo_link.h"
 #include "colo_work.h"
 #include "colo_hold.h"
+#include "colo_event.h"
 #include "colo_hash.h"
 #include "colo_flow.h"
 #include "colo_dgram.h"
@@ -474,28 +475,29 @@ int colo_drain(struct __sk_buff *skb)
 /*
  * Run by the control plane, never attached: send the frames of past epochs (they are in the
  * checkpoint the SVM has loaded), verified ones at the head of their flow, and everything
- * once the VM is solo. The input's first four bytes are the ring position to start at.
- * Returns frames sent | frames left << 16.
+ * once the VM is solo. The input's first four bytes are the ring position to start at, the next say
+ * whether what the VM said last as a secondary is meant instead. Returns frames sent | frames left << 16.
  */
 int colo_flush(struct __sk_buff *skb)
 {
 	struct colo_conf *conf = colo_conf_get();
 	struct colo_work *work = colo_work_get();
-	__u32 start = 0, sent = 0, left = 0, ix;
+	__u32 start[2] = {}, sent = 0, left = 0, ix;
 	struct colo_slot *slot;
 	int i;
 
-	if (!conf || !work || bpf_skb_load_bytes(skb, 0, &start, 4))
+	if (!conf || !work || bpf_skb_load_bytes(skb, 0, start, 8))
 		return 0;
 	colo_now_get(conf, &work->now);
 	if (conf->mode != COLO_PRIMARY && conf->mode != COLO_SOLO)
 		return 0;
 	for (i = 0; i < COLO_FLUSH_MAX; i++) {
-		ix = (start + i) & (conf->hold_slots - 1);
+		ix = (start[0] + i) & (conf->hold_slots - 1);
 		slot = colo_hold.lookup(&ix);
-		if (!slot || slot->state != COLO_SLOT_HELD)
+		if (!slot || slot->state != COLO_SLOT_HELD ||
+		    (slot->kind == COLO_SLOT_SAID) != (start[1] != 0))
 			continue;
-		work->step = colo_flush_take(work, slot, ix + 1);
+		work->step = colo_flush_take(conf, work, slot, ix + 1);
 		if (work->step == COLO_FLUSH_SENT && colo_flush_send(skb, conf, work, slot, ix))
 			work->step = COLO_FLUSH_LATER;
 		if (work->step == COLO_FLUSH_LATER)

@@ -29,6 +29,8 @@
 #include "colo_link.h"
 #include "colo_option.h"
 #include "colo_rewrite.h"
+#include "colo_hold.h"
+#include "colo_said.h"
 
 #define COLO_AGE_MAX	256	/* places one run of colo_age looks at */
 #define CLI	COLO_PROG_MIR_CLI
@@ -228,7 +230,7 @@ int colo_mir_link(struct __sk_buff *skb)
 	reason = colo_link_word(pkt.ethertype, heard);
 	if (reason)
 		return colo_finish(skb, LINK, COLO_V_DROP, reason);
-	if (conf->mode != COLO_SECONDARY)
+	if (conf->mode != COLO_SECONDARY && conf->mode != COLO_WITHHOLD)
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_WITHHELD);
 	pkt.nic = nic;
 	/* A past epoch's datagram is in the state already; TCP knows a duplicate when it sees one. */
@@ -240,6 +242,16 @@ int colo_mir_link(struct __sk_buff *skb)
 	return bpf_redirect(conf->tap_ifindex[nic & (COLO_NICS - 1)], 0);
 }
 
+/*
+ * Does anybody hear what the SVM says? With a pairing in force while it is withheld it takes over from
+ * a VM that is gone: clients still reach it over the link, what it answers is kept.
+ */
+static __always_inline int colo_svm_heard(struct colo_conf *conf)
+{
+	return conf->mode == COLO_SECONDARY || conf->mode == COLO_SOLO ||
+	       (conf->mode == COLO_WITHHOLD && conf->vni);
+}
+
 /* Tap ingress on the secondary: what the SVM produced. */
 int colo_mir_svm(struct __sk_buff *skb)
 {
@@ -247,7 +259,7 @@ int colo_mir_svm(struct __sk_buff *skb)
 	struct colo_pkt pkt = {};
 	__u64 epoch = colo_epoch_get();
 
-	if (!conf || (conf->mode != COLO_SECONDARY && conf->mode != COLO_SOLO))
+	if (!conf || !colo_svm_heard(conf))
 		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_WITHHELD);
 	if (colo_parse(skb, &pkt))
 		return colo_finish(skb, OUT, conf->mode == COLO_SOLO ? COLO_V_PASS : COLO_V_DROP,
@@ -255,11 +267,17 @@ int colo_mir_svm(struct __sk_buff *skb)
 	pkt.nic = colo_nic_of(skb, conf);
 	if (pkt.nic == COLO_NICS)
 		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_NO_CONF);
+	if (conf->mode != COLO_SOLO)
+		colo_said_keep(skb, &pkt, epoch);
+	if (conf->mode == COLO_WITHHOLD)
+		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_WITHHELD);
 	if (colo_is_tcp(&pkt) ? colo_rewrite_out(skb, conf, &pkt, epoch) :
 				colo_rewrite_quoted(skb, conf, &pkt, epoch, 0))
 		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_MALFORMED);
-	if (conf->mode == COLO_SOLO)
+	if (conf->mode == COLO_SOLO) {
+		skb->mark = skb->mark == COLO_MARK_RELEASED ? 0 : skb->mark;
 		return colo_finish(skb, OUT, COLO_V_PASS, COLO_R_SOLO);
+	}
 	if (!conf->vni || colo_link_tag(skb, conf, epoch, pkt.nic))
 		return colo_finish(skb, OUT, COLO_V_DROP, COLO_R_NO_PAIR);
 	colo_count(OUT, COLO_V_LINK, COLO_R_PLAIN, skb->len);

@@ -20,6 +20,7 @@ COMPARE, MIRROR = "tests/bpf/test_compare.py", "tests/bpf/test_mirror.py"
 MODEL, PAIR = "tests/model/test_stream.py", "tests/model/test_pair.py"
 PROTOCOLS, GOLDEN = "tests/bpf/test_protocols.py", "tests/bpf/test_golden.py"
 TABLE, LEADS = "tests/bpf/test_flow_table.py", "tests/bpf/test_leads.py"
+SAID = "tests/bpf/test_said.py"
 ATTACKS, QUOTED = "tests/bpf/test_attacks.py", "tests/bpf/test_quoted.py"
 _TIMEOUT_S = 300
 
@@ -284,9 +285,51 @@ MUTANTS = [
     Mutant(
         "the SVM of a daemon that decides nothing speaks to the link",
         "mirror.c",
-        "if (!conf || (conf->mode != COLO_SECONDARY && conf->mode != COLO_SOLO))",
-        "if (!conf)",
+        "	if (conf->mode == COLO_WITHHOLD)\n",
+        "	if (0)\n",
         MIRROR,
+    ),
+    Mutant(
+        "an SVM that nobody hears is kept for later",
+        "mirror.c",
+        "if (!conf || !colo_svm_heard(conf))",
+        "if (!conf)",
+        SAID,
+    ),
+    Mutant(
+        "what another state said leaves",
+        "include/colo_drain.h",
+        "work->now.mode == COLO_SOLO && slot->epoch == conf->lasting_epoch;",
+        "work->now.mode == COLO_SOLO;",
+        SAID,
+    ),
+    Mutant(
+        "what was said in an unknown epoch is kept",
+        "include/colo_said.h",
+        "epoch == COLO_EPOCH_NONE || ",
+        "",
+        SAID,
+    ),
+    Mutant(
+        "a SYN is said again",
+        "include/colo_said.h",
+        "pkt->flags & (COLO_TCP_SYN | COLO_TCP_RST)",
+        "pkt->flags & COLO_TCP_RST",
+        SAID,
+    ),
+    Mutant(
+        "what was said counts as held",
+        "include/colo_hold.h",
+        "COLO_SLOT_LEAVING && !said)",
+        "COLO_SLOT_LEAVING)",
+        SAID,
+    ),
+    Mutant(
+        "clients are not heard during a takeover",
+        "mirror.c",
+        "if (conf->mode != COLO_SECONDARY && conf->mode != COLO_WITHHOLD)",
+        "if (conf->mode != COLO_SECONDARY)",
+        SAID,
     ),
     Mutant(
         "a solo host goes on talking over the link",

@@ -121,6 +121,7 @@ enum colo_reason {
 	COLO_R_PART = 38,		/* the verified part of a held frame */
 	COLO_R_ENDED = 39,		/* a connection that is over, or idle for long */
 	COLO_R_FAREWELL = 40,		/* the peer's plane leaves the pairing */
+	COLO_R_SAID_AGAIN = 41,		/* what the SVM said last, once it serves alone */
 	COLO_REASONS = 64,		/* slots of the counter table, not a reason */
 };
 
@@ -248,6 +249,7 @@ enum colo_slot_kind {
 	COLO_SLOT_STREAM = 1,	/* in its flow's list */
 	COLO_SLOT_ACK = 2,	/* its flow's pending ACK */
 	COLO_SLOT_DGRAM = 3,	/* found by its digest */
+	COLO_SLOT_SAID = 4,	/* the secondary's: said over the link, not counted as held */
 };
 
 struct colo_slot {		/* colo_hold: what is known of a held frame */

@@ -260,14 +260,31 @@ static __always_inline int colo_flush_unlink(struct colo_work *work, struct colo
 	return COLO_FLUSH_SENT;
 }
 
+/* What a secondary said: in the epoch whose state serves now, or nobody says it any more. */
+static __always_inline int colo_flush_said(struct colo_conf *conf, struct colo_work *work,
+					   struct colo_slot *slot)
+{
+	int due = work->now.mode == COLO_SOLO && slot->epoch == conf->lasting_epoch;
+
+	work->plan.lower = 0;
+	if (colo_slot_claim(slot))
+		return COLO_FLUSH_SKIP;
+	if (due)
+		return COLO_FLUSH_SENT;
+	colo_slot_free(slot);
+	return COLO_FLUSH_SKIP;
+}
+
 /* Is the frame due, and is it ours to send? */
-static __always_inline int colo_flush_take(struct colo_work *work, struct colo_slot *slot,
-					   __u32 ref)
+static __always_inline int colo_flush_take(struct colo_conf *conf, struct colo_work *work,
+					   struct colo_slot *slot, __u32 ref)
 {
 	int due = work->now.mode == COLO_SOLO || slot->epoch != work->now.epoch;
 	struct colo_flow *flow = 0;
 	int result;
 
+	if (slot->kind == COLO_SLOT_SAID)
+		return colo_flush_said(conf, work, slot);
 	if (slot->kind != COLO_SLOT_DGRAM)
 		flow = colo_flows.lookup(&slot->flow);
 	if (!flow || flow->gen != slot->gen) {	/* in nobody's list */
@@ -289,16 +306,19 @@ static __always_inline int colo_flush_send(struct __sk_buff *skb, struct colo_co
 					   __u32 ix)
 {
 	struct colo_frame *frame = colo_frames.lookup(&ix);
-	__u32 len = slot->len;
+	__u32 said = slot->kind == COLO_SLOT_SAID, len = slot->len;
 
 	if (frame && work->plan.lower)
 		colo_slot_lower(slot, frame, work->plan.ack, work->plan.edge);
 	if (colo_emit(skb, conf, ix, slot)) {
-		colo_count(COLO_PROG_FLUSH, COLO_V_HOLD, COLO_R_EMIT_FAILED, len);
-		colo_slot_orphan(slot);
+		colo_count(COLO_PROG_FLUSH, said ? COLO_V_DROP : COLO_V_HOLD, COLO_R_EMIT_FAILED, len);
+		if (said)
+			colo_slot_free(slot);	/* its VM sends it again by itself */
+		else
+			colo_slot_orphan(slot);
 		return -1;
 	}
-	colo_count(COLO_PROG_FLUSH, COLO_V_CARRY, COLO_R_FLUSHED, len);
+	colo_count(COLO_PROG_FLUSH, COLO_V_CARRY, said ? COLO_R_SAID_AGAIN : COLO_R_FLUSHED, len);
 	colo_slot_free(slot);
 	return 0;
 }

@@ -13,9 +13,6 @@ BPF_TABLE_PINNED("array", __u32, struct colo_slot, colo_hold, COLO_HOLD_SLOTS,
 		 COLO_PIN "/colo_hold");
 BPF_TABLE_PINNED("array", __u32, struct colo_frame, colo_frames, COLO_HOLD_SLOTS,
 		 COLO_PIN "/colo_frames");
-BPF_TABLE_PINNED("array", __u32, struct colo_mismatch, colo_mism, COLO_MISMATCHES,
-		 COLO_PIN "/colo_mism");
-BPF_RINGBUF_OUTPUT(colo_ring, 16);
 
 #define COLO_ALLOC_TRIES	6	/* slots looked at for a free one, each in another part of the ring */
 #define COLO_HEAD_MAX		256	/* headers of a held frame, a power of two */
@@ -23,35 +20,6 @@ BPF_RINGBUF_OUTPUT(colo_ring, 16);
 #define COLO_SUM_BYTES		508	/* a multiple of 4 below 512: what older kernels take at once */
 #define COLO_SUMS		((COLO_FRAME_MAX - COLO_HEAD_MAX) / COLO_SUM_BYTES)
 #define COLO_DATA_MAX		(COLO_SUMS * COLO_SUM_BYTES - 64)	/* behind a held frame's headers */
-
-/* Log to the mismatch map and wake the control plane. */
-static __always_inline void colo_event(struct colo_mismatch *event)
-{
-	__u64 *made = colo_live_word(COLO_LIVE_MISMATCHES);
-	__u32 ix;
-
-	event->at_ns = bpf_ktime_get_boot_ns();
-	if (made && event->kind == COLO_EV_MISMATCH) {
-		ix = __sync_fetch_and_add(made, 1) % COLO_MISMATCHES;
-		colo_mism.update(&ix, event);
-	}
-	if (colo_ring.ringbuf_output(event, sizeof(*event), 0))
-		colo_live_add(COLO_LIVE_EVENTS_LOST, 1);
-}
-
-static __always_inline void colo_tell(__u8 kind, __u16 reason, struct colo_flow_key *key,
-				      __u8 proto, __u64 epoch)
-{
-	struct colo_mismatch event = {};
-
-	event.kind = kind;
-	event.reason = reason;
-	event.proto = proto;
-	event.epoch = epoch;
-	if (key)
-		event.flow = *key;
-	colo_event(&event);
-}
 
 /* Return slot + 1, or 0 when the store is full. */
 static __always_inline __u32 colo_hold_alloc(struct colo_conf *conf)
@@ -92,9 +60,11 @@ static __always_inline void colo_slot_unclaim(struct colo_slot *slot)
 
 static __always_inline void colo_slot_free(struct colo_slot *slot)
 {
+	__u32 said = slot->kind == COLO_SLOT_SAID;
+
 	slot->kind = 0;
 	if (__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_FREE) ==
-	    COLO_SLOT_LEAVING)
+	    COLO_SLOT_LEAVING && !said)
 		colo_live_add(COLO_LIVE_HELD, -1);
 }
 
@@ -270,23 +240,6 @@ static __always_inline __u32 colo_hold_publish(struct colo_slot *slot, __u64 epo
 		return 0;	/* an ACK that replaced an older one: counted already */
 	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_FILLING, COLO_SLOT_HELD);
 	return 1;
-}
-
-/* `made` more slots are in use: tell the control plane, if it asked or it gets tight. */
-static __always_inline void colo_hold_count(struct colo_conf *conf, struct colo_flow_key *key,
-					    __u64 epoch, __u64 made)
-{
-	__u64 *held = colo_live_word(COLO_LIVE_HELD);
-	__u64 *armed = colo_live_word(COLO_LIVE_HELD_ARMED);
-	__u64 was;
-
-	if (!held || !armed)
-		return;
-	was = __sync_fetch_and_add(held, made);
-	if (was < conf->hold_high && was + made >= conf->hold_high)
-		colo_tell(COLO_EV_STORE_FULL, COLO_R_STORE_FULL, key, 0, epoch);
-	if (*armed && __sync_val_compare_and_swap(armed, 1, 0) == 1)
-		colo_tell(COLO_EV_HELD, COLO_R_UNVERIFIED, key, 0, epoch);
 }
 
 /* Ones' complement update of the 16-bit checksum at `sum` for one 32-bit word. */

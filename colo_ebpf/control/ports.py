@@ -69,6 +69,10 @@ class Plane(Protocol):
     def flush(self) -> FlushReport:
         """Emit what may leave now: past epochs, verified heads, everything when solo."""
 
+    def repeat(self) -> int:
+        """Solo, on the bridge: what the SVM said last leaves again, its answer may have been lost
+        with the primary. Returns how many frames."""
+
     def held(self) -> HeldReport: ...
 
     def rearm_held(self) -> None:

@@ -58,6 +58,7 @@ class Steps:
         match step:
             case facts.GoPublic():
                 await self._plane.join_bridge()
+                self._plane.repeat()
                 await vm.announce()
             case facts.Synchronise(to):
                 self._folded(await self._plane.fold_offsets())

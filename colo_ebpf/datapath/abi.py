@@ -97,6 +97,7 @@ class Reason(enum.IntEnum):
     PART = 38
     ENDED = 39
     FAREWELL = 40
+    SAID_AGAIN = 41
 
 
 class LiveWord(enum.IntEnum):
@@ -158,6 +159,7 @@ class SlotKind(enum.IntEnum):
     STREAM = 1
     ACK = 2
     DGRAM = 3
+    SAID = 4
 
 
 class _Struct(ctypes.Structure):

@@ -308,6 +308,12 @@ class DataPlane:
                 break
         return FlushReport(emitted, left)
 
+    def repeat(self) -> int:
+        """Send what the VM said last as a secondary; see colo_said.h. Returns how many frames."""
+        frame = struct.pack("=II", 0, 1).ljust(12, b"\0") + b"\x08\x00"
+        run = test_run(self._compare.programs["colo_flush"], frame.ljust(64, b"\0"))
+        return run.retval & 0xFFFF
+
     def held(self) -> HeldReport:
         """How much is held, and since when."""
         slots = self._spec.sizes.hold_slots
@@ -318,6 +324,8 @@ class DataPlane:
         raw = self._maps["colo_hold"].all()
         for at in _taken(raw):
             slot = abi.Slot.from_buffer_copy(raw, at)
+            if slot.kind == abi.SlotKind.SAID:
+                continue
             frames += 1
             total += slot.len
             if slot.state == abi.SlotState.HELD and (oldest is None or slot.at_ns < oldest):

@@ -126,6 +126,11 @@ class Host:
         with self.inside():
             self.plane.flush()
 
+    def repeat(self) -> None:
+        """After a takeover: what the VM said last leaves again."""
+        with self.inside():
+            self.plane.repeat()
+
     def empty(self) -> None:
         """As after loading."""
         self.plane.set_mode(Mode.WITHHOLD)

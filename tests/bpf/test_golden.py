@@ -148,6 +148,13 @@ def leave(rig: Rig) -> None:
     rig.plane.set_pairing(None)
 
 
+def taken_over(rig: Rig) -> None:
+    """The secondary serves alone; the control plane repeats what its VM said."""
+    rig.plane.keep_offsets(1)
+    rig.plane.set_mode(Mode.SOLO)
+    rig.plane.repeat()
+
+
 def flushed(rig: Rig) -> None:
     """The control plane sends what a checkpoint contains."""
     rig.plane.flush()
@@ -398,6 +405,15 @@ TABLE = [
         held=0,
     ),
     Row(R.ENDED, "age", "drop", P, after(connected, aged), None),
+    Row(
+        R.SAID_AGAIN,
+        "flush",
+        "carry",
+        Mode.SECONDARY,
+        after(vm(HELLO), taken_over),
+        None,
+        role=S,
+    ),
     Row(
         R.EMIT_FAILED,
         "cmp-svm",

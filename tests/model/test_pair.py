@@ -289,6 +289,8 @@ class Pair(RuleBasedStateMachine):
         self.p.plane.set_turn(0, Phase.OPEN)
         self.p.plane.set_mode(Mode.SOLO)
         self._forget(dead)
+        self.p.repeat()
+        self._settle()
 
     @precondition(lambda self: self.s)
     @rule()

@@ -77,6 +77,9 @@ class ToyPlane:
     def flush(self) -> FlushReport:
         return FlushReport(0, 0)
 
+    def repeat(self) -> int:
+        return 0
+
     def held(self) -> HeldReport:
         return HeldReport(0, 0, None, 1)
 
