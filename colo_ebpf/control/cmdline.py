@@ -15,6 +15,7 @@ docs/system/qemu-colo). Disks are told apart by their number, which every node's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,11 +165,11 @@ def _disks(spec: VmSpec, role: VmRole) -> list[str]:
     return args
 
 
-def _network(spec: VmSpec) -> list[str]:
+def _network(spec: VmSpec, taps: Sequence[int]) -> list[str]:
     off = ",".join(f"{name}=off" for name in _NOT_OFFERED)
     args = []
-    for n, (tap, mac) in enumerate(spec.nics):
-        args += ["-netdev", f"tap,id=net{n},ifname={tap},script=no,downscript=no,vhost=off"]
+    for n, ((_, mac), fd) in enumerate(zip(spec.nics, taps, strict=True)):
+        args += ["-netdev", f"tap,id=net{n},fd={fd},vhost=off"]
         args += ["-device", f"virtio-net-pci,id=nic{n},netdev=net{n},mac={mac},romfile=,{off}"]
     return args
 
@@ -182,8 +183,11 @@ def _monitors(spec: VmSpec, instance: str) -> list[str]:
     return args
 
 
-def command_line(spec: VmSpec, role: VmRole, instance: str) -> list[str]:
-    """argv of the VM's QEMU. A primary starts stopped, a secondary waits for a migration."""
+def command_line(spec: VmSpec, role: VmRole, instance: str, taps: Sequence[int]) -> list[str]:
+    """argv of the VM's QEMU, which inherits `taps`, a descriptor for each NIC.
+
+    A primary starts stopped, a secondary waits for a migration.
+    """
     boot = ["-kernel", spec.kernel] if spec.kernel else []
     if spec.initrd:
         boot += ["-initrd", spec.initrd]
@@ -213,7 +217,7 @@ def command_line(spec: VmSpec, role: VmRole, instance: str) -> list[str]:
         str(trace_path(spec, instance)),
         *boot,
         *_monitors(spec, instance),
-        *_network(spec),
+        *_network(spec, taps),
         *_disks(spec, role),
         *("-device", "pvpanic"),
         *spec.extra_args,

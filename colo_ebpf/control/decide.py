@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colo_ebpf.control import fencing, pairing, planned, poweroff, record
+from colo_ebpf.control import fencing, pairing, planned, poweroff, record, relay
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.facts import (
     ContinueAlone,
@@ -51,7 +51,7 @@ def decide(s: Snapshot) -> Decision:
             step=rested(s, Read()),
             task=s.task,
         )
-    decision = _for_record(s, s.record)
+    decision = relay.to_the_winner(s, s.record, _for_record(s, s.record))
     if _behind(s, s.record):
         decision = replace(decision, step=rested(s, Read()))
     return planned.answered(s, decision)
@@ -252,7 +252,8 @@ def _claimed(s: Snapshot, r: Record) -> Decision:
         return _hand_back(s, r, "this side's disk failed")
     if r.image == s.who.host:
         return _continue_alone(s, r)
-    return replace(_take_over(s, r, vm), turns=Turns.SECONDARY)
+    taking_over = replace(_take_over(s, r, vm), turns=Turns.SECONDARY)
+    return relay.from_the_loser(s, r, taking_over)
 
 
 def _claimed_without_vm(s: Snapshot, r: Record) -> Decision:

@@ -20,6 +20,7 @@ from colo_ebpf.control import cmdline
 from colo_ebpf.control.cmdline import VmSpec
 from colo_ebpf.control.eventlog import EventLog
 from colo_ebpf.control.lineage import Lineage
+from colo_ebpf.control.taps import Taps
 from colo_ebpf.control.vm import Qemu
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import VmRole
@@ -73,6 +74,7 @@ class QemuMachine:
     def __init__(self, spec: VmSpec) -> None:
         self._spec = spec
         self._pid_file = spec.run_dir / "qemu.pid"
+        self._taps = Taps()
 
     @property
     def accel(self) -> str:
@@ -94,9 +96,12 @@ class QemuMachine:
         else:
             Lineage.of(spec).end()
         EventLog(cmdline.events_path(spec, instance)).make()
-        pid = await self._spawn(cmdline.command_line(spec, role, instance))
+        self._taps.close()
+        for tap, _ in spec.nics:
+            self._taps.open(tap)
+        pid = await self._spawn(cmdline.command_line(spec, role, instance, self._taps.fds))
         self._pid_file.write_text(f"{pid} {role.value} {instance}\n")
-        vm = Qemu(spec, role, instance, pid)
+        vm = Qemu(spec, role, instance, pid, self._taps)
         try:
             await self._connect(vm)
             await vm.require_colo()
@@ -126,6 +131,7 @@ class QemuMachine:
                     stderr=log,
                     start_new_session=True,
                     env=environment,
+                    pass_fds=self._taps.fds,
                 )
             except OSError as e:
                 raise VmError(f"QEMU {argv[0]}: {e.strerror}; install qemu-system-x86") from e
@@ -155,7 +161,7 @@ class QemuMachine:
         pid = int(pid_text)
         if not _is_ours(pid, f"{self._spec.name}@{instance}"):
             return None
-        vm = Qemu(self._spec, VmRole(role), instance, pid)
+        vm = Qemu(self._spec, VmRole(role), instance, pid, self._taps)
         try:
             await vm.connect()
             await vm.check_name()

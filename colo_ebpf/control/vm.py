@@ -19,6 +19,7 @@ from colo_ebpf.control.disks import Disks
 from colo_ebpf.control.eventlog import EventLog, Past
 from colo_ebpf.control.lineage import Lineage
 from colo_ebpf.control.qmp import Monitors
+from colo_ebpf.control.taps import Taps
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import (
     Endpoints,
@@ -42,11 +43,12 @@ _POLL_S = 0.02  # of a migration or a state that has no event
 class Qemu:
     """A QEMU process and what the control plane asks of it."""
 
-    def __init__(self, spec: VmSpec, role: VmRole, instance: str, pid: int) -> None:
+    def __init__(self, spec: VmSpec, role: VmRole, instance: str, pid: int, taps: Taps) -> None:
         self._spec = spec
         self._role = role
         self._instance = instance
         self._pid = pid
+        self._taps = taps
         self._pidfd = os.pidfd_open(pid)
         self._alive = True
         self._gone = asyncio.Event()
@@ -358,6 +360,7 @@ class Qemu:
                     f"{self._instance}: pid {self._pid} is killed and not gone after {limit_ms} ms:"
                     " it waits inside the kernel, for a disk perhaps (ps shows state D)"
                 ) from e
+        self._taps.close()
         self._asking.cancel()
         if self._trace_file is not None:
             self._follow_trace()

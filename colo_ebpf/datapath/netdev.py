@@ -156,19 +156,29 @@ def leave_bridge(ifname: str) -> None:
         ipr.link("set", index=index_of(ifname), master=0)
 
 
+def open_tap(ifname: str) -> int:
+    """The VM's end of a one-queue tap, made if there is none; AttachError if it is open already."""
+    request = struct.pack("16sH", ifname.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    except OSError as e:
+        raise AttachError(f"/dev/net/tun: {e.strerror}; load the tun module") from e
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, request.ljust(40, b"\0"))
+    except OSError as e:
+        os.close(fd)
+        raise AttachError(f"tap {ifname}: open: {e.strerror}") from e
+    return fd
+
+
 def create_tap(ifname: str, mtu: int) -> None:
-    """Make a persistent one-queue tap that QEMU opens by name, and bring it up."""
+    """Make a persistent one-queue tap, and bring it up."""
     if not exists(ifname):
-        request = struct.pack("16sH", ifname.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
+        fd = open_tap(ifname)
         try:
-            fd = os.open("/dev/net/tun", os.O_RDWR)
-        except OSError as e:
-            raise AttachError(f"/dev/net/tun: {e.strerror}; load the tun module") from e
-        try:
-            fcntl.ioctl(fd, _TUNSETIFF, request.ljust(40, b"\0"))
             fcntl.ioctl(fd, _TUNSETPERSIST, 1)
         except OSError as e:
-            raise AttachError(f"tap {ifname}: create: {e.strerror}") from e
+            raise AttachError(f"tap {ifname}: keep: {e.strerror}") from e
         finally:
             os.close(fd)
     _no_router_solicitation(ifname)

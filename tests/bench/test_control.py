@@ -11,7 +11,7 @@ from colo_ebpf.datapath import netdev
 from colo_ebpf.lab import topology
 from tests.capabilities import require
 
-NAME = "coloteste"
+NAME = "colotestp"
 LEAST = part_control.Amounts(
     idle_s=1,
     mismatches=3,

@@ -37,7 +37,7 @@ from colo_ebpf.control.facts import (
 )
 from colo_ebpf.control.peer import PeerState
 from colo_ebpf.control.record import Kind, Record
-from colo_ebpf.model import Endpoints, Mode, Settled, VmHealth, VmRole
+from colo_ebpf.model import Endpoints, Mode, Pairing, Settled, VmHealth, VmRole
 
 MS = 1_000_000
 A, B = "a/0000000000000001", "b/0000000000000002"
@@ -150,6 +150,43 @@ def test_without_a_whole_vm_it_concedes() -> None:
         assert isinstance(d.step, Swap)
         assert (d.step.new.owner, d.step.new.other) == (A, "")
         assert d.mode is Mode.WITHHOLD
+
+
+def test_a_primary_whose_vm_is_gone_passes_clients_on_until_the_other_one_is_active() -> None:
+    gone = VmFacts(A, VmRole.PRIMARY, alive=False)
+    claimed, conceded = record.claim(PAIRED, B), record.concede(PAIRED, A)
+    mode = Mode.PRIMARY
+    for r in (PAIRED, claimed, conceded):
+        d = decide(_at("a", r, vm=gone, mode=mode))
+        assert d.mode is not None
+        assert (d.mode, d.pairing) == (Mode.PAIRING, Pairing(7, "192.0.2.9")), r.describe()
+        mode = d.mode
+    offers_nothing = PeerFacts(msgspec.structs.replace(PEER_B, vni=0), HEARD, HEARD)
+    active = record.activate(conceded)
+    d = decide(_at("a", active, vm=gone, mode=mode, peer=offers_nothing))
+    assert (d.mode, d.pairing) == (Mode.WITHHOLD, None)
+
+
+def test_nobody_passes_on_what_is_not_his() -> None:
+    """A VM that lives, a secondary, an operator's pause: nothing goes over the link."""
+    claimed = record.claim(PAIRED, B)
+    assert decide(_at("a", claimed)).pairing is None
+    gone_b = VmFacts(B, VmRole.SECONDARY, alive=False)
+    assert decide(_at("b", PAIRED, vm=gone_b)).pairing is None
+    gone_a = VmFacts(A, VmRole.PRIMARY, alive=False)
+    assert decide(_at("a", PAIRED, vm=gone_a, paused=True)).mode is Mode.WITHHOLD
+    assert decide(_at("a", claimed, vm=gone_a, mode=Mode.WITHHOLD)).pairing is None
+
+
+def test_the_winner_takes_what_the_loser_passes_on_only_if_its_vm_is_gone() -> None:
+    vm = VmFacts(B, VmRole.SECONDARY, alive=True, colo_exit_ns=NOW)
+    gone = msgspec.structs.replace(PEER_A, health=VmHealth.GONE)
+    for r, peer in ((record.claim(PAIRED, B), gone), (record.concede(PAIRED, A), PEER_A)):
+        for done in (frozenset[type](), frozenset({TakeOver})):
+            d = decide(_at("b", r, vm=vm, peer=PeerFacts(peer, HEARD, HEARD), done=done))
+            assert (d.mode, d.pairing) == (Mode.WITHHOLD, Pairing(7, "192.0.2.9"))
+    d = decide(_silent(_at("b", record.claim(PAIRED, B), vm=vm)))
+    assert (d.mode, d.pairing) == (Mode.WITHHOLD, None)
 
 
 def test_an_unfit_vm_does_not_bid() -> None:

@@ -61,7 +61,7 @@ def test_each_disk_has_its_own_parts() -> None:
 
 @pytest.mark.parametrize("role", VmRole)
 def test_each_disk_is_on_the_command_line_in_order(role: VmRole) -> None:
-    line = cmdline.command_line(_spec(), role, "a/0123456789abcdef")
+    line = cmdline.command_line(_spec(), role, "a/0123456789abcdef", (3,))
     devices = [word for word in line if word.startswith("virtio-blk-pci")]
     assert devices == [f"virtio-blk-pci,id=disk{n},drive=colo-disk{n}" for n in (0, 1)]
     drives = [line[i + 1] for i, word in enumerate(line) if word == "-drive"]

@@ -83,7 +83,8 @@ def test_sources_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -
 
 def _line(role: VmRole) -> list[str]:
     parsed = config.parse(config.EXAMPLE, Path("example"))
-    return cmdline.command_line(settings.vm_spec(parsed, "kvm"), role, "a/0123456789abcdef")
+    spec = settings.vm_spec(parsed, "kvm")
+    return cmdline.command_line(spec, role, "a/0123456789abcdef", (3,) * len(spec.nics))
 
 
 def test_both_sides_get_the_same_devices_in_the_same_order() -> None:
