@@ -284,7 +284,8 @@ class Qemu:
                         return
                     if status == "paused":
                         await self.cont()
-                    await asyncio.sleep(_POLL_S)
+                    with contextlib.suppress(VmError):  # it may have said so before
+                        await self._expect(VmEventKind.RESUME, int(1000 * _POLL_S), "run")
         except TimeoutError as e:
             raise VmError(f"{self._instance}: does not run after the failover") from e
 
