@@ -91,9 +91,9 @@ def test_nobody_knows_the_epoch(secondary: Rig) -> None:
 def test_what_is_not_kept(secondary: Rig) -> None:
     _open(secondary)
     for frame in (
-        _says(1000, flags="SA"),
+        _says(1000, b"early", flags="SA"),
         _says(1001),
-        _says(1001, flags="RA"),
+        _says(1001, b"why", flags="RA"),
         datagram(b"datagram"),
     ):
         secondary.from_vm(frame)
