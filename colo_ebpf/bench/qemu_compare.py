@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""QEMU's own `colo-compare`: a diskless QEMU, four sockets, no guest.
+"""QEMU's own `colo-compare`, alone: a diskless QEMU, four sockets, no guest.
 
 Source of the wire format: QEMU net/colo-compare.c and docs/colo-proxy.txt: each frame with its
 length, big-endian, before it. With `notify_dev` it says DO_CHECKPOINT there instead of asking a
@@ -68,7 +68,7 @@ class QemuCompare:
         out.register(self._ends["out"], select.POLLIN)
         while not out.poll(50):
             if time.monotonic() > deadline:
-                raise BenchError("QEMU's colo-compare does not answer")
+                raise BenchError(f"colo-compare does not answer: see {self._directory}/qemu.log")
             self.primary(_MARK + bytes(46))
 
     def __exit__(self, *_: object) -> None:
@@ -87,7 +87,8 @@ class QemuCompare:
             except OSError:
                 end.close()
                 if time.monotonic() > deadline or self._process.poll() is not None:
-                    raise
+                    log = self._directory / "qemu.log"
+                    raise BenchError(f"{path}: QEMU does not listen: {log.read_text()}") from None
                 time.sleep(0.01)  # nothing tells that QEMU listens
                 continue
             end.settimeout(_START_S)

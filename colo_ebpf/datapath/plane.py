@@ -153,6 +153,11 @@ class DataPlane:
     def _write_conf(self) -> None:
         self._maps["colo_conf"].set(b"\0" * 4, bytes(self._conf))
 
+    @property
+    def programs(self) -> dict[str, int]:
+        """Descriptors of all programs, by name."""
+        return self._compare.programs | self._mirror.programs
+
     def close(self) -> None:
         """Let go of maps and programs: what is attached and pinned goes on without us."""
         for one in (*self._maps.values(), self._stats, *self._tables):

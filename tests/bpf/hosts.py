@@ -21,15 +21,9 @@ from colo_ebpf.datapath import netdev
 from colo_ebpf.datapath.loader import Sizes, frame_bytes, pin_directory
 from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
 from colo_ebpf.datapath.sysbpf import RawMap
+from colo_ebpf.lab.bed import VNET_HEADER, empty_maps, open_tap, packet_socket, without_ipv6
+from colo_ebpf.lab.frames import CLIENT_MAC
 from colo_ebpf.model import Mode, Pairing, VmRole
-from tests.bpf.rig import (
-    CLIENT_MAC,
-    VNET_HEADER,
-    empty_maps,
-    open_tap,
-    packet_socket,
-    without_ipv6,
-)
 from tests.netns import enter
 
 MTU, NICS = 1500, 2

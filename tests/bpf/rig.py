@@ -8,40 +8,38 @@ ones.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import ctypes
-import fcntl
 import itertools
 import os
 import select
 import socket
 import struct
-import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import ClassVar
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from colo_ebpf.datapath import abi, netdev, sysbpf
+from colo_ebpf.datapath import abi, netdev
 from colo_ebpf.datapath.abi import LiveWord
-from colo_ebpf.datapath.loader import Sizes, frame_bytes, pin_directory
-from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
+from colo_ebpf.datapath.loader import Sizes, frame_bytes
 from colo_ebpf.datapath.ring import Ring
-from colo_ebpf.datapath.sysbpf import RawMap, TestRun, obj_get, test_run
-from colo_ebpf.model import Mode, Pairing, Phase, PlaneEventKind, VmRole
-from tests.checksum import checksum
+from colo_ebpf.datapath.sysbpf import RawMap, Runner, TestRun, test_run
+from colo_ebpf.lab.bed import (
+    BEACON,
+    CLIENT_END,
+    UPLINK,
+    VNET_HEADER,
+    VNI,
+    Bed,
+    packet_socket,
+)
+from colo_ebpf.lab.checksum import checksum
+from colo_ebpf.lab.frames import CLIENT, CLIENT_MAC, VM, VM_MAC
+from colo_ebpf.model import Mode, PlaneEventKind, VmRole
 from tests.netns import enter
 
-VM_MAC, CLIENT_MAC = "52:54:00:12:34:56", "52:54:00:00:00:01"
-VM, CLIENT = "192.0.2.10", "192.0.2.1"
-LOCAL, PEER = "198.51.100.1", "198.51.100.2"
-VNI = 77
-VNET_HEADER = bytes(10)
 _WAIT_S = 2.0
 _BACKLOGS = 4
 _SOL_PACKET, _PACKET_AUXDATA, _VLAN_VALID = 263, 8, 16
@@ -73,7 +71,7 @@ class Rig:
 
     def __enter__(self) -> Rig:
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        enter(os.open(f"/var/run/netns/{self._host}", os.O_RDONLY))
+        enter(os.open(f"/var/run/netns/{self._bed.host}", os.O_RDONLY))
         self._cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(self._cpus)})  # one queue: what comes later is behind
         self._empty()
@@ -93,72 +91,26 @@ class Rig:
     def _build(self, role: VmRole, mtu: int, sizes: Sizes) -> None:
         self._stack = contextlib.ExitStack()
         tag = f"colot{os.getpid()}x{len(self._pool)}"
-        self._host, client, peer = f"{tag}h", f"{tag}c", f"{tag}s"
-        for name in (self._host, client, peer):
-            netdev.create_namespace(name)
-            self._stack.callback(netdev.remove_namespace, name)
-            netdev.in_namespace(name, without_ipv6)
-        netdev.create_veth("up0", "cl0", self._host, client, mtu)
-        netdev.create_veth("link0", "link1", self._host, peer, mtu + 100)
-        netdev.in_namespace(peer, lambda: netdev.add_address("link1", PEER, 24))
-        self.client = netdev.in_namespace(client, lambda: packet_socket("cl0"))
-        self.peer = netdev.in_namespace(peer, _tunnel_socket)
+        bed = self._bed = self._stack.enter_context(Bed(tag, sizes, role=role, mtu=mtu, nics=2))
+        self.plane, self.peer, self._pins = bed.plane, bed.peer, bed.pins
+        self.tap, self.tap1 = bed.taps
+        self.client = netdev.in_namespace(bed.client_side, lambda: packet_socket(CLIENT_END))
         self._stack.callback(self.client.close)
-        self._stack.callback(self.peer.close)
-        bpffs = Path(tempfile.mkdtemp(prefix=f"colo-test-bpf-{os.getpid()}-"))
-        subprocess.run(["mount", "-t", "bpf", "bpf", str(bpffs)], check=True)
-        self._stack.callback(bpffs.rmdir)
-        self._stack.callback(subprocess.run, ["umount", str(bpffs)], check=True)
-        netdev.in_namespace(self._host, lambda: self._attach(role, mtu, sizes, bpffs))
+        netdev.in_namespace(bed.host, self._open)
 
-    def _attach(self, role: VmRole, mtu: int, sizes: Sizes, bpffs: Path) -> None:
-        netdev.add_address("link0", LOCAL, 24)
-        netdev.create_bridge("br0")
-        netdev.create_bridge("br1")
-        netdev.join_bridge("up0", "br0")
-        self.plane = DataPlane.open(
-            PlaneSpec(
-                vm="t",
-                bpffs=bpffs,
-                cache=Path(tempfile.gettempdir()) / "colo-test-headers",
-                nics=(PlaneNic("tap0", "br0", mtu), PlaneNic("tap1", "br1", mtu)),
-                link_device="vx0",
-                underlay="link0",
-                vxlan_port=4789,
-                link_address=LOCAL,
-                link_timeout_ms=60_000,
-                compare_timeout_ms=60_000,
-                sizes=sizes,
-            )
-        )
-
-        async def attach() -> None:
-            await self.plane.prepare()
-            await self.plane.take_role(role)
-            await self.plane.join_bridge()
-
-        asyncio.run(attach())
-        self._stack.callback(self.plane.close)
-        self.tap, self.tap1 = open_tap("tap0"), open_tap("tap1")
-        self._stack.callback(os.close, self.tap)
-        self._stack.callback(os.close, self.tap1)
-        self._pins = pin_directory(bpffs, "t")
-        self._opened: dict[Path, RawMap] = {}
+    def _open(self) -> None:
         self._events: list[str] = []
         self._ring = Ring(self.plane._compare.maps["colo_ring"], self._on_event)
         self._stack.callback(self._ring.close)
-        self._out = {name: packet_socket(name, 0) for name in ("up0", "tap0", "tap1")}
+        self._out = {name: packet_socket(name, 0) for name in (UPLINK, "tap0", "tap1")}
         for s in self._out.values():
             self._stack.callback(s.close)
 
     def _empty(self) -> None:
         """Every map as after loading; what is still on the wires is read away."""
-        self.plane.set_mode(Mode.WITHHOLD)
-        self.plane.set_pairing(None)
-        self.plane.keep_offsets(0)
         self._kept: list[bytes] = []
         self.events()
-        empty_maps(self._pins, self._opened)
+        self._bed.empty()
         for wire in (self.client, self.peer, self.tap):
             while select.select([wire], [], [], 0)[0]:
                 os.read(wire if isinstance(wire, int) else wire.fileno(), 65536)
@@ -167,17 +119,11 @@ class Rig:
 
     def pair(self, epoch: int = 1, mode: Mode = Mode.PRIMARY) -> None:
         """Paired with the peer, in an open epoch, the peer's plane heard."""
-        self.plane.set_pairing(Pairing(VNI, PEER))
-        self.plane.set_turn(epoch, Phase.OPEN)
-        self.plane.set_mode(mode)
-        self.from_peer(beacon(), epoch)
+        self._bed.pair(epoch, mode)
 
     def count(self, program: str, verdict: str, reason: str) -> int:
         """Packets counted under one row."""
-        for row in self.plane.counters():
-            if (row.program, row.verdict, row.reason) == (program, verdict, reason):
-                return row.packets
-        return 0
+        return self._bed.count(program, verdict, reason)
 
     def events(self) -> list[str]:
         """Kinds of the events since the last call, as the control plane gets them."""
@@ -191,33 +137,20 @@ class Rig:
 
     def run(self, program: str, frame: Packet | bytes, mark: int = 0) -> TestRun:
         """One of the shipped programs on one frame (BPF_PROG_TEST_RUN), as on the first tap."""
-        programs = self.plane._compare.programs | self.plane._mirror.programs
-        context = struct.pack("=11I", 0, 0, mark, 0, 0, 0, 0, 0, 0, 0, netdev.index_of("tap0"))
-        return test_run(programs[program], bytes(frame), context=context)
+        return test_run(self.plane.programs[program], bytes(frame), context=_context(mark))
 
     def run_many(self, program: str, frames: Iterable[bytes]) -> None:
         """Like `run`, fast, for frames of one length whose verdict the counters tell."""
-        programs = self.plane._compare.programs | self.plane._mirror.programs
         frames = iter(frames)
         first = next(frames)
-        buffer = ctypes.create_string_buffer(first, len(first))
-        context = struct.pack("=11I", *(0,) * 10, netdev.index_of("tap0"))
-        held = ctypes.create_string_buffer(context, len(context))
-        data, ctx = ctypes.addressof(buffer), ctypes.addressof(held)
-        sizes = (len(context), 0)
-        attr = ctypes.create_string_buffer(
-            struct.pack(
-                "<4I2Q4I2Q", programs[program], 0, len(first), 0, data, 0, 1, 0, *sizes, ctx, 0
-            ),
-            144,
-        )
+        runner = Runner(self.plane.programs[program], first, _context())
         for frame in itertools.chain([first], frames):
-            ctypes.memmove(buffer, frame, len(first))
-            assert sysbpf._libc.syscall(sysbpf._NR_BPF, sysbpf._PROG_TEST_RUN, attr, 144) == 0
+            runner.put(frame)
+            runner.run()
 
     def map(self, name: str) -> RawMap:
         """One of the VM's pinned maps."""
-        return RawMap(obj_get(str(self._pins / name)))
+        return self._bed.map(name)
 
     # -- frames in --
 
@@ -227,7 +160,7 @@ class Rig:
 
     def from_vm_raw(self, frame: bytes) -> None:
         """The local VM sends."""
-        os.write(self.tap, VNET_HEADER + frame)
+        self._bed.from_vm_raw(frame)
 
     def from_vm_vnet(self, frame: bytes) -> None:
         """The local VM sends a frame with a virtio header of its own."""
@@ -267,8 +200,7 @@ class Rig:
 
     def from_peer_raw(self, frame: bytes, tag: int, vni: int = VNI, nic: int = 0) -> None:
         """A frame arrives over the link."""
-        header = struct.pack("!BBHI", 0x88, 0, tag & 0xFFFF, (vni * 8 + nic) << 8)
-        self.peer.sendto(header + frame, (LOCAL, 4789))
+        self._bed.from_peer_raw(frame, tag, vni, nic)
 
     def silence(self) -> None:
         """Nothing of the peer was heard for long enough."""
@@ -357,33 +289,6 @@ class Rig:
         return mark
 
 
-def empty_maps(pins: Path, opened: dict[Path, RawMap]) -> None:
-    """Every map of a VM as after loading, but for its configuration. `opened` is kept between."""
-    for pin in pins.iterdir():
-        if pin.name in ("colo_conf", "colo_stages"):
-            continue
-        if pin not in opened:
-            cpus = os.sysconf("SC_NPROCESSORS_CONF")
-            per_cpu = ctypes.sizeof(abi.Count) * cpus if pin.name == "colo_stats" else None
-            opened[pin] = RawMap(obj_get(str(pin)), per_cpu)
-        opened[pin].clear()
-
-
-def without_ipv6() -> None:
-    """What the hosts say of themselves (router solicitations) would be counted, too."""
-    for scope in ("all", "default"):
-        Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1\n")
-
-
-def packet_socket(ifname: str, protocol: int = 3) -> socket.socket:
-    """Protocol 0: to send only."""
-    s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
-    s.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE: a burst must not be lost here
-    s.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
-    s.bind((ifname, 0))
-    return s
-
-
 def _receive(s: socket.socket) -> bytes:
     """A frame as it was on the wire: the kernel hands its outer VLAN tag over separately."""
     frame, extra, _, _ = s.recvmsg(65600, 64)
@@ -396,18 +301,6 @@ def _receive(s: socket.socket) -> bytes:
     return frame
 
 
-def _tunnel_socket() -> socket.socket:
-    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    s.bind((PEER, 4789))
-    return s
-
-
-def open_tap(ifname: str) -> int:
-    fd = os.open("/dev/net/tun", os.O_RDWR)
-    fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH", ifname.encode(), 0x5002).ljust(40, b"\0"))
-    return fd
-
-
 def sums_are_right(frame: Packet) -> bool:
     """Every checksum of the frame is the one scapy makes."""
     again = frame.copy()
@@ -417,9 +310,14 @@ def sums_are_right(frame: Packet) -> bool:
     return bytes(Ether(bytes(again))) == bytes(frame)
 
 
+def _context(mark: int = 0) -> bytes:
+    """struct __sk_buff of a frame on the first tap."""
+    return struct.pack("=11I", 0, 0, mark, 0, 0, 0, 0, 0, 0, 0, netdev.index_of("tap0"))
+
+
 def beacon() -> Packet:
     """The peer plane's sign of life."""
-    return Ether(src=VM_MAC, dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / bytes(50)
+    return Ether(BEACON)
 
 
 def farewell() -> Packet:

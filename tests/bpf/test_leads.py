@@ -8,9 +8,9 @@ import random
 import pytest
 
 from colo_ebpf.datapath import abi
+from colo_ebpf.lab import frames
 from tests.bpf.rig import Rig
 from tests.capabilities import require
-from tests.model import frames
 
 ISN, CLIENT_ISN = 1000, 5000
 

@@ -18,9 +18,9 @@ import pytest
 
 from colo_ebpf.datapath import abi
 from colo_ebpf.datapath.abi import Prog
+from colo_ebpf.lab import frames
 from tests.bpf.rig import Rig
 from tests.capabilities import require
-from tests.model import frames
 
 ISN, CLIENT_ISN, BYTES = 1000, 5000, 2_000_000
 _ROUNDS = 60

@@ -28,10 +28,10 @@ from hypothesis import Phase as Hypotheses
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from colo_ebpf.lab import frames
 from colo_ebpf.model import Mode, Phase, VmRole
 from tests.bpf.hosts import Host, TwoHosts
 from tests.capabilities import require
-from tests.model import frames
 
 _SEGMENT = 1400
 _MOST = 4  # connections

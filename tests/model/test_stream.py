@@ -29,10 +29,10 @@ from hypothesis.stateful import (
     rule,
 )
 
+from colo_ebpf.lab import frames
 from colo_ebpf.model import Mode, Phase
 from tests.bpf.rig import Rig, beacon
 from tests.capabilities import require
-from tests.model import frames
 from tests.model.reference import Reference
 
 CLIENT_ISN = 5000

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""TCP frames as bytes, fast: a model test sends tens of thousands."""
+"""Frames of a VM and of its client as bytes, fast: tests and benchmarks send millions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC
-from tests.checksum import checksum
+from colo_ebpf.lab.checksum import checksum
 
+VM_MAC, CLIENT_MAC = "52:54:00:12:34:56", "52:54:00:00:00:01"
+VM, CLIENT = "192.0.2.10", "192.0.2.1"
 _TO_CLIENT = bytes.fromhex((CLIENT_MAC + VM_MAC).replace(":", "")) + b"\x08\x00"
 _TO_VM = bytes.fromhex((VM_MAC + CLIENT_MAC).replace(":", "")) + b"\x08\x00"
 _VM, _CLIENT = socket.inet_aton(VM), socket.inet_aton(CLIENT)

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One host's data plane in a namespace of its own, with every wire in the caller's hands.
+
+The VM is a file descriptor of the tap, the client a device behind the bridge, the peer's plane a
+UDP socket that speaks VXLAN with a group tag. The programs and the set-up are the shipped ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+import tempfile
+from pathlib import Path
+
+from colo_ebpf.datapath import abi, netdev
+from colo_ebpf.datapath.loader import Sizes, pin_directory
+from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
+from colo_ebpf.datapath.sysbpf import RawMap, obj_get
+from colo_ebpf.lab import mounts
+from colo_ebpf.model import Mode, Pairing, Phase, VmRole
+
+LOCAL, PEER = "198.51.100.1", "198.51.100.2"
+VNI = 77
+PORT = 4789
+UPLINK, CLIENT_END = "up0", "cl0"
+LINK, PEER_END = "link0", "link1"
+VNET_HEADER = bytes(10)
+CACHE = Path(tempfile.gettempdir()) / "colo-test-headers"
+_SOL_PACKET, _PACKET_AUXDATA = 263, 8
+_SO_RCVBUFFORCE = 33
+_TUNSETIFF, _TAP_NO_PI_VNET = 0x400454CA, 0x5002
+
+
+class Bed:
+    """`tag` begins the names of everything it makes; `close` removes all of it."""
+
+    def __init__(
+        self,
+        tag: str,
+        sizes: Sizes,
+        *,
+        role: VmRole = VmRole.PRIMARY,
+        mtu: int = 1500,
+        link_mtu: int | None = None,
+        nics: int = 1,
+    ) -> None:
+        self._stack = contextlib.ExitStack()
+        self.host, self.client_side, self.peer_side = f"{tag}h", f"{tag}c", f"{tag}s"
+        try:
+            self._wires(mtu, link_mtu or mtu + 100)
+            self.bpffs = Path(tempfile.mkdtemp(prefix=f"{tag}-bpf-"))
+            self._stack.callback(self.bpffs.rmdir)
+            mounts.mount_bpf(self.bpffs)
+            self._stack.callback(mounts.unmount, self.bpffs)
+            self.spec = PlaneSpec(
+                vm="t",
+                bpffs=self.bpffs,
+                cache=CACHE,
+                nics=tuple(PlaneNic(f"tap{n}", f"br{n}", mtu) for n in range(nics)),
+                link_device="vx0",
+                underlay=LINK,
+                vxlan_port=PORT,
+                link_address=LOCAL,
+                link_timeout_ms=60_000,
+                compare_timeout_ms=60_000,
+                sizes=sizes,
+            )
+            netdev.in_namespace(self.host, lambda: self._attach(role))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Remove namespaces, mount and pins."""
+        self._stack.close()
+
+    def __enter__(self) -> Bed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _wires(self, mtu: int, link_mtu: int) -> None:
+        for name in (self.host, self.client_side, self.peer_side):
+            netdev.create_namespace(name)
+            self._stack.callback(netdev.remove_namespace, name)
+            netdev.in_namespace(name, without_ipv6)
+        netdev.create_veth(UPLINK, CLIENT_END, self.host, self.client_side, mtu)
+        netdev.create_veth(LINK, PEER_END, self.host, self.peer_side, link_mtu)
+        netdev.in_namespace(self.peer_side, lambda: netdev.add_address(PEER_END, PEER, 24))
+        self.peer = netdev.in_namespace(self.peer_side, _tunnel_socket)
+        self._stack.callback(self.peer.close)
+
+    def _attach(self, role: VmRole) -> None:
+        spec = self.spec
+        netdev.add_address(LINK, LOCAL, 24)
+        for nic in spec.nics:
+            netdev.create_bridge(nic.bridge)
+        netdev.join_bridge(UPLINK, spec.nics[0].bridge)
+        self.plane = DataPlane.open(spec)
+        self._stack.callback(self.plane.close)
+
+        async def attach() -> None:
+            await self.plane.prepare()
+            await self.plane.take_role(role)
+            await self.plane.join_bridge()
+
+        asyncio.run(attach())
+        self.taps = []
+        for nic in spec.nics:
+            self.taps.append(open_tap(nic.tap))
+            self._stack.callback(os.close, self.taps[-1])
+        self.pins = pin_directory(self.bpffs, spec.vm)
+        self._opened: dict[Path, RawMap] = {}
+
+    # -- state --
+
+    def empty(self) -> None:
+        """Unpaired, every map as after loading."""
+        self.plane.set_mode(Mode.WITHHOLD)
+        self.plane.set_pairing(None)
+        self.plane.keep_offsets(0)
+        empty_maps(self.pins, self._opened)
+
+    def pair(self, epoch: int = 1, mode: Mode = Mode.PRIMARY) -> None:
+        """Paired with the peer, in an open epoch, the peer's plane heard."""
+        self.plane.set_pairing(Pairing(VNI, PEER))
+        self.plane.set_turn(epoch, Phase.OPEN)
+        self.plane.set_mode(mode)
+        self.from_peer_raw(BEACON, epoch)
+
+    def count(self, program: str, verdict: str, reason: str) -> int:
+        """Packets counted under one row."""
+        for row in self.plane.counters():
+            if (row.program, row.verdict, row.reason) == (program, verdict, reason):
+                return row.packets
+        return 0
+
+    def map(self, name: str) -> RawMap:
+        """One of the VM's pinned maps."""
+        return RawMap(obj_get(str(self.pins / name)))
+
+    # -- frames in --
+
+    def from_vm_raw(self, frame: bytes) -> None:
+        """The local VM sends."""
+        os.write(self.taps[0], VNET_HEADER + frame)
+
+    def from_peer_raw(self, frame: bytes, tag: int, vni: int = VNI, nic: int = 0) -> None:
+        """A frame arrives over the link."""
+        self.peer.sendto(tunnelled(frame, tag, vni, nic), (LOCAL, PORT))
+
+
+# The peer plane's sign of life.
+BEACON = b"\xff" * 6 + b"\x02" + bytes(5) + struct.pack("!H", abi.BEACON_ETHERTYPE) + bytes(50)
+
+
+def tunnelled(frame: bytes, tag: int, vni: int = VNI, nic: int = 0) -> bytes:
+    """The frame behind a VXLAN header with the group tag: what a UDP socket has to send."""
+    return struct.pack("!BBHI", 0x88, 0, tag & 0xFFFF, (vni * abi.NICS + nic) << 8) + frame
+
+
+def empty_maps(pins: Path, opened: dict[Path, RawMap]) -> None:
+    """Every map of a VM as after loading, but for its configuration. `opened` is kept between."""
+    for pin in pins.iterdir():
+        if pin.name in ("colo_conf", "colo_stages"):
+            continue
+        if pin not in opened:
+            cpus = os.sysconf("SC_NPROCESSORS_CONF")
+            per_cpu = ctypes.sizeof(abi.Count) * cpus if pin.name == "colo_stats" else None
+            opened[pin] = RawMap(obj_get(str(pin)), per_cpu)
+        opened[pin].clear()
+
+
+def without_ipv6() -> None:
+    """What the hosts say of themselves (router solicitations) would be counted, too."""
+    for scope in ("all", "default"):
+        Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1\n")
+
+
+def packet_socket(ifname: str, protocol: int = 3) -> socket.socket:
+    """Protocol 0: to send only."""
+    s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
+    s.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)  # a burst must not be lost here
+    s.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+    s.bind((ifname, 0))
+    return s
+
+
+def _tunnel_socket() -> socket.socket:
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind((PEER, PORT))
+    return s
+
+
+def open_tap(ifname: str) -> int:
+    """The VM's end of a tap that exists."""
+    fd = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(
+        fd, _TUNSETIFF, struct.pack("16sH", ifname.encode(), _TAP_NO_PI_VNET).ljust(40, b"\0")
+    )
+    return fd
