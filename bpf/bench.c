@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Run by the benchmarks, never attached and never part of a data plane: makes one frame after the
+ * other out of a template, and hands each to a program of the plane, as its hook would.
+ *
+ * BPF_PROG_TEST_RUN repeats a program on the same frame; a comparer would take the second for a
+ * retransmission. So ports and sequence number are set here, from a counter. A call costs the same
+ * with no program at `stage`: what is measured so is taken off.
+ */
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/pkt_cls.h>
+#include <bcc/proto.h>
+
+#include "colo_abi.h"
+#include "colo_maps.h"
+
+#define BENCH_STAGES	8	/* programs to hand frames to; the first place stays empty */
+#define BENCH_PORTS	15	/* bits of a flow's number that make the client's port */
+#define BENCH_L4	(ETH_HLEN + 20)
+#define BENCH_ODD	0x9E3779B1u	/* flows are visited in no order a cache could foresee */
+#define BENCH_LINES	20	/* of 64 bytes, in an entry of the flow table */
+
+enum bench_kind {
+	BENCH_AS_IS = 0,
+	BENCH_TCP = 1,
+	BENCH_DGRAM = 2,
+};
+
+struct bench_plan {
+	__u64 n;		/* frames made */
+	__u32 flows;		/* a power of two */
+	__u32 shift;		/* which one */
+	__u32 seq;		/* of each flow's first frame */
+	__u32 step;		/* sequence numbers from one to the next */
+	__u32 ack;
+	__u32 kind;		/* enum bench_kind */
+	__u32 stage;
+	__u32 inbound;		/* 1: the client's frames */
+	__u32 vni;		/* of the link's frames */
+	__u32 peer;		/* host order: where they come from */
+	__u32 tag;		/* their epoch */
+	__u32 lines;		/* bench_look: what it reads of an entry */
+	struct colo_flow_key key;	/* bench_look: without ports */
+	__u32 pad;
+};
+
+struct bench_head {		/* what changes from segment to segment */
+	__be16 from;
+	__be16 to;
+	__be32 seq;
+	__be32 ack;
+};
+
+struct bench_tunnel {		/* struct bpf_tunnel_key, with the address frames come from */
+	__u32 id;
+	__u32 remote[4];
+	__u8 tos;
+	__u8 ttl;
+	__u16 ext;
+	__u32 label;
+	__u32 local[4];
+};
+
+BPF_ARRAY(bench_plans, struct bench_plan, 64);	/* by skb->cb[0]: the caller names it */
+BPF_PROG_ARRAY(bench_stages, BENCH_STAGES);
+
+static __always_inline struct bench_plan *bench_plan_get(struct __sk_buff *skb)
+{
+	__u32 ix = skb->cb[0];
+
+	return bench_plans.lookup(&ix);
+}
+
+static __always_inline __u32 bench_flow(struct bench_plan *plan, __u64 n)
+{
+	return ((__u32)n * BENCH_ODD) & (plan->flows - 1);
+}
+
+static __always_inline __be16 bench_vm_port(__u32 flow)
+{
+	return bpf_htons(80 + (flow >> BENCH_PORTS));
+}
+
+static __always_inline __be16 bench_client_port(__u32 flow)
+{
+	return bpf_htons(1024 + (flow & ((1 << BENCH_PORTS) - 1)));
+}
+
+/* Make the next frame. */
+static __always_inline void bench_fresh(struct __sk_buff *skb, struct bench_plan *plan)
+{
+	__u64 n = plan->n++;
+	__u32 flow = bench_flow(plan, n);
+	struct bench_head head;
+
+	skb->mark = 0;
+	if (plan->kind == BENCH_DGRAM)
+		bpf_skb_store_bytes(skb, BENCH_L4 + 8, &n, sizeof(n), 0);
+	if (plan->kind != BENCH_TCP)
+		return;
+	head.from = plan->inbound ? bench_client_port(flow) : bench_vm_port(flow);
+	head.to = plan->inbound ? bench_vm_port(flow) : bench_client_port(flow);
+	head.seq = bpf_htonl(plan->seq + (__u32)(n >> (plan->shift & 63)) * plan->step);
+	head.ack = bpf_htonl(plan->ack);
+	bpf_skb_store_bytes(skb, BENCH_L4, &head, sizeof(head), 0);
+}
+
+/* A frame of the local VM, or of its client. */
+int bench_run(struct __sk_buff *skb)
+{
+	struct bench_plan *plan = bench_plan_get(skb);
+
+	if (!plan)
+		return TC_ACT_SHOT;
+	bench_fresh(skb, plan);
+	bench_stages.call(skb, plan->stage);
+	return TC_ACT_SHOT;
+}
+
+/* A frame of the link. */
+int bench_link(struct __sk_buff *skb)
+{
+	struct bench_plan *plan = bench_plan_get(skb);
+	struct bench_tunnel tunnel = {};
+	__u32 tag;
+
+	if (!plan)
+		return TC_ACT_SHOT;
+	bench_fresh(skb, plan);
+	tunnel.id = plan->vni;
+	tunnel.local[0] = plan->peer;
+	tunnel.ttl = 64;
+	tag = plan->tag;
+	if (bpf_skb_set_tunnel_key(skb, (struct bpf_tunnel_key *)&tunnel, sizeof(tunnel), 0) ||
+	    bpf_skb_set_tunnel_opt(skb, &tag, sizeof(tag)))
+		return TC_ACT_SHOT;
+	bench_stages.call(skb, plan->stage);
+	return TC_ACT_SHOT;
+}
+
+/* The least a frame costs in a table of this size: one look-up, and reading some of the entry. */
+int bench_look(struct __sk_buff *skb)
+{
+	struct bench_plan *plan = bench_plan_get(skb);
+	struct colo_flow_key key;
+	struct colo_flow *flow;
+	__u64 sum = 0;
+	__u32 number;
+	int i;
+
+	if (!plan)
+		return 0;
+	number = bench_flow(plan, plan->n++);
+	key = plan->key;
+	key.vm_port = bench_vm_port(number);
+	key.client_port = bench_client_port(number);
+	flow = colo_flows.lookup(&key);
+	if (!flow)
+		return 0;
+	for (i = 0; i < BENCH_LINES; i++)
+		if (i < plan->lines)
+			sum += *(volatile __u64 *)((char *)flow + 64 * i);
+	return sum | 1;
+}
