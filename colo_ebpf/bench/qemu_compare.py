@@ -94,6 +94,11 @@ class QemuCompare:
             end.settimeout(_START_S)
             return end
 
+    @property
+    def pid(self) -> int:
+        """Of the QEMU."""
+        return self._process.pid
+
     def primary(self, frame: bytes) -> None:
         """The PVM sends."""
         self._send("primary", frame)

@@ -153,7 +153,11 @@ class Bed:
 
     def from_peer_raw(self, frame: bytes, tag: int, vni: int = VNI, nic: int = 0) -> None:
         """A frame arrives over the link."""
-        self.peer.sendto(tunnelled(frame, tag, vni, nic), (LOCAL, PORT))
+        self.send_to_link(tunnelled(frame, tag, vni, nic))
+
+    def send_to_link(self, packet: bytes) -> None:
+        """The peer's host sends what `tunnelled` made."""
+        self.peer.sendto(packet, (LOCAL, PORT))
 
 
 # The peer plane's sign of life.
