@@ -11,7 +11,7 @@ import ctypes
 import enum
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,10 +67,31 @@ class Spent:
     ns: int
     runs: int
 
+    def __add__(self, other: Spent) -> Spent:
+        """Both together."""
+        return Spent(self.ns + other.ns, self.runs + other.runs)
+
+    def __sub__(self, earlier: Spent) -> Spent:
+        """What came since."""
+        return Spent(self.ns - earlier.ns, self.runs - earlier.runs)
+
     @property
     def each_ns(self) -> float:
         """NaN if it did not run."""
         return self.ns / self.runs if self.runs else float("nan")
+
+
+def _so_far(fd: int) -> Spent:
+    info = program_info(fd)
+    return Spent(info.run_time_ns, info.runs)
+
+
+def spent_by(fds: Iterable[int], work: Callable[[], None]) -> Spent:
+    """Run time of some programs over some work, while `run_time_kept`."""
+    fds = list(fds)
+    before = sum(map(_so_far, fds), Spent(0, 0))
+    work()
+    return sum(map(_so_far, fds), Spent(0, 0)) - before
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +143,13 @@ class Driver:
         self._module.bpf.cleanup()
 
     def stream(self, program: str, template: Template, flows: int = 1) -> Stream:
-        """Frames for `program` ("" for none), over a power of two of connections."""
+        """Frames for `program`, over a power of two of connections."""
         maker = "bench_link" if program in ("colo_cmp_svm", "colo_mir_link") else "bench_run"
         return self._stream(maker, program, template, flows)
+
+    def bare(self, maker: str, template: Template) -> Stream:
+        """Frames for nobody, as `maker` makes them."""
+        return self._stream(maker, "", template, 1)
 
     def look(self, flows: int, lines: int) -> Stream:
         """Nothing but a look-up in the flow table, and reading so many lines of the entry."""
@@ -159,20 +184,13 @@ class Driver:
         """Run time of the makers, with what they call, and of other programs, over some work."""
         names = (*_MAKERS, "bench_look", *programs)
         with run_time_kept():
-            before = {name: program_info(self.programs[name]) for name in names}
+            before = {name: _so_far(self.programs[name]) for name in names}
             work()
-            after = {name: program_info(self.programs[name]) for name in names}
-        return {
-            name: Spent(
-                after[name].run_time_ns - before[name].run_time_ns,
-                after[name].runs - before[name].runs,
-            )
-            for name in names
-        }
+            return {name: _so_far(self.programs[name]) - before[name] for name in names}
 
     def own_ns(self, maker: str, template: Template) -> float:
         """What the maker costs for a frame of this template with no program behind it."""
-        stream = self._stream(maker, "", template, 1)
+        stream = self.bare(maker, template)
         stream.run(BLOCK)  # warm
         found = []
         for _ in range(_CALIBRATIONS):

@@ -31,3 +31,25 @@ def compare(payload_bytes: int, order: str) -> str:
 def wall(measure: str) -> str:
     """The same by the wall clock."""
     return f"{measure}, wall clock"
+
+
+# -- programs --
+
+COST = "cost of a frame"  # the lane is the path
+NOTED = "SVM first: its frame is noted"
+PASSES = "SVM first: the PVM's passes"
+HELD = "PVM first: its frame is held"
+CARRIES = "PVM first: the SVM's carries it out"
+CARRIED = "PVM first: the carried clone passes the tap's hook"
+INSTRUCTIONS = "instructions"  # the lane is the program, here and below
+VERIFIED = "instructions the verifier looked at"
+MACHINE_CODE = "machine code"
+LOOKUPS = "look-ups in hash tables"  # the lane is the path
+LOAD = "compile and load"
+MEMORY = "memory of maps"  # the lane is the map
+TOTAL = "all"
+
+
+def sized(what: str, payload_bytes: int) -> str:
+    """A path's lane, for one size of payload."""
+    return f"{what}, {payload_bytes} B"

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,7 @@ class Module:
 
     programs: dict[str, int]
     maps: dict[str, int]
+    load_s: float  # to compile it and have it verified
 
     def close(self) -> None:
         """What is attached or pinned lives on."""
@@ -126,6 +128,7 @@ class Compiler:
             stages=list(_STAGES),
             cache=str(cache),
         )
+        start = time.monotonic()
         data: bytes = b""
         fds: list[int] = []
         with contextlib.suppress(ConnectionError):
@@ -138,7 +141,9 @@ class Compiler:
             raise LoadError(answer.error)
         programs, maps = fds[: len(names)], fds[len(names) :]
         return Module(
-            dict(zip(names, programs, strict=True)), dict(zip(answer.maps, maps, strict=True))
+            dict(zip(names, programs, strict=True)),
+            dict(zip(answer.maps, maps, strict=True)),
+            time.monotonic() - start,
         )
 
 

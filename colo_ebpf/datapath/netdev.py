@@ -257,6 +257,23 @@ def create_vxlan(ifname: str, port: int, mtu: int) -> None:
     _no_gro(ifname)
 
 
+def create_vxlan_to(ifname: str, vni: int, remote: str, port: int, mtu: int) -> None:
+    """A tunnel to one host, as a peer's looks from there: a frame's mark becomes its group."""
+    with _netlink(f"VXLAN {ifname}: create to {remote}") as ipr:
+        ipr.link(
+            "add",
+            ifname=ifname,
+            kind="vxlan",
+            vxlan_id=vni,
+            vxlan_group=remote,
+            vxlan_gbp=True,
+            vxlan_port=port,
+            vxlan_learning=False,
+            vxlan_udp_csum=False,
+        )
+    set_up(ifname, mtu)
+
+
 def _no_gro(ifname: str) -> None:
     """GRO off: the SVM's segments are compared as they came (ethtool ioctl ETHTOOL_SGRO)."""
     value = struct.pack("II", 0x2C, 0)

@@ -158,6 +158,11 @@ class DataPlane:
         """Descriptors of all programs, by name."""
         return self._compare.programs | self._mirror.programs
 
+    @property
+    def load_s(self) -> dict[str, float]:
+        """How long each source took to compile and load."""
+        return {"compare.c": self._compare.load_s, "mirror.c": self._mirror.load_s}
+
     def close(self) -> None:
         """Let go of maps and programs: what is attached and pinned goes on without us."""
         for one in (*self._maps.values(), self._stats, *self._tables):

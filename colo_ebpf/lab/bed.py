@@ -16,6 +16,7 @@ import socket
 import struct
 import tempfile
 from pathlib import Path
+from typing import Self
 
 from colo_ebpf.datapath import abi, netdev
 from colo_ebpf.datapath.loader import Sizes, pin_directory
@@ -49,7 +50,7 @@ class Bed:
         link_mtu: int | None = None,
         nics: int = 1,
     ) -> None:
-        self._stack = contextlib.ExitStack()
+        self._stack, self._mtu = contextlib.ExitStack(), mtu
         self.host, self.client_side, self.peer_side = f"{tag}h", f"{tag}c", f"{tag}s"
         try:
             self._wires(mtu, link_mtu or mtu + 100)
@@ -79,7 +80,7 @@ class Bed:
         """Remove namespaces, mount and pins."""
         self._stack.close()
 
-    def __enter__(self) -> Bed:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,9 +93,13 @@ class Bed:
             netdev.in_namespace(name, without_ipv6)
         netdev.create_veth(UPLINK, CLIENT_END, self.host, self.client_side, mtu)
         netdev.create_veth(LINK, PEER_END, self.host, self.peer_side, link_mtu)
-        netdev.in_namespace(self.peer_side, lambda: netdev.add_address(PEER_END, PEER, 24))
-        self.peer = netdev.in_namespace(self.peer_side, _tunnel_socket)
+        self.peer = netdev.in_namespace(self.peer_side, self._open_peer)
         self._stack.callback(self.peer.close)
+
+    def _open_peer(self) -> socket.socket:
+        """The peer's host, from inside its namespace."""
+        netdev.add_address(PEER_END, PEER, 24)
+        return _tunnel_socket()
 
     def _attach(self, role: VmRole) -> None:
         spec = self.spec

@@ -102,9 +102,9 @@ def offloaded(seq: int, payload: bytes, ack: int, segment_bytes: int) -> bytes:
     return header + _TO_CLIENT + _ip(_VM, _CLIENT, segment[:16] + partial + segment[18:])
 
 
-def datagram(number: int) -> bytes:
+def datagram(number: int, payload: bytes = b"") -> bytes:
     """A UDP datagram of the VM without checksum; `number` makes it one of a kind."""
-    body = struct.pack("!HHHHI", 7, 4712, 12, 0, number)
+    body = struct.pack("!HHHHI", 7, 4712, 12 + len(payload), 0, number) + payload
     return _TO_CLIENT + _ip(_VM, _CLIENT, body, 17)
 
 

@@ -32,6 +32,11 @@ def mount_bpf(target: Path) -> None:
     _mount("bpf", target, "")
 
 
+def mount_trace(target: Path) -> None:
+    """The kernel's tracer."""
+    _mount("tracefs", target, "")
+
+
 def mounted(below: Path) -> list[Path]:
     """Mount points at or below a directory, the latest first: it may hide earlier ones."""
     lines = Path("/proc/self/mounts").read_text().splitlines()
