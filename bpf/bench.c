@@ -42,7 +42,7 @@ struct bench_plan {
 	__u32 tag;		/* their epoch */
 	__u32 lines;		/* bench_look: what it reads of an entry */
 	struct colo_flow_key key;	/* bench_look: without ports */
-	__u32 pad;
+	__u32 first;		/* number of the first flow */
 };
 
 struct bench_head {		/* what changes from segment to segment */
@@ -74,7 +74,7 @@ static __always_inline struct bench_plan *bench_plan_get(struct __sk_buff *skb)
 
 static __always_inline __u32 bench_flow(struct bench_plan *plan, __u64 n)
 {
-	return ((__u32)n * BENCH_ODD) & (plan->flows - 1);
+	return plan->first + (((__u32)n * BENCH_ODD) & (plan->flows - 1));
 }
 
 static __always_inline __be16 bench_vm_port(__u32 flow)

@@ -56,7 +56,7 @@ class _Plan(ctypes.Structure):
         ("tag", ctypes.c_uint32),
         ("lines", ctypes.c_uint32),
         ("key", abi.FlowKey),
-        ("pad", ctypes.c_uint32),
+        ("first", ctypes.c_uint32),
     ]
 
 
@@ -123,8 +123,8 @@ def accept() -> Template:
 class Driver:
     """The makers of one plane. Inside the plane's namespace only."""
 
-    def __init__(self, where: bed.Bed) -> None:
-        self._bed = where
+    def __init__(self, where: bed.LoadedPlane) -> None:
+        self._where = where
         plane, sizes = where.plane, where.spec.sizes
         source = loader.source_directory() / "bench.c"
         names = (*_MAKERS, "bench_look")
@@ -142,25 +142,26 @@ class Driver:
         """Unload the makers."""
         self._module.bpf.cleanup()
 
-    def stream(self, program: str, template: Template, flows: int = 1) -> Stream:
-        """Frames for `program`, over a power of two of connections."""
+    def stream(self, program: str, template: Template, flows: int = 1, first: int = 0) -> Stream:
+        """Frames for `program`, over a power of two of connections, numbered from `first` on."""
         maker = "bench_link" if program in ("colo_cmp_svm", "colo_mir_link") else "bench_run"
-        return self._stream(maker, program, template, flows)
+        return self._stream(maker, program, template, self._plan(flows, first))
 
     def bare(self, maker: str, template: Template) -> Stream:
         """Frames for nobody, as `maker` makes them."""
-        return self._stream(maker, "", template, 1)
+        return self._stream(maker, "", template, self._plan())
 
     def look(self, flows: int, lines: int) -> Stream:
         """Nothing but a look-up in the flow table, and reading so many lines of the entry."""
-        return self._stream("bench_look", "", segment(0), flows, lines)
+        return self._stream("bench_look", "", segment(0), self._plan(flows, lines=lines))
 
-    def _stream(
-        self, maker: str, program: str, template: Template, flows: int, lines: int = 0
-    ) -> Stream:
+    @staticmethod
+    def _plan(flows: int = 1, first: int = 0, lines: int = 0) -> _Plan:
         if flows & (flows - 1):
             raise BenchError(f"{flows} flows: not a power of two")
-        plan = _Plan(flows=flows, shift=flows.bit_length() - 1, lines=lines)
+        return _Plan(flows=flows, first=first, shift=flows.bit_length() - 1, lines=lines)
+
+    def _stream(self, maker: str, program: str, template: Template, plan: _Plan) -> Stream:
         plan.seq, plan.step, plan.ack = template.seq, template.step, template.ack
         plan.kind, plan.inbound = template.kind, template.inbound
         plan.stage = _STAGES.index(program) + 1 if program else 0
@@ -199,16 +200,13 @@ class Driver:
         return min(found)
 
     def connect(self, flows: int, first: int = 0) -> None:
-        """Both VMs accept so many connections, but for the `first` ones: those are there."""
-        svm = self.stream("colo_cmp_svm", accept(), flows)
-        pvm = self.stream("colo_cmp_pvm", accept(), flows)
-        before = self._bed.count("cmp-pvm", "pass", "verified")
-        for stream in (svm, pvm):
-            stream.skip(first)
-            stream.run_all(flows - first)
-        passed = self._bed.count("cmp-pvm", "pass", "verified") - before
-        if passed != flows - first:
-            raise BenchError(f"{passed} of {flows - first} connections were accepted")
+        """Both VMs accept so many connections, numbered from `first` on."""
+        before = self._where.count("cmp-pvm", "pass", "verified")
+        for program in ("colo_cmp_svm", "colo_cmp_pvm"):
+            self.stream(program, accept(), flows, first).run_all(flows)
+        passed = self._where.count("cmp-pvm", "pass", "verified") - before
+        if passed != flows:
+            raise BenchError(f"{passed} of {flows} connections were accepted")
 
 
 class Stream:
@@ -223,14 +221,10 @@ class Stream:
         self.made = 0
         driver.set_plan(number, plan)
 
-    def skip(self, frames_made: int) -> None:
-        """As if so many had been made."""
-        self.made = self._plan.n = frames_made
-        self._driver.set_plan(self._number, self._plan)
-
     def retag(self) -> None:
         """The driver's tag has changed: frames of another epoch."""
-        self.skip(self.made)
+        self._plan.n = self.made
+        self._driver.set_plan(self._number, self._plan)
 
     def run(self, count: int = BLOCK) -> None:
         """The next `count` frames."""

@@ -48,8 +48,29 @@ LOOKUPS = "look-ups in hash tables"  # the lane is the path
 LOAD = "compile and load"
 MEMORY = "memory of maps"  # the lane is the map
 TOTAL = "all"
+MACHINE = "all, by what the machine has left"
 
 
 def sized(what: str, payload_bytes: int) -> str:
     """A path's lane, for one size of payload."""
     return f"{what}, {payload_bytes} B"
+
+
+# -- growth --
+
+RATIO = "max/min"
+FLOWS, HELD_FRAMES, EPOCHS, VMS = "flows", "held frames", "epochs per second", "VMs on the host"
+CORES = "both cores, two connections, throughput"
+LOOK, LOOK_LINES = "look-up alone", "look-up, and the lines a frame needs"
+BEHIND, ELSEWHERE = "in the connection itself", "in another connection"
+LOAD_VM, MEMORY_VM = "compile and load of one more VM", "memory of one more VM"
+
+
+def growth(what: str, line: str) -> str:
+    """The measure of a curve."""
+    return f"{what}: {line}"
+
+
+def both(payload_bytes: int) -> str:
+    """The line of both VMs' frames together."""
+    return f"both VMs' frames of {payload_bytes} B"

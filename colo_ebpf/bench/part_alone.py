@@ -32,7 +32,7 @@ from colo_ebpf.lab.bed import Bed, tunnelled
 
 PART = "alone"
 _SIZES = loader.Sizes(flows=1024, hold_slots=4096, dgram_buckets=2048)
-_PATIENCE_S = 5.0
+_PATIENCE_S = 2.0
 _CPU = -1  # the comparer's: the last
 _SYN_ACK = frames.SYN | frames.ACK
 
@@ -150,7 +150,7 @@ def _let_out(bed: Bed, order: str) -> int:
     return bed.count("cmp-pvm", "pass", "released")
 
 
-def _check(bed: Bed, order: str, before: int, count: int) -> None:
+def check(bed: Bed, order: str, before: int, count: int) -> None:
     """Each frame was compared and let out; a few may still be on their way through the host."""
     deadline = time.monotonic() + _PATIENCE_S
     while (out := _let_out(bed, order) - before) < count and time.monotonic() < deadline:
@@ -169,7 +169,7 @@ def _ours(bed: Bed, driver: Driver, payload: int, order: str, count: int) -> Cal
         streams = [driver.stream(f"colo_cmp_{vm}", template) for vm in ("svm", "pvm")]
         before = _let_out(bed, order)
         spent = driver.spent(lambda: _fill(streams, order, count), "colo_cmp_pvm", "colo_last_out")
-        _check(bed, order, before, streams[1].made)
+        check(bed, order, before, streams[1].made)
         cpu = float(sum(one.ns for one in spent.values()))
         cpu -= sum(own[maker] * spent[maker].runs for maker in own)
         return Reading(streams[1].made, cpu, sum(stream.wall_ns for stream in streams))
@@ -212,12 +212,12 @@ def _wire(bed: Bed, driver: Driver, payload: int, order: str, count: int) -> Cal
         bed.pair()
         bed.from_peer_raw(greeting, 1)
         bed.from_vm_raw(greeting)
-        _check(bed, names.SVM_FIRST, 0, 1)
+        check(bed, names.SVM_FIRST, 0, 1)
         before = _let_out(bed, order)
         start = time.perf_counter_ns()
         spent = driver.spent(work, "colo_cmp_pvm", "colo_cmp_svm", "colo_last_out")
         wall = time.perf_counter_ns() - start
-        _check(bed, order, before, count)
+        check(bed, order, before, count)
         return Reading(count, sum(one.ns for one in spent.values()), wall)
 
     return read

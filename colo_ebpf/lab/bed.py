@@ -37,8 +37,62 @@ _SO_RCVBUFFORCE = 33
 _TUNSETIFF, _TAP_NO_PI_VNET = 0x400454CA, 0x5002
 
 
-class Bed:
-    """`tag` begins the names of everything it makes; `close` removes all of it."""
+class LoadedPlane:
+    """A data plane with devices and filters, in the namespace in hand."""
+
+    def __init__(self, spec: PlaneSpec, role: VmRole) -> None:
+        self.spec = spec
+        self.plane = DataPlane.open(spec)
+        self.pins = pin_directory(spec.bpffs, spec.vm)
+        self._opened: dict[Path, RawMap] = {}
+
+        async def attach() -> None:
+            await self.plane.prepare()
+            await self.plane.take_role(role)
+            await self.plane.join_bridge()
+
+        asyncio.run(attach())
+        self.taps = [open_tap(nic.tap) for nic in spec.nics]
+
+    def close(self) -> None:
+        """Let go of it; the filters go with the devices."""
+        for tap in self.taps:
+            os.close(tap)
+        for one in self._opened.values():
+            os.close(one.fd)
+        self.plane.close()
+
+    def empty(self) -> None:
+        """Unpaired, every map as after loading."""
+        self.plane.set_mode(Mode.WITHHOLD)
+        self.plane.set_pairing(None)
+        self.plane.keep_offsets(0)
+        empty_maps(self.pins, self._opened)
+
+    def pair(self, epoch: int = 1, mode: Mode = Mode.PRIMARY) -> None:
+        """Paired with the peer, in an open epoch. It has to be heard yet."""
+        self.plane.set_pairing(Pairing(VNI, PEER))
+        self.plane.set_turn(epoch, Phase.OPEN)
+        self.plane.set_mode(mode)
+
+    def count(self, program: str, verdict: str, reason: str) -> int:
+        """Packets counted under one row."""
+        for row in self.plane.counters():
+            if (row.program, row.verdict, row.reason) == (program, verdict, reason):
+                return row.packets
+        return 0
+
+    def map(self, name: str) -> RawMap:
+        """One of the VM's pinned maps."""
+        return RawMap(obj_get(str(self.pins / name)))
+
+    def from_vm_raw(self, frame: bytes) -> None:
+        """The local VM sends."""
+        os.write(self.taps[0], VNET_HEADER + frame)
+
+
+class Bed(LoadedPlane):
+    """The host with its wires. `tag` begins the names of all it makes; `close` removes it all."""
 
     def __init__(
         self,
@@ -58,7 +112,7 @@ class Bed:
             self._stack.callback(self.bpffs.rmdir)
             mounts.mount_bpf(self.bpffs)
             self._stack.callback(mounts.unmount, self.bpffs)
-            self.spec = PlaneSpec(
+            spec = PlaneSpec(
                 vm="t",
                 bpffs=self.bpffs,
                 cache=CACHE,
@@ -71,7 +125,7 @@ class Bed:
                 compare_timeout_ms=60_000,
                 sizes=sizes,
             )
-            netdev.in_namespace(self.host, lambda: self._attach(role))
+            netdev.in_namespace(self.host, lambda: self._begin(spec, role))
         except BaseException:
             self.close()
             raise
@@ -101,60 +155,18 @@ class Bed:
         netdev.add_address(PEER_END, PEER, 24)
         return _tunnel_socket()
 
-    def _attach(self, role: VmRole) -> None:
-        spec = self.spec
+    def _begin(self, spec: PlaneSpec, role: VmRole) -> None:
         netdev.add_address(LINK, LOCAL, 24)
         for nic in spec.nics:
             netdev.create_bridge(nic.bridge)
         netdev.join_bridge(UPLINK, spec.nics[0].bridge)
-        self.plane = DataPlane.open(spec)
-        self._stack.callback(self.plane.close)
-
-        async def attach() -> None:
-            await self.plane.prepare()
-            await self.plane.take_role(role)
-            await self.plane.join_bridge()
-
-        asyncio.run(attach())
-        self.taps = []
-        for nic in spec.nics:
-            self.taps.append(open_tap(nic.tap))
-            self._stack.callback(os.close, self.taps[-1])
-        self.pins = pin_directory(self.bpffs, spec.vm)
-        self._opened: dict[Path, RawMap] = {}
-
-    # -- state --
-
-    def empty(self) -> None:
-        """Unpaired, every map as after loading."""
-        self.plane.set_mode(Mode.WITHHOLD)
-        self.plane.set_pairing(None)
-        self.plane.keep_offsets(0)
-        empty_maps(self.pins, self._opened)
+        LoadedPlane.__init__(self, spec, role)
+        self._stack.callback(LoadedPlane.close, self)
 
     def pair(self, epoch: int = 1, mode: Mode = Mode.PRIMARY) -> None:
         """Paired with the peer, in an open epoch, the peer's plane heard."""
-        self.plane.set_pairing(Pairing(VNI, PEER))
-        self.plane.set_turn(epoch, Phase.OPEN)
-        self.plane.set_mode(mode)
+        super().pair(epoch, mode)
         self.from_peer_raw(BEACON, epoch)
-
-    def count(self, program: str, verdict: str, reason: str) -> int:
-        """Packets counted under one row."""
-        for row in self.plane.counters():
-            if (row.program, row.verdict, row.reason) == (program, verdict, reason):
-                return row.packets
-        return 0
-
-    def map(self, name: str) -> RawMap:
-        """One of the VM's pinned maps."""
-        return RawMap(obj_get(str(self.pins / name)))
-
-    # -- frames in --
-
-    def from_vm_raw(self, frame: bytes) -> None:
-        """The local VM sends."""
-        os.write(self.taps[0], VNET_HEADER + frame)
 
     def from_peer_raw(self, frame: bytes, tag: int, vni: int = VNI, nic: int = 0) -> None:
         """A frame arrives over the link."""
