@@ -45,6 +45,8 @@ def _records() -> tuple[Record | None, ...]:
     overlaid = [record.activate(one) for one in claims]
     elsewhere = record.activate(record.start(record.cold("OTHER"), "OTHER/00000000000000cc"))
     colds = (record.cold("HERE"), record.cold("PEER"))
+    given = [record.hand_over(pair) for pair in (first, second)]
+    offs = [record.power_off(here, 1_700_000_000), record.power_off(peer, 0)]
     return (
         None,
         *colds,
@@ -54,6 +56,8 @@ def _records() -> tuple[Record | None, ...]:
         first,
         second,
         *claims,
+        *given,
+        *offs,
         *conceded,
         *overlaid,
         elsewhere,
@@ -69,9 +73,10 @@ class _Draw:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._record = rng.choice(RECORDS)
+        self._rare = rng.choice((0.15, 0.03))  # many oddities at once, or hardly any
 
     def _seldom(self) -> bool:
-        return self._rng.random() < 0.15
+        return self._rng.random() < self._rare
 
     def _age_ns(self) -> int:
         return self._rng.choice((5, 5, 5, 5, 300, 900, 40_000)) * _MS
@@ -142,6 +147,7 @@ class _Draw:
             clean=not self._seldom(),
             endpoints=_TO,
             colo_exit_ns=rng.choice((None, self._at_ns())),
+            off_at_s=rng.choice((0, 1_700_000_000)) if self._seldom() else None,
         )
 
     def _peer(self, task: Task | None) -> facts.PeerFacts:
@@ -209,8 +215,15 @@ class _Draw:
         overrides = rng.choice((0, 0, r.generation, r.generation - 1, 99))
         winner = rng.choice((HERE, PEER))
         withheld_ns = rng.choice((None, self._at_ns()))
+        starts = r.kind is record.Kind.OFF or self._seldom()
         return facts.Wish(
-            "a" * 16, self._at_ns(), winner, rng.random() < 0.5, withheld_ns, max(0, overrides)
+            "a" * 16,
+            self._at_ns(),
+            FRESH if starts else winner,
+            rng.random() < 0.5,
+            withheld_ns,
+            0 if starts else max(0, overrides),
+            starts,
         )
 
     def _fence(self) -> FenceFacts:
@@ -219,7 +232,6 @@ class _Draw:
         return FenceFacts(
             rng.choice(tuple(FenceWhen)),
             reason="REASON",
-            given=self._seldom(),
             due=_FENCE if self._seldom() else None,
             failures=rng.choice((1, 5)) if failed else 0,
             error="ERROR" if failed else "",

@@ -128,11 +128,13 @@ class Driver:
         plane, sizes = where.plane, where.spec.sizes
         source = loader.source_directory() / "bench.c"
         names = (*_MAKERS, "bench_look")
-        self._module = loader.load(source, names, where.pins, sizes, where.spec.cache)
+        maps = ("bench_stages", "bench_plans")
+        self._module = loader.load(source, names, where.pins, sizes, where.spec.cache, maps=maps)
+        stages = RawMap(self._module.maps["bench_stages"])
         for number, name in enumerate(_STAGES, 1):
             fd = plane.programs[name]
-            self._module.bpf[b"bench_stages"][ctypes.c_int(number)] = ctypes.c_int(fd)
-        self._plans = RawMap(self._module.bpf[b"bench_plans"].map_fd)
+            stages.set(struct.pack("=I", number), struct.pack("=I", fd))
+        self._plans = RawMap(self._module.maps["bench_plans"])
         self._used = 0
         self._ifindex = netdev.index_of(where.spec.nics[0].tap)
         self.programs = plane.programs | self._module.programs
@@ -140,7 +142,7 @@ class Driver:
 
     def close(self) -> None:
         """Unload the makers."""
-        self._module.bpf.cleanup()
+        self._module.close()
 
     def stream(self, program: str, template: Template, flows: int = 1, first: int = 0) -> Stream:
         """Frames for `program`, over a power of two of connections, numbered from `first` on."""

@@ -116,7 +116,14 @@ class Compiler:
         self._process.wait()
 
     def load(
-        self, source: Path, names: tuple[str, ...], pins: Path, sizes: Sizes, cache: Path
+        self,
+        source: Path,
+        names: tuple[str, ...],
+        pins: Path,
+        sizes: Sizes,
+        cache: Path,
+        *,
+        maps: tuple[str, ...] = _MAPS,
     ) -> Module:
         """Compile `source` and load the named programs; LoadError carries the log."""
         request = compiler.Request(
@@ -124,7 +131,7 @@ class Compiler:
             include=str(source_directory() / "include"),
             flags=_flags(pins, sizes),
             programs=list(names),
-            maps=list(_MAPS),
+            maps=list(maps),
             stages=list(_STAGES),
             cache=str(cache),
         )
@@ -139,18 +146,25 @@ class Compiler:
         answer = msgspec.json.decode(data, type=compiler.Answer)
         if answer.error:
             raise LoadError(answer.error)
-        programs, maps = fds[: len(names)], fds[len(names) :]
         return Module(
-            dict(zip(names, programs, strict=True)),
-            dict(zip(answer.maps, maps, strict=True)),
+            dict(zip(names, fds[: len(names)], strict=True)),
+            dict(zip(answer.maps, fds[len(names) :], strict=True)),
             time.monotonic() - start,
         )
 
 
-def load(source: Path, names: tuple[str, ...], pins: Path, sizes: Sizes, cache: Path) -> Module:
+def load(
+    source: Path,
+    names: tuple[str, ...],
+    pins: Path,
+    sizes: Sizes,
+    cache: Path,
+    *,
+    maps: tuple[str, ...] = _MAPS,
+) -> Module:
     """One source through a compiler of its own."""
     with Compiler() as compiling:
-        return compiling.load(source, names, pins, sizes, cache)
+        return compiling.load(source, names, pins, sizes, cache, maps=maps)
 
 
 def _flags(pins: Path, sizes: Sizes) -> list[str]:

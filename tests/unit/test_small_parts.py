@@ -19,6 +19,7 @@ from colo_ebpf.control.machine import judge_version
 from colo_ebpf.control.notefile import NoteFile
 from colo_ebpf.control.notify import Notifier
 from colo_ebpf.control.rests import Rests
+from colo_ebpf.control.taps import Taps
 from colo_ebpf.control.ticker import Ticker
 from colo_ebpf.control.vm import Qemu
 from colo_ebpf.datapath import abi, loader, reap
@@ -160,7 +161,7 @@ async def test_a_process_that_the_kernel_does_not_let_go_of_is_not_waited_for_fo
 ) -> None:
     spec = dataclasses.replace(spec_of("a", tmp_path), checkpoint_timeout_ms=50)
     process = await asyncio.create_subprocess_exec("sleep", "60")
-    vm = Qemu(spec, VmRole.PRIMARY, "a/0123456789abcdef", process.pid)
+    vm = Qemu(spec, VmRole.PRIMARY, "a/0123456789abcdef", process.pid, Taps())
     with monkeypatch.context() as patch:
         patch.setattr(os, "kill", lambda pid, number: None)
         with pytest.raises(VmError, match="is killed and not gone after 50 ms: it waits inside"):

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from types import FrameType, ModuleType
 from typing import Any
 
-from colo_ebpf.control import decide, fencing, pairing, planned, relay
+from colo_ebpf.control import decide, fencing, pairing, planned, poweroff, relay
 from colo_ebpf.control.facts import State
 from tests import states
 
-MODULES = (decide, pairing, planned, fencing, relay)
+MODULES = (decide, pairing, planned, fencing, poweroff, relay)
 
 
 def test_the_document_has_every_sentence() -> None:
