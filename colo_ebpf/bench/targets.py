@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from colo_ebpf.bench import names
+from colo_ebpf.bench import names_kernel as kernel
 from colo_ebpf.bench.results import Results
 
 
@@ -50,11 +52,31 @@ class Target:
         return Verdict(self.measure, self.target, found, Outcome.MET if met else Outcome.MISSED)
 
 
-def _ratio(part: str, measure: str, lane: str, peer: str) -> Callable[[Results], float | None]:
-    return lambda results: results.ratio(part, measure, lane, peer)
+Find = Callable[[Results], float | None]
 
 
-def _median(part: str, measure: str, lane: str) -> Callable[[Results], float | None]:
+def _lanes(measure: str, peer: str) -> Find:
+    """Ours over the peer's, pair by pair."""
+    return lambda results: results.ratio(names.LANES, measure, names.OURS, peer)
+
+
+def _alone(payload_bytes: int) -> Find:
+    """The lower one of both orders of arrival."""
+
+    def find(results: Results) -> float | None:
+        measures = [kernel.compare(payload_bytes, order) for order in kernel.ORDERS]
+        return _least(results.ratio("alone", m, kernel.OURS, kernel.QEMU) for m in measures)
+
+    return find
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    """None if one is missing."""
+    found = list(values)
+    return None if not found or None in found else min(v for v in found if v is not None)
+
+
+def _median(part: str, measure: str, lane: str) -> Find:
     def find(results: Results) -> float | None:
         row = results.row(part, measure, lane)
         return row.median if row else None
@@ -62,4 +84,123 @@ def _median(part: str, measure: str, lane: str) -> Callable[[Results], float | N
     return find
 
 
-TARGETS: tuple[Target, ...] = ()
+def _largest(part: str, start: str, lanes: Sequence[str] = ()) -> Find:
+    """Of the medians of all rows whose measure begins so (in these lanes)."""
+
+    def find(results: Results) -> float | None:
+        rows = [r for r in results.rows if r.part == part and r.measure.startswith(start)]
+        medians = [row.median for row in rows if row.values and (not lanes or row.lane in lanes)]
+        return max(medians, default=None)
+
+    return find
+
+
+def _control(measure: str, lane: str, peer: str) -> Find:
+    """Ratio of medians: the readings of the two are as many as there were checkpoints."""
+
+    def find(results: Results) -> float | None:
+        one, other = (results.row("control", measure, name) for name in (lane, peer))
+        return one.median / other.median if one and other else None
+
+    return find
+
+
+def _connected(results: Results) -> float | None:
+    return _median(names.LANES, names.OFFSETS, names.OURS)(results)
+
+
+_CPU = names.BEYOND.format(names.CPU_PER_GB)
+_REQUESTS = names.REQUESTS.format("")
+_AWAKE_P50 = names.P50.format(names.REQUEST_AWAKE)
+_IDLE = ("primary", "secondary")
+TARGETS: tuple[Target, ...] = (
+    Target("compare alone, 1448 B", ">= 10x colo-compare", _alone(1448), 10),
+    Target("compare alone, 64 B", ">= 10x colo-compare", _alone(64), 10),
+    Target(names.BULK_DOWNLOAD, ">= 10x qemu", _lanes(names.BULK_DOWNLOAD, names.QEMU), 10),
+    Target(names.BULK_DOWNLOAD, ">= 25 % of plain", _lanes(names.BULK_DOWNLOAD, names.PLAIN), 0.25),
+    Target(names.BULK_UPLOAD, ">= 25 % of plain", _lanes(names.BULK_UPLOAD, names.PLAIN), 0.25),
+    Target(names.REQUEST_1B, ">= 3x qemu", _lanes(names.REQUEST_1B, names.QEMU), 3),
+    Target(_AWAKE_P50, "<= 2x plain", _lanes(_AWAKE_P50, names.PLAIN), 2, at_most=True),
+    Target(names.CONNECTIONS, ">= 3x qemu", _lanes(names.CONNECTIONS, names.QEMU), 3),
+    Target(names.CONNECTIONS, ">= half of plain", _lanes(names.CONNECTIONS, names.PLAIN), 0.5),
+    Target(names.UDP_8, ">= 5x qemu", _lanes(names.UDP_8, names.QEMU), 5),
+    Target(names.UDP_8, ">= 40 % of plain", _lanes(names.UDP_8, names.PLAIN), 0.4),
+    Target(
+        "false checkpoints, all loads",
+        "none",
+        _largest(names.LANES, _REQUESTS, (names.OURS,)),
+        0,
+        at_most=True,
+        unit="",
+    ),
+    Target(
+        "CPU per GB downloaded, beyond two servers",
+        "<= 1/10 of qemu",
+        _lanes(_CPU, names.QEMU),
+        0.1,
+        at_most=True,
+    ),
+    Target("timestamps on, offsets different", "connections", _connected, 1, unit="connections"),
+    Target(
+        "checkpoint pause, idle guest",
+        "<= 1/5 of stock settings",
+        _control("checkpoint pause, idle guest", "ours", "qemu"),
+        0.2,
+        at_most=True,
+    ),
+    Target(
+        "stall on silent divergence",
+        "<= 100 ms",
+        _median("control", "stall when the SVM is silent", "ours"),
+        100,
+        at_most=True,
+        unit="ms",
+    ),
+    Target(
+        "mismatch to checkpoint request, p99",
+        "<= 2 ms",
+        _median("control", "mismatch to checkpoint request, p99", "ours"),
+        2,
+        at_most=True,
+        unit="ms",
+    ),
+    Target(
+        "client outage, QEMU killed",
+        "<= 60 ms",
+        _median("control", "client outage", "QEMU killed"),
+        60,
+        at_most=True,
+        unit="ms",
+    ),
+    Target(
+        "client outage, host killed",
+        "<= 250 ms",
+        _median("control", "client outage", "host killed"),
+        250,
+        at_most=True,
+        unit="ms",
+    ),
+    Target(
+        "flows 1 to 1,000,000",
+        "within 20 %",
+        _largest("growth", kernel.growth(kernel.FLOWS, "both VMs")),
+        1.2,
+        at_most=True,
+    ),
+    Target(
+        "idle daemon, processor",
+        "< 1 % of a core",
+        _largest("control", "idle daemon, processor", _IDLE),
+        1,
+        at_most=True,
+        unit="%",
+    ),
+    Target(
+        "idle daemon, memory (PSS)",
+        "< 80 MB",
+        _largest("control", "idle daemon, PSS", _IDLE),
+        80,
+        at_most=True,
+        unit="MB",
+    ),
+)
