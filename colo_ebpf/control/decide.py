@@ -126,7 +126,7 @@ def _primary(s: Snapshot, r: Record) -> Decision:
         pairing=paired_with(s, r.vni),
         turns=Turns.PRIMARY,
     )
-    if vm.off_at_s is not None:
+    if vm.off_at_s is not None and vm.fit:  # else its image lacks what the secondary's has
         return poweroff.written_down(s, r, paired)
     if planned.forced(s, r):
         return _bid(s, r, paired, vm, planned.FORCED)
@@ -244,7 +244,7 @@ def _claimed(s: Snapshot, r: Record) -> Decision:
     vm = own_vm(s, r.owner)
     if vm is None:
         return _claimed_without_vm(s, r)
-    if vm.off_at_s is not None and r.image == s.who.host:
+    if vm.off_at_s is not None and vm.fit and r.image == s.who.host:
         return poweroff.written_down(s, r, Decision(State.CLAIMED, ""))
     if r.vni == 0:
         return _activate(s, r, State.STARTING, Mode.WITHHOLD)

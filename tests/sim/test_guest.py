@@ -9,6 +9,7 @@ from colo_ebpf.control import operations
 from colo_ebpf.control.facts import State
 from colo_ebpf.control.record import Kind
 from colo_ebpf.errors import ControlError
+from colo_ebpf.model import VmEventKind
 from tests.sim.host import Host
 from tests.sim.test_pair import _check, _until_protected
 from tests.sim.test_planned import _pair, _rests, _switch_over
@@ -163,3 +164,13 @@ def test_a_reboot_is_no_end_and_takes_a_checkpoint() -> None:
     causes = {reason.value for reason in a.core.checkpoints.primary.by_cause}
     assert "guest-reset" in causes
     assert "the guest reboots" in [sentence for _, sentence in a.core.history]
+
+
+def test_a_primary_whose_image_lacks_a_write_leaves_the_end_to_its_replica() -> None:
+    world = _pair(19)
+    a = world.hosts["a"]
+    assert a.vm is not None
+    a.vm.emit(VmEventKind.DISK_BAD, **{"node-name": "#block114", "type": "write"})
+    _power_off(world, "a", "b")
+    _rests(world, 20)
+    assert (world.record.kind, world.record.owner) == (Kind.OFF, "b")

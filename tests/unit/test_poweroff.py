@@ -57,6 +57,13 @@ def test_whatever_it_was_doing_it_is_written_down_and_no_checkpoint_begun(r: Rec
     assert d.sentence == "the guest powered itself off: writing that down"
 
 
+@pytest.mark.parametrize("r", [PAIRED, record.claim(PAIRED, A)])
+def test_an_image_that_lacks_a_write_is_not_the_one_to_start_from(r: Record) -> None:
+    """The guest was told that it is done: only the secondary's image has it, so that takes over."""
+    new = _swap(_at("a", r, vm=replace(ENDED, fit=False)))
+    assert new is None or new.owner == B
+
+
 def test_a_pair_is_held_meanwhile_and_its_silent_partner_not_bid_against() -> None:
     d = decide(_silent(_at("a", PAIRED, vm=ENDED)))
     assert d.mode is Mode.PRIMARY
