@@ -26,6 +26,12 @@ def _libbpf() -> ctypes.CDLL:
     return library
 
 
+def library_name() -> str:
+    """Of libbpf, once it could be loaded; DatapathError says which package has it."""
+    _libbpf()
+    return _LIBRARY
+
+
 class Ring:
     """Hands each record to `take`, which may not raise: an exception would be lost in C."""
 
