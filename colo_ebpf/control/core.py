@@ -476,10 +476,15 @@ class Core:
             starts = isinstance(self.running, facts.StartVm)
             return VmHealth.STARTING if starts else VmHealth.NONE
         if not vm.alive:
-            return VmHealth.GONE
+            return VmHealth.NONE if self._is_past(vm) else VmHealth.GONE
         if self._is_replica(vm) and vm.settled() is Settled.BROKEN:
             return VmHealth.BROKEN
         return VmHealth.INCOMING if self.decision.state is State.JOINING else VmHealth.RUNNING
+
+    def _is_past(self, vm: Vm) -> bool:
+        """It died before the attempt under way, which makes another one."""
+        task = self._task
+        return task is not None and task.kind is TaskKind.JOIN and task.instance != vm.instance
 
     def _news(self) -> bool:
         state = self.my_state()

@@ -295,3 +295,22 @@ def test_the_pair_never_splits_and_heals(
 def test_every_move_is_in_the_document(moves: set[tuple[str, str]]) -> None:
     new = moves - states.moves()
     assert not new, "\n".join(["put into docs/states.md:", *states.move_rows(moves)])
+
+
+def test_the_host_of_a_vm_that_died_joins_again_at_the_first_offer() -> None:
+    """Its old VM is gone; that says nothing about the one to be made."""
+    world = World(3)
+    for host in [Host(world, name) for name in "ab"]:
+        host.start_daemon()
+
+    def look() -> None:
+        _check(world)
+
+    assert _until_protected(world, 20_000, look)
+    vm = world.hosts["a"].vm
+    assert vm is not None
+    vm.die()
+    world.run(300 * MS, look)
+    assert not _protected(world)
+    assert _until_protected(world, 20_000, look)
+    assert [line for line in world.log if "gave up pairing" in line] == []
