@@ -64,6 +64,9 @@ def _protected(world: World) -> bool:
     return states == {State.PRIMARY, State.SECONDARY}
 
 
+def _nothing() -> None: ...
+
+
 def _start(world: World) -> None:
     """The operator starts a VM that is off, wherever its image is."""
     for host in world.hosts.values():
@@ -75,7 +78,7 @@ def _start(world: World) -> None:
 
 
 def _until_protected(
-    world: World, limit_ms: int, look: Callable[[], None], *, ends: bool = False
+    world: World, limit_ms: int, look: Callable[[], None] = _nothing, *, ends: bool = False
 ) -> bool:
     """`ends`: its guest may end it, then it is started again."""
     for _ in range(limit_ms // 100):
