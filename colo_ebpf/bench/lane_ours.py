@@ -171,7 +171,7 @@ class OurLane(Lane):
         wires, sizes = self.wires, Datapath()
         bpffs = wires.directory / f"bpf-{host}"
         mounts.mount_bpf(bpffs)
-        wires.stack.callback(mounts.remove, bpffs, bpffs)
+        wires.stack.callback(mounts.unmount, bpffs)
         address, frame = _LINK_ADDRESSES[host], frame_bytes(GUEST_MTU)
         spec = PlaneSpec(
             vm=_VM,

@@ -7,7 +7,6 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/tcp.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -169,6 +168,8 @@ static int open_port(int type, uint16_t port)
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 	if (type == SOCK_DGRAM)
 		setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof(room));
+	if (type == SOCK_STREAM && choose_cubic(fd))	/* those it accepts inherit it */
+		fail("cubic");
 	if (bind(fd, (struct sockaddr *)&any, sizeof(any)))
 		fail("bind");
 	if (type == SOCK_STREAM && listen(fd, 16384))

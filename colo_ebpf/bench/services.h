@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* What the guests of the benchmarks serve: the same bytes every time, whoever asks. */
+#include <netinet/tcp.h>
 #include <stdint.h>
+#include <sys/socket.h>
 
 enum kind { ANSWER, ANSWER_ONCE, DOWNLOAD, UPLOAD };
 
@@ -23,6 +25,15 @@ static const struct service services[] = {
 #define SERVICES (sizeof(services) / sizeof(services[0]))
 #define UDP_PORT 7020			/* sends back what it is sent */
 #define PATTERN (1u << 20)		/* content repeats after so many bytes */
+
+/*
+ * A namespace begins with the machine's choice, which differs from machine to machine, and may not
+ * choose by sysctl. Returns -1 with errno.
+ */
+static inline int choose_cubic(int fd)
+{
+	return setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
+}
 
 static inline void fill(uint8_t *pattern)
 {

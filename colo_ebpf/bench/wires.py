@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -42,11 +43,9 @@ _NAME = re.compile(r"colobench-(\d+)-")
 _SYSCTLS = {
     "net/ipv6/conf/all/disable_ipv6": "1",
     "net/ipv6/conf/default/disable_ipv6": "1",
-    "net/ipv4/tcp_congestion_control": "cubic",
     "net/ipv4/ip_local_port_range": "10000 65000",  # no port comes back within seconds
     "net/core/somaxconn": "16384",
     "net/ipv4/tcp_max_syn_backlog": "16384",
-    "net/ipv4/neigh/default/gc_thresh1": "0",
 }
 
 
@@ -61,6 +60,11 @@ def guest_cpus() -> tuple[int, int]:
     return cpus[0], cpus[-1]
 
 
+def cpu_mask(cpu: int) -> str:
+    """One CPU as /sys wants it: hexadecimal, in groups of 32."""
+    return f"{1 << cpu % 32:x}" + ",00000000" * (cpu // 32)
+
+
 @contextlib.contextmanager
 def workshop() -> Iterator[Path]:
     """A directory with the programs, for the time of a run; what dead runs left is removed."""
@@ -70,7 +74,12 @@ def workshop() -> Iterator[Path]:
         workload.build(directory)
         yield directory
     finally:
-        mounts.remove(directory, directory)
+        _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    mounts.unmount(directory)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _sweep() -> None:
@@ -80,7 +89,7 @@ def _sweep() -> None:
             netdev.remove_namespace(name)
     for path in Path(tempfile.gettempdir()).glob("colobench-*"):
         if _left_behind(path.name):
-            mounts.remove(path, path)
+            _remove(path)
 
 
 def _left_behind(name: str) -> bool:
@@ -148,7 +157,7 @@ class Wires:
         name = self.name(guest)
         self._address(name, MAC, DEFAULT_GUEST_ADDRESS, _CLIENT_MAC, CLIENT_ADDRESS)
         path = f"/sys/class/net/{ETH}/queues/rx-0/rps_cpus"
-        run(["ip", "netns", "exec", name, "tee", path], f"{1 << cpu:x}\n")
+        run(["ip", "netns", "exec", name, "tee", path], f"{cpu_mask(cpu)}\n")
 
     def _address(self, name: str, mac: str, address: str, their_mac: str, theirs: str) -> None:
         ip(

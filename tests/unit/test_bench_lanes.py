@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.bench import cpu, lane_qemu, names, workload
+from colo_ebpf.bench import cpu, lane_qemu, names, wires, workload
 from colo_ebpf.bench.part_lanes import Reading, Readings
 from colo_ebpf.bench.workload import DOWNLOAD, LOADS, REQUEST, Outcome, distribution, percentile
 from colo_ebpf.errors import BenchError
@@ -103,6 +103,13 @@ def test_a_few_stalled_connections_are_no_wedge() -> None:
     readings = Readings([_reading(stalled=3, failed=1, opened=100)])
     assert readings.note() == "not whole in 1 of 1: 3 stalled, 1 failed"
     assert len(readings.values("/s")) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "mask"), [(0, "1"), (5, "20"), (31, "80000000"), (32, "1,00000000")]
+)
+def test_a_cpu_as_a_mask(number: int, mask: str) -> None:
+    assert wires.cpu_mask(number) == mask
 
 
 def test_loads_have_names_of_their_own() -> None:
