@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 
 from colo_ebpf.bench import names, workload
@@ -56,13 +57,9 @@ class Lane:
     def rest(self) -> None:
         """It is over."""
 
-    def requests(self) -> int:
-        """Checkpoints asked for since the lane was built."""
-        return 0
-
-    def reasons(self) -> str:
-        """Why, for people; empty: not known, or none."""
-        return ""
+    def requests(self) -> Counter[str]:
+        """Checkpoints asked for since the lane was built, by reason."""
+        return Counter()
 
     def set_timestamps(self, client: int, pvm: int, svm: int) -> None:
         """`tcp_timestamps`: 0 without, 1 with, 2 with another offset than 1."""

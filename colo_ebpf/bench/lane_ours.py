@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,15 +54,16 @@ _MS = 1_000_000
 
 @dataclass
 class _Wishes(PrimaryTurns):
-    """Counts the checkpoints that would have been taken, at most one in each heartbeat."""
+    """Counts the checkpoints that would have been taken, at most one in each heartbeat.
 
-    requests: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
+    One that answers several reasons counts as one, for all of them.
+    """
+
+    requests: Counter[str] = field(default_factory=Counter)
 
     def look(self, now_ns: int, *, taken: int, armed: int, listening: bool) -> list[Action]:
         if self._asked:
-            self.requests += 1
-            self.reasons.update(reason.value for reason in self._asked)
+            self.requests[" and ".join(sorted(reason.value for reason in self._asked))] += 1
             self._asked = {}
         return []
 
@@ -220,14 +222,16 @@ class OurLane(Lane):
             beat.wake()
 
     def rest(self) -> None:
+        """Not before what is held for good has aged: the daemon would ask for a checkpoint."""
+        plane = self.planes[HOST]
+        deadline = time.monotonic() + 2 * _TIMING.compare_timeout_ms / 1e3
+        while plane.live()["held"] and time.monotonic() < deadline:
+            time.sleep(_TIMING.heartbeat_ms / 1e3)
         for beat in self._beats:
             beat.rest()
 
-    def requests(self) -> int:
-        return self._wishes.requests
-
-    def reasons(self) -> str:
-        return ", ".join(f"{count} {why}" for why, count in self._wishes.reasons.items())
+    def requests(self) -> Counter[str]:
+        return self._wishes.requests.copy()
 
     def renew(self) -> None:
         """Fresh servers, and planes that know nothing: what a checkpoint would have brought."""

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ class Reading:
     cpu_s: float  # of the whole machine
     bytes: float
     packets: float  # the client's
-    requests: int  # for checkpoints
+    requests: Counter[str]  # for checkpoints, by reason
 
 
 @dataclass(slots=True)
@@ -65,7 +66,6 @@ class Readings:
 
     taken: list[Reading] = field(default_factory=list)
     gave_up: bool = False  # it wedged too often in a row
-    why: str = ""  # checkpoints were asked for
 
     def note(self) -> str:
         """What went wrong, and in how many repetitions."""
@@ -77,6 +77,11 @@ class Readings:
         if self.wedged:
             said += f" after {max(one.bytes for one in bad) / 1e6:.1f} MB at most"
         return f"{said}; not tried again" if self.gave_up else said
+
+    def why(self) -> str:
+        """Checkpoints were asked for."""
+        reasons = sum((one.requests for one in self.taken), Counter[str]())
+        return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
 
     @property
     def wedged(self) -> bool:
@@ -149,19 +154,18 @@ def _measure_load(
 
 
 def _read(lane: Lane, go: Callable[[], Outcome]) -> Reading:
+    lane.wake()
     requests, packets, cpu_s = lane.requests(), lane.packets(), busy_s()
     outcome = go()
     spent_s = busy_s() - cpu_s
     packets = lane.packets() - packets
+    lane.rest()
     return Reading(outcome, spent_s, outcome.bytes, packets, lane.requests() - requests)
 
 
 def _repeat(lane: Lane, load: Load, seconds: float, readings: Readings) -> None:
-    lane.wake()
     reading = _read(lane, lambda: lane.run(load.argv(seconds), seconds))
-    lane.rest()
     readings.taken.append(reading)
-    readings.why = lane.reasons() if reading.requests else readings.why
     last = [one.outcome for one in readings.taken[-_GIVE_UP:]]
     readings.gave_up = len(last) == _GIVE_UP and all(one.wedged for one in last)
     if not reading.outcome.whole or reading.requests:
@@ -196,8 +200,8 @@ def _record(recorder: Recorder, load: Load, lane: str, readings: Readings) -> No
         found = [one.percentile_us(fraction) for one in outcomes]
         add(name.format(load.name), "us", [one for one in found if one is not None])
     if lane != names.PLAIN:
-        asked = [one.requests for one in readings.taken]
-        add(names.REQUESTS.format(load.name), "requests", asked, readings.why)
+        asked = [one.requests.total() for one in readings.taken]
+        add(names.REQUESTS.format(load.name), "requests", asked, readings.why())
     if load is REQUEST:
         times = sorted(time for one in outcomes for time in one.times_ns)
         recorder.curve(

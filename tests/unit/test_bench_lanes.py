@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,13 @@ def test_cpu_time_is_work_only() -> None:
 
 
 def _reading(**changed: int) -> Reading:
-    return Reading(workload.parse(_said([] if changed else [1], **changed)), 1.0, 1, 1, 0)
+    return Reading(
+        workload.parse(_said([] if changed else [1], **changed)),
+        1.0,
+        1,
+        1,
+        Counter({"mismatch": 2}),
+    )
 
 
 def test_a_wedge_is_said_with_how_often() -> None:
@@ -97,6 +104,11 @@ def test_a_wedge_is_said_with_how_often() -> None:
     said = "wedged in 2 of 2: 1 stalled after 5.0 MB at most; not tried again"
     assert always.note() == said
     assert always.values("/s") == []
+
+
+def test_reasons_for_checkpoints_are_summed() -> None:
+    assert Readings([_reading(), _reading()]).why() == "4 mismatch"
+    assert Readings([]).why() == ""
 
 
 def test_a_few_stalled_connections_are_no_wedge() -> None:
