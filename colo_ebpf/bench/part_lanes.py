@@ -24,6 +24,7 @@ from colo_ebpf.bench.results import Curve, Recorder
 from colo_ebpf.bench.suite import Effort
 from colo_ebpf.bench.wires import guest_cpus, workshop
 from colo_ebpf.bench.workload import DOWNLOAD, LOADS, REQUEST, Load, Outcome, distribution
+from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.topology import DEFAULT_GUEST_ADDRESS
 
 _KINDS: dict[str, type[Lane]] = {
@@ -65,17 +66,20 @@ class Readings:
     """Those of one load in one lane."""
 
     taken: list[Reading] = field(default_factory=list)
-    gave_up: bool = False  # it wedged too often in a row
+    gave_up: bool = False  # it wedged too often in a row, or failed
+    error: str = ""  # why it failed
 
     def note(self) -> str:
         """What went wrong, and in how many repetitions."""
         bad = [one.outcome for one in self.taken if not one.outcome.whole]
         if not bad:
-            return ""
+            return self.error
         word = "wedged" if all(one.wedged for one in bad) else "not whole"
         said = f"{word} in {len(bad)} of {len(self.taken)}: {bad[0].trouble() or 'no answer'}"
         if self.wedged:
             said += f" after {max(one.bytes for one in bad) / 1e6:.1f} MB at most"
+        if self.error:
+            return f"{said}; then {self.error}"
         return f"{said}; not tried again" if self.gave_up else said
 
     def why(self) -> str:
@@ -108,7 +112,7 @@ def measure(recorder: Recorder, lanes: Sequence[str], plan: Plan) -> None:
         second = _open(SecondPlainLane(directory), stack) if names.PLAIN in lanes else None
         for load in plan.loads:
             with _kept_awake(directory) if load.awake else contextlib.nullcontext():
-                _measure_load(recorder, opened, second, load, plan)
+                measure_load(recorder, opened, second, load, plan)
         _measure_offsets(recorder, [lane for lane in opened if lane.name != names.PLAIN])
 
 
@@ -134,9 +138,10 @@ def _kept_awake(directory: Path) -> Iterator[None]:
 # ---- one load ----
 
 
-def _measure_load(
+def measure_load(
     recorder: Recorder, lanes: Sequence[Lane], second: Lane | None, load: Load, plan: Plan
 ) -> None:
+    """One load in all lanes. Raises BenchError only for a lane that cannot be had again."""
     readings = {lane.name: Readings() for lane in lanes}
     two = second if load in (DOWNLOAD, REQUEST) else None
     plain = lanes[0]  # `second` is there only beside it
@@ -164,7 +169,12 @@ def _read(lane: Lane, go: Callable[[], Outcome]) -> Reading:
 
 
 def _repeat(lane: Lane, load: Load, seconds: float, readings: Readings) -> None:
-    reading = _read(lane, lambda: lane.run(load.argv(seconds), seconds))
+    try:
+        reading = _read(lane, lambda: lane.run(load.argv(seconds), seconds))
+    except BenchError as e:  # a QEMU that has ended: no reason to lose what was measured
+        readings.gave_up, readings.error = True, str(e)
+        lane.renew()
+        return
     readings.taken.append(reading)
     last = [one.outcome for one in readings.taken[-_GIVE_UP:]]
     readings.gave_up = len(last) == _GIVE_UP and all(one.wedged for one in last)

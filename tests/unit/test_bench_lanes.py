@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from colo_ebpf.bench import cpu, lane_qemu, names, wires, workload
-from colo_ebpf.bench.part_lanes import Reading, Readings
+from colo_ebpf.bench.lane import Lane
+from colo_ebpf.bench.part_lanes import Plan, Reading, Readings, measure_load
+from colo_ebpf.bench.results import Recorder
 from colo_ebpf.bench.workload import DOWNLOAD, LOADS, REQUEST, Outcome, distribution, percentile
 from colo_ebpf.errors import BenchError
 
@@ -109,6 +111,28 @@ def test_a_wedge_is_said_with_how_often() -> None:
 def test_reasons_for_checkpoints_are_summed() -> None:
     assert Readings([_reading(), _reading()]).why() == "4 mismatch"
     assert Readings([]).why() == ""
+
+
+def test_a_lane_that_fails_says_why_and_the_others_go_on() -> None:
+    class Broken(Lane):
+        renewed = False
+
+        def run(self, argv: list[str], seconds: float) -> Outcome:
+            raise BenchError("it has ended")
+
+        def packets(self) -> int:
+            return 0
+
+        def renew(self) -> None:
+            self.renewed = True
+
+    recorder, lane = Recorder(lambda _: None), Broken(Path("/nowhere"))
+    lane.name = names.QEMU
+    measure_load(recorder, [lane], None, REQUEST, Plan(3, 0.1))
+    row = recorder.results(quick=True).row(names.LANES, REQUEST.name, names.QEMU)
+    assert row is not None
+    assert (row.values, row.note) == ((), "it has ended")
+    assert lane.renewed
 
 
 def test_a_few_stalled_connections_are_no_wedge() -> None:
