@@ -207,8 +207,15 @@ class Driver:
         for program in ("colo_cmp_svm", "colo_cmp_pvm"):
             self.stream(program, accept(), flows, first).run_all(flows)
         passed = self._where.count("cmp-pvm", "pass", "verified") - before
-        if passed != flows:
-            raise BenchError(f"{passed} of {flows} connections were accepted")
+        require_all(self._where, passed, flows, "connections that both accept")
+
+
+def require_all(where: bed.LoadedPlane, found: int, wanted: int, what: str) -> None:
+    """BenchError, with what became of all frames, unless each was counted under its path."""
+    if found != wanted:
+        rows = [row for row in where.plane.counters() if row.packets]
+        fates = ", ".join(f"{r.program} {r.verdict} {r.reason} {r.packets}" for r in rows)
+        raise BenchError(f"{what}: {found} of {wanted} frames: {fates}")
 
 
 class Stream:

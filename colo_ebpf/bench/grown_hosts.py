@@ -13,7 +13,7 @@ from functools import partial
 from colo_ebpf.bench import listing
 from colo_ebpf.bench import names_kernel as names
 from colo_ebpf.bench.curves import curve, pair_ns
-from colo_ebpf.bench.driver import BLOCK, Driver, Stream, in_turn, segment
+from colo_ebpf.bench.driver import BLOCK, Driver, Stream, in_turn, require_all, segment
 from colo_ebpf.bench.results import Recorder
 from colo_ebpf.datapath.plane import PlaneNic
 from colo_ebpf.errors import BenchError
@@ -76,8 +76,7 @@ def _epochs(recorder: Recorder, part: str, scale: Scale, bed: Bed, driver: Drive
             work = partial(_turning, bed, driver, (svm, pvm), rate, scale.seconds)
             points[rate].append(pair_ns(driver, work, pvm) - own)
             passed = bed.count("cmp-pvm", "pass", "verified") - _FLOWS
-            if passed != pvm.made:
-                raise BenchError(f"{rate} epochs/s: {passed} of {pvm.made} frames were compared")
+            require_all(bed, passed, pvm.made, f"{rate} epochs per second")
     driver.tag = 1
     curve(recorder, part, names.EPOCHS, names.both(_PAYLOAD), points)
 
@@ -158,8 +157,7 @@ def _together(
         raise BenchError("the process on the other CPU failed")
     other, made = struct.unpack("=dQ", answer)
     passed, sent = bed.count("cmp-pvm", "pass", "verified") - 2, made + pairs[0][1].made
-    if passed != sent:
-        raise BenchError(f"on both CPUs: {passed} of {sent} frames were compared")
+    require_all(bed, passed, sent, "both CPUs at once")
     return rate + float(other)
 
 
@@ -223,7 +221,6 @@ def _in_all(planes: list[LoadedPlane], scale: Scale) -> list[float]:
         found.append(spent / made - own)
     for plane, driver, (_, pvm) in zip(planes, drivers, pairs, strict=True):
         passed = plane.count("cmp-pvm", "pass", "verified") - 1
-        if passed != pvm.made:
-            raise BenchError(f"{passed} of {pvm.made} frames were compared")
+        require_all(plane, passed, pvm.made, f"{len(planes)} VMs")
         driver.close()
     return found

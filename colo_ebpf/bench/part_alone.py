@@ -21,12 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colo_ebpf.bench import names_kernel as names
-from colo_ebpf.bench.driver import BLOCK, CLIENT_ISN, ISN, Driver, Stream, in_turn, segment
+from colo_ebpf.bench.driver import (
+    BLOCK,
+    CLIENT_ISN,
+    ISN,
+    Driver,
+    Stream,
+    in_turn,
+    require_all,
+    segment,
+)
 from colo_ebpf.bench.feeder import QemuFeeder
 from colo_ebpf.bench.results import Recorder
 from colo_ebpf.bench.suite import Effort
 from colo_ebpf.datapath import loader, netdev
-from colo_ebpf.errors import BenchError
 from colo_ebpf.lab import frames
 from colo_ebpf.lab.bed import Bed, tunnelled
 
@@ -155,9 +163,8 @@ def check(bed: Bed, order: str, before: int, count: int) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while (out := _let_out(bed, order) - before) < count and time.monotonic() < deadline:
         time.sleep(0.001)
-    if out != count or bed.plane.held().frames:
-        rows = [(r.program, r.verdict, r.reason, r.packets) for r in bed.plane.counters()]
-        raise BenchError(f"{out} of {count} frames were compared and let out: {rows}")
+    require_all(bed, out, count, "compared and let out")
+    require_all(bed, bed.plane.held().frames, 0, "left in the store")
 
 
 def _ours(bed: Bed, driver: Driver, payload: int, order: str, count: int) -> Callable[[], Reading]:

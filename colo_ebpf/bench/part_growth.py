@@ -14,7 +14,7 @@ from functools import partial
 from colo_ebpf.bench import grown_hosts, listing
 from colo_ebpf.bench import names_kernel as names
 from colo_ebpf.bench.curves import curve, pair_ns
-from colo_ebpf.bench.driver import BLOCK, Driver, in_turn, segment
+from colo_ebpf.bench.driver import BLOCK, Driver, in_turn, require_all, segment
 from colo_ebpf.bench.results import Recorder
 from colo_ebpf.bench.suite import Effort
 from colo_ebpf.datapath import loader, netdev
@@ -137,8 +137,7 @@ def _pairs(bed: Bed, driver: Driver, payload: int, flows: int, scale: Scale) -> 
         before, made = bed.count("cmp-pvm", "pass", "verified"), pvm.made
         found.append(pair_ns(driver, partial(in_turn, svm, pvm, scale.frames), pvm) - own)
         passed = bed.count("cmp-pvm", "pass", "verified") - before
-        if passed != pvm.made - made:
-            raise BenchError(f"{flows} flows: {passed} of {pvm.made - made} were compared")
+        require_all(bed, passed, pvm.made - made, f"{flows} connections")
     return found
 
 
@@ -196,5 +195,5 @@ def _with_held(bed: Bed, driver: Driver, held: int, place: str, count: int) -> t
     carried = bed.count("cmp-pvm", "pass", "released") - before
     full = bed.count("cmp-pvm", "drop", "store-full")
     if carried + full < svm.made:
-        raise BenchError(f"{held} held: {carried} of {svm.made} were compared and let out")
+        require_all(bed, carried, svm.made, f"{held} held frames {place}")
     return cost, round(full / svm.made, 2)

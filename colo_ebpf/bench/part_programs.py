@@ -22,6 +22,7 @@ from colo_ebpf.bench.driver import (
     Kind,
     Stream,
     Template,
+    require_all,
     segment,
 )
 from colo_ebpf.bench.results import Recorder
@@ -282,7 +283,8 @@ def _case(recorder: Recorder, scale: Scale, bed: Bed, driver: Driver, case: Case
         before = [bed.count(*step.counted) for step in case.steps]
         spent = driver.spent(partial(_in_blocks, streams, scale.frames), "colo_cmp_pvm")
         for number, step in enumerate(case.steps):
-            _check(bed, step, before[number], streams[number].made)
+            found = bed.count(*step.counted) - before[number]
+            require_all(bed, found, streams[number].made, step.path)
             costs[number].append(spent[makers[number]].each_ns - own[number])
         passing.append(spent["colo_cmp_pvm"].each_ns)
     for step, values in zip(case.steps, costs, strict=True):
@@ -296,13 +298,6 @@ def _in_blocks(streams: list[Stream], count: int) -> None:
     for _ in range(0, count, BLOCK):
         for stream in streams:
             stream.run()
-
-
-def _check(bed: Bed, step: Step, before: int, made: int) -> None:
-    seen = bed.count(*step.counted) - before
-    if seen != made:
-        rows = [(r.program, r.verdict, r.reason, r.packets) for r in bed.plane.counters()]
-        raise BenchError(f"{step.path}: {seen} of {made} frames: {rows}")
 
 
 def _calls(recorder: Recorder, bed: Bed, driver: Driver, listed: list[Case]) -> None:
