@@ -98,7 +98,7 @@ class ToyPlane:
 
         def arrive() -> None:
             if other.pairing is not None and other.pairing.vni == vni:
-                other.heard_ns = world.now_ns
+                other.heard_ns = self._host.other.now_ns
 
         world.after(world.delay_ns(0.05, 1), arrive)
 
@@ -122,7 +122,13 @@ class Host:
         self._backlog: list[Callable[[], None]] = []
         self._run = 0  # of the daemon
         self._seq = 0
+        self._booted_ns = world.now_ns - world.delay_ns(60_000, 10_000_000)
         world.hosts[name] = self
+
+    @property
+    def now_ns(self) -> int:
+        """Its own boot clock: it has nothing to do with the other one's, and begins anew."""
+        return self.world.now_ns - self._booted_ns
 
     @property
     def other(self) -> Host:
@@ -137,9 +143,7 @@ class Host:
         self._run += 1
         self._seq = 0
         boot = f"{self.name}{self._run}-{self.world.random.getrandbits(32):x}"
-        peer = PeerView(
-            vm="v", host=self.peer_name, boot=boot, key=KEY, started_ns=self.world.now_ns
-        )
+        peer = PeerView(vm="v", host=self.peer_name, boot=boot, key=KEY, started_ns=self.now_ns)
         who = facts.Who("v", self.name, self.peer_name, "192.0.2.9", starts=self.name == "a")
         self.core = Core(
             who,
@@ -147,14 +151,14 @@ class Host:
             self.plane,  # type: ignore[arg-type]
             self,
             peer,
-            now_ns=self.world.now_ns,
+            now_ns=self.now_ns,
             note=self.note,
             pause=self.pause_file,
             fence=self.world.fence,
             log=lambda sentence: self.world.note(f"{self.name}: {sentence}"),
         )
         if self.vm is not None and self.vm.alive:
-            vm, now_ns = self.vm, self.world.now_ns
+            vm, now_ns = self.vm, self.now_ns
             self.core.adopt(
                 vm,  # type: ignore[arg-type]
                 vm.past(),
@@ -169,7 +173,7 @@ class Host:
             return
         if not self.paused:
             self.plane.beacon()
-            self.core.cycle(self.world.now_ns)
+            self.core.cycle(self.now_ns)
             self.publish(1)
         self.world.after(self.world.delay_ns(45, 60), lambda: self._beat(run))
 
@@ -189,6 +193,7 @@ class Host:
     def boot(self) -> None:
         """Power on."""
         self.up = True
+        self._booted_ns = self.world.now_ns - self.world.delay_ns(500, 5_000)
         self.start_daemon()
 
     def pause(self) -> None:
@@ -221,17 +226,17 @@ class Host:
 
     def _receive(self, datagram: bytes, path: Path) -> None:
         if self.core is not None:
-            self.core.peer_datagram(datagram, path, self.world.now_ns)
+            self.core.peer_datagram(datagram, path, self.now_ns)
 
     def refused(self, path: Path) -> None:
         """The other host has no daemon."""
         if self.core is not None:
-            self.core.peer_refused(path, self.world.now_ns)
+            self.core.peer_refused(path, self.now_ns)
 
     def vm_event(self, vm: ToyVm, event: VmEvent) -> None:
         """Of our QEMU."""
         if self.core is not None:
-            self.core.vm_event(vm, event, self.world.now_ns)  # type: ignore[arg-type]
+            self.core.vm_event(vm, event, self.now_ns)  # type: ignore[arg-type]
 
     # -- ports.Effects --------------------------------------------------------------------
 
@@ -274,7 +279,7 @@ class Host:
                 vm.emit(VmEventKind.STOP)
             if run == self._run and self.core is not None:
                 error = "" if vm.alive else "monitor lost"
-                self.core.command_done(command, stopped, error, self.world.now_ns)
+                self.core.command_done(command, stopped, error, self.now_ns)
 
         self.world.after(self.world.delay_ns(0.1, 3), lambda: self.deliver(answer))
 
@@ -298,7 +303,7 @@ class Host:
             record = self._carry_out(step)
         except ColoError as e:
             error = e
-        self.core.step_done(step, record, error, self.world.now_ns)
+        self.core.step_done(step, record, error, self.now_ns)
 
     def _carry_out(self, step: facts.Step) -> Record | None:
         match step:

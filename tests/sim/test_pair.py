@@ -73,7 +73,7 @@ def _start(world: World) -> None:
         if host.core is None or host.paused:
             continue
         with contextlib.suppress(ControlError):
-            operations.start(host.core, world.now_ns)
+            operations.start(host.core, host.now_ns)
             world.wanted = True
 
 
@@ -211,11 +211,11 @@ class History:
         """Asked of whoever it is; most of the time it is refused."""
         if host.core is not None and not host.paused:
             with contextlib.suppress(ControlError):
-                operations.switch_over(host.core, self.world.now_ns)
+                operations.switch_over(host.core, host.now_ns)
 
     def _pause(self, host: Host, *, on: bool) -> None:
         if host.core is not None and not host.paused:
-            operations.pause(host.core, on, self.world.now_ns)
+            operations.pause(host.core, on, host.now_ns)
 
     def _force(self, host: Host) -> None:
         """Never onto a disk that failed: what that costs is the operator's to bear."""
@@ -223,13 +223,13 @@ class History:
         if core is None or core.record is None or host.paused or (vm is not None and vm.sick):
             return
         with contextlib.suppress(ControlError):
-            operations.fail_over(core, core.record.generation, self.world.now_ns)
+            operations.fail_over(core, core.record.generation, host.now_ns)
 
     def _checkpoint(self, host: Host) -> None:
         from colo_ebpf.control.epoch import Reason
 
         assert host.core is not None
-        host.core.checkpoints.primary.ask(Reason.OPERATOR, self.world.now_ns)
+        host.core.checkpoints.primary.ask(Reason.OPERATOR, host.now_ns)
 
     def _heal(self) -> None:
         self.world.note("HEAL")

@@ -32,7 +32,7 @@ def _switch_over(world: World, host: Host) -> Answer:
     """Asked on `host`; what its daemon says in the end."""
     core = host.core
     assert core is not None
-    token = operations.switch_over(core, world.now_ns)
+    token = operations.switch_over(core, host.now_ns)
     for _ in range(_LIMIT_MS // 10):
         world.run(10 * MS, lambda: _check(world))
         answer = core.wishes.answer
@@ -61,9 +61,9 @@ def test_busy_with_checkpoints_it_still_finds_its_moment() -> None:
     world = _pair(3)
     a = world.hosts["a"]
     assert a.core is not None
-    token = operations.switch_over(a.core, world.now_ns)
+    token = operations.switch_over(a.core, a.now_ns)
     for _ in range(2_000):
-        a.core.checkpoints.primary.ask(Reason.MISMATCH, world.now_ns)
+        a.core.checkpoints.primary.ask(Reason.MISMATCH, a.now_ns)
         world.run(MS, lambda: _check(world))
     answer = a.core.wishes.answer
     assert answer is not None
@@ -85,7 +85,7 @@ def test_a_secondary_that_dies_first_ends_it() -> None:
     world = _pair(5)
     a, b = world.hosts["a"], world.hosts["b"]
     assert a.core is not None
-    operations.switch_over(a.core, world.now_ns)
+    operations.switch_over(a.core, a.now_ns)
     b.crash()
     world.run(3_000 * MS, lambda: _check(world))
     answer = a.core.wishes.answer
@@ -102,7 +102,7 @@ def test_without_a_pair_nothing_is_begun() -> None:
     b.crash()
     world.run(3_000 * MS, lambda: _check(world))
     with pytest.raises(ControlError, match="there is no protected pair: alone, unprotected"):
-        operations.switch_over(a.core, world.now_ns)
+        operations.switch_over(a.core, a.now_ns)
 
 
 # --- paused -----------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_while_paused_the_vm_stays_until_resume(said_on: str) -> None:
     a, b = world.hosts["a"], world.hosts["b"]
     said = world.hosts[said_on].core
     assert said is not None
-    operations.pause(said, True, world.now_ns)
+    operations.pause(said, True, world.hosts[said_on].now_ns)
     _rests(world, 1)
     a.crash()
     b.kill_daemon()
@@ -127,7 +127,7 @@ def test_while_paused_the_vm_stays_until_resume(said_on: str) -> None:
     assert b.core is not None
     assert (b.core.decision.state, world.record.kind) == (State.SECONDARY, Kind.PAIRED)
     assert b.core.decision.sentence.startswith("paused by the operator: not taking over although")
-    operations.pause(b.core, False, world.now_ns)
+    operations.pause(b.core, False, b.now_ns)
     _rests(world, 2)
     assert b.core.decision.state is State.SOLO
     a.boot()
@@ -140,7 +140,7 @@ def test_while_paused_the_primary_still_goes_on_alone_and_makes_no_pair() -> Non
     world = _pair(8)
     a, b = world.hosts["a"], world.hosts["b"]
     assert a.core is not None
-    operations.pause(a.core, True, world.now_ns)
+    operations.pause(a.core, True, a.now_ns)
     _rests(world, 1)
     b.crash()
     _rests(world, 2)
@@ -149,7 +149,7 @@ def test_while_paused_the_primary_still_goes_on_alone_and_makes_no_pair() -> Non
     assert a.core.decision.state is State.SOLO
     assert a.core.decision.sentence == "alone, unprotected: paused by the operator"
     assert b.core is not None
-    operations.pause(b.core, False, world.now_ns)
+    operations.pause(b.core, False, b.now_ns)
     assert _until_protected(world, _LIMIT_MS)
 
 
@@ -157,16 +157,16 @@ def test_while_paused_it_can_be_forced() -> None:
     world = _pair(9)
     a, b = world.hosts["a"], world.hosts["b"]
     assert b.core is not None
-    operations.pause(b.core, True, world.now_ns)
+    operations.pause(b.core, True, b.now_ns)
     _rests(world, 1)
     with pytest.raises(ControlError, match="a is heard and its VM is well"):
-        operations.fail_over(b.core, world.record.generation, world.now_ns)
+        operations.fail_over(b.core, world.record.generation, b.now_ns)
     assert a.vm is not None
     a.vm.die()
     _rests(world, 3)
     assert a.core is not None
     assert a.core.decision.sentence.startswith("paused by the operator: not conceding to b")
-    operations.fail_over(b.core, world.record.generation, world.now_ns)
+    operations.fail_over(b.core, world.record.generation, b.now_ns)
     _rests(world, 3)
     assert b.core.decision.state is State.SOLO
     assert b.core.wishes.answer is not None

@@ -65,7 +65,7 @@ class ToyVm:
         """An event reaches the daemon, if there is one."""
         if kind is VmEventKind.COLO_EXIT:
             self.exited = True
-        event = VmEvent(kind, self.host.world.now_ns, data)
+        event = VmEvent(kind, self.host.now_ns, data)
         as_logged = {"event": kind.value, "data": data, "timestamp": {"seconds": 1}}
         self._past = follow(self._past, [as_logged])
         self.host.deliver(lambda: self.host.vm_event(self, event))
