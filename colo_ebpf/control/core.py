@@ -450,7 +450,7 @@ class Core:
             health=self._health(),
             fit=not self.unfit(),
             vni=self._offered_vni(),
-            endpoints=self._endpoints,
+            endpoints=None if self._past() else self._endpoints,
             announced=points.announced,
             armed=points.secondary.armed,
             turned=max(self.plane.turn().epoch, points.secondary.highest),
@@ -476,15 +476,17 @@ class Core:
             starts = isinstance(self.running, facts.StartVm)
             return VmHealth.STARTING if starts else VmHealth.NONE
         if not vm.alive:
-            return VmHealth.NONE if self._is_past(vm) else VmHealth.GONE
+            return VmHealth.NONE if self._past() else VmHealth.GONE
         if self._is_replica(vm) and vm.settled() is Settled.BROKEN:
             return VmHealth.BROKEN
         return VmHealth.INCOMING if self.decision.state is State.JOINING else VmHealth.RUNNING
 
-    def _is_past(self, vm: Vm) -> bool:
-        """It died before the attempt under way, which makes another one."""
-        task = self._task
-        return task is not None and task.kind is TaskKind.JOIN and task.instance != vm.instance
+    def _past(self) -> bool:
+        """The VM here died before the attempt under way, which makes another one."""
+        vm, task = self.vm, self._task
+        if vm is None or vm.alive or task is None or task.kind is not TaskKind.JOIN:
+            return False
+        return task.instance != vm.instance
 
     def _news(self) -> bool:
         state = self.my_state()
