@@ -91,7 +91,9 @@ static __always_inline void colo_now_get(struct colo_conf *conf, struct colo_now
 	now->epoch = word >> 1;
 	now->phase = word & COLO_TURNING_BIT ? COLO_TURNING : COLO_OPEN;
 	now->mode = conf->mode;
-	silent = !heard || bpf_ktime_get_boot_ns() - *heard > conf->link_timeout_ns;
+	/* Signed: the link's CPU may have heard it again since the clock was read. */
+	silent = !heard ||
+		 (__s64)(bpf_ktime_get_boot_ns() - *heard) > (__s64)conf->link_timeout_ns;
 	now->may_release = now->mode == COLO_PRIMARY && now->phase == COLO_OPEN && !silent;
 }
 

@@ -38,6 +38,13 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "heard a moment later is silence",
+        "compare.c",
+        "(__s64)(bpf_ktime_get_boot_ns() - *heard) > (__s64)conf->link_timeout_ns",
+        "bpf_ktime_get_boot_ns() - *heard > conf->link_timeout_ns",
+        COMPARE,
+    ),
+    Mutant(
         "the SVM of a past epoch verifies",
         "compare.c",
         "if (tag == COLO_EPOCH_NONE || ahead < 0)",

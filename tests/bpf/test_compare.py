@@ -10,6 +10,8 @@ import pytest
 from scapy.layers.inet import TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 
+from colo_ebpf.clock import boot_ns
+from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.model import Mode, Phase
 from tests.bpf.rig import (
     CLIENT_MAC,
@@ -305,6 +307,16 @@ def test_silent_link_stops_everything() -> None:
         rig.from_vm(segment(1001, b"equal", ack=5001))
         rig.from_vm(segment(1006, ack=5001))
         assert rig.to_client() == []
+
+
+def test_heard_a_moment_later_on_another_cpu_is_heard() -> None:
+    """The link's frames are handled elsewhere: by the time the clock is compared with when the peer
+    was heard, it may have been heard again."""
+    with established() as rig:
+        rig.from_peer(segment(1001, b"equal", ack=5001), 1)
+        rig.plane._set_live(LiveWord.HEARD_NS, boot_ns() + 10**9)
+        rig.from_vm(segment(1001, b"equal", ack=5001))
+        assert _payload(rig.to_client()) == b"equal"
 
 
 def test_pairing_compares_and_releases_nothing() -> None:
