@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from colo_ebpf.bench import names_kernel as names
 from colo_ebpf.bench.driver import Driver, Stream
@@ -18,10 +18,15 @@ def curve(
     line: str,
     points: dict[float, list[float]],
     *,
+    apart: Container[float] = (),
     note: str = "",
 ) -> None:
-    """The medians over `what`; the row is the largest of them over the smallest."""
+    """The medians over `what`; the row is the largest of them over the smallest.
+
+    At the points `apart` something else was measured: they are in the curve and not in the row.
+    """
     medians = {at: statistics.median(values) for at, values in points.items()}
+    alike = [ns for at, ns in medians.items() if at not in apart]
     recorder.curve(
         Curve(part=part, plot=what, line=line, x=what, y="ns", points=tuple(medians.items()))
     )
@@ -30,7 +35,7 @@ def curve(
         names.growth(what, line),
         names.OURS,
         names.RATIO,
-        values=(max(medians.values()) / min(medians.values()),),
+        values=(max(alike) / min(alike),),
         note="ns: " + ", ".join(f"{at:g}: {number(ns)}" for at, ns in medians.items()) + note,
     )
 

@@ -74,3 +74,8 @@ def growth(what: str, line: str) -> str:
 def both(payload_bytes: int) -> str:
     """The line of both VMs' frames together."""
     return f"both VMs' frames of {payload_bytes} B"
+
+
+def less_look(line: str) -> str:
+    """The line without what one look-up became dearer: that is the caches', not the programs'."""
+    return f"{line}, less one look-up's growth"

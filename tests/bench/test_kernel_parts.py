@@ -103,6 +103,7 @@ def test_growth() -> None:
     lines = {(curve.plot, curve.line): curve for curve in found.curves}
     assert lines.keys() == {
         (names.FLOWS, names.both(64)),
+        (names.FLOWS, names.less_look(names.both(64))),
         (names.FLOWS, names.LOOK),
         (names.FLOWS, names.LOOK_LINES),
         (names.HELD_FRAMES, names.ELSEWHERE),
