@@ -13,13 +13,13 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 from colo_ebpf.bench import names
 from colo_ebpf.bench.lane import HOST, PVM, SVM, Lane
-from colo_ebpf.bench.wires import ETH, guest_cpus
+from colo_ebpf.bench.wires import CLIENT, ETH, guest_cpus
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.config import Datapath, Timing
 from colo_ebpf.control.checkpoints import Checkpoints
@@ -40,6 +40,7 @@ from colo_ebpf.lab.topology import (
     LINK_MTU,
     PREFIX_LENGTH,
     TAP,
+    UPLINK,
 )
 from colo_ebpf.model import Mode, Pairing, Phase, VmRole
 
@@ -144,32 +145,44 @@ class OurLane(Lane):
 
     def build(self) -> None:
         wires = self.wires
-        for what in (HOST, _SECOND_HOST, PVM, SVM):
-            wires.add(what)
-        wires.add_client(HOST)
+        for host in (HOST, _SECOND_HOST):
+            wires.add(host)
         wires.inside(_SECOND_HOST, lambda: netdev.create_bridge(BRIDGE))
         netdev.create_veth(LINK, LINK, wires.name(HOST), wires.name(_SECOND_HOST), LINK_MTU)
-        for (host, guest), cpu in zip(self._sides(), guest_cpus(), strict=True):
-            netdev.create_veth(TAP, ETH, wires.name(host), wires.name(guest), GUEST_MTU)
-            wires.finish_guest(guest, cpu)
-        self.planes = {host: self._plane(host, guest) for host, guest in self._sides()}
-        wires.inside(HOST, lambda: asyncio.run(self.planes[HOST].join_bridge()))
-        self._servers = [self._serve(guest) for _, guest in self._sides()]
+        self._wire()
+        self.planes = {host: self._plane(host) for host, _ in self._sides()}
+        self._attach()
         self._pair()
 
     def _sides(self) -> tuple[tuple[str, str], ...]:
         return (HOST, PVM), (_SECOND_HOST, SVM)
 
-    def _serve(self, guest: str) -> Callable[[], None]:
-        process = self.wires.serve(guest, guest_cpus()[self.guests.index(guest)])
+    def _wire(self) -> None:
+        """The client and the guests."""
+        wires = self.wires
+        for what in (CLIENT, PVM, SVM):
+            wires.add(what)
+        wires.add_client(HOST)
+        for (host, guest), cpu in zip(self._sides(), guest_cpus(), strict=True):
+            netdev.create_veth(TAP, ETH, wires.name(host), wires.name(guest), GUEST_MTU)
+            wires.finish_guest(guest, cpu)
+            wires.serve(guest, cpu)
 
-        def end() -> None:
-            process.kill()
-            process.wait()
+    def _attach(self) -> None:
+        """The planes to what stands for the taps."""
+        roles = {PVM: VmRole.PRIMARY, SVM: VmRole.SECONDARY}
 
-        return end
+        async def attach(plane: DataPlane, role: VmRole) -> None:
+            await plane.prepare()
+            await plane.take_role(role)
+            if role is VmRole.PRIMARY:
+                await plane.join_bridge()
 
-    def _plane(self, host: str, guest: str) -> DataPlane:
+        for host, guest in self._sides():
+            plane, role = self.planes[host], roles[guest]
+            self.wires.inside(host, partial(asyncio.run, attach(plane, role)))
+
+    def _plane(self, host: str) -> DataPlane:
         wires, sizes = self.wires, Datapath()
         bpffs = wires.directory / f"bpf-{host}"
         mounts.mount_bpf(bpffs)
@@ -191,15 +204,10 @@ class OurLane(Lane):
             ),
         )
 
-        def attach() -> DataPlane:
-            netdev.add_address(LINK, address, PREFIX_LENGTH)
-            plane = DataPlane.open(spec)
-            wires.stack.callback(plane.close)
-            asyncio.run(plane.prepare())
-            asyncio.run(plane.take_role(VmRole.PRIMARY if guest == PVM else VmRole.SECONDARY))
-            return plane
-
-        return wires.inside(host, attach)
+        wires.inside(host, lambda: netdev.add_address(LINK, address, PREFIX_LENGTH))
+        plane = wires.inside(host, lambda: DataPlane.open(spec))
+        wires.stack.callback(plane.close)
+        return plane
 
     def _pair(self) -> None:
         primary, secondary = self.planes[HOST], self.planes[_SECOND_HOST]
@@ -234,10 +242,18 @@ class OurLane(Lane):
         return self._wishes.requests.copy()
 
     def renew(self) -> None:
-        """Fresh servers, and planes that know nothing: what a checkpoint would have brought."""
-        for end in self._servers:
-            end()
+        """Fresh guests, and planes that know nothing of those before.
+
+        Their connections have to go with them: a server that ends leaves its kernel resending what
+        was not acknowledged, on a connection the planes no longer know.
+        """
+        wires = self.wires
+        for host, device in ((HOST, UPLINK), (HOST, TAP), (_SECOND_HOST, TAP)):
+            wires.inside(host, partial(netdev.remove, device))
+        for what in (CLIENT, PVM, SVM):
+            wires.remove(what)
         for plane in self.planes.values():
             asyncio.run(plane.forget())
-        self._servers = [self._serve(guest) for _, guest in self._sides()]
+        self._wire()
+        self._attach()
         self._await()

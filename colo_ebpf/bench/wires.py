@@ -130,11 +130,15 @@ class Wires:
         """A namespace with the settings all have."""
         name = self.name(what)
         netdev.create_namespace(name)
-        self.stack.callback(netdev.remove_namespace, name)
-        self.stack.callback(processes.end, name)
+        self.stack.callback(self.remove, what)
         for setting, value in _SYSCTLS.items():
             self.set(what, setting, value)
         return name
+
+    def remove(self, what: str) -> None:
+        """A namespace, before the lane goes."""
+        processes.end(self.name(what))
+        netdev.remove_namespace(self.name(what))
 
     def set(self, what: str, setting: str, value: str) -> None:
         """A sysctl of a namespace."""
