@@ -331,10 +331,11 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	if (work->step == COLO_STEP_HASH)
 		colo_walk_hash(work, buf);
 	colo_pvm_conclude(skb, conf, work, flow);
-	if (flow->more && work->plan.verdict != COLO_V_PASS)
-		work->plan.drain = work->now.may_release;
 	work->scale = flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
 	colo_unlock(&flow->lock);
+	/* After the unlock: whom we kept from sending has said before that there is more. */
+	if (flow->more && work->plan.verdict != COLO_V_PASS)
+		work->plan.drain = work->now.may_release;
 
 	if (work->plan.event)
 		colo_plan_event(work);
@@ -422,9 +423,9 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	colo_svm_conclude(work, flow);
 	if (work->resent && flow->head)
 		colo_svm_meet(skb, work, buf, flow);
+	colo_unlock(&flow->lock);
 	if (flow->more)
 		work->plan.drain = 1;
-	colo_unlock(&flow->lock);
 
 	if (work->plan.event)
 		colo_plan_event(work);

@@ -89,8 +89,13 @@ static __always_inline __u32 colo_drain_next(struct colo_flow *flow, struct colo
 	__u32 ref = 0, ix;
 	struct colo_slot *slot;
 
-	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_AGAIN))
-		return 0;
+	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_AGAIN)) {
+		/* Who has it looks at this behind its unlock, or has unlocked by the second try. */
+		flow->more = 1;
+		if (colo_flow_lock(flow, &work->flow, COLO_LOCK_AGAIN))
+			return 0;
+		flow->more = 0;
+	}
 	*floor = flow->floor;
 	*part = 0;
 	if (flow->epoch != epoch || !(flow->flags & COLO_F_ANCHORED))

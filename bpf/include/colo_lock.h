@@ -6,9 +6,24 @@
 #ifndef COLO_LOCK_H
 #define COLO_LOCK_H
 
-#define COLO_LOCK_SPINS		300	/* some 50 us: a GSO frame of 64 KB is hashed and cut in less */
 #define COLO_LOCK_AGAIN		4	/* inside a loop, where the next turn tries again */
+#define COLO_LOCK_SPINS		300	/* 100 quick ones, then longer ones: about a millisecond */
+#define COLO_LOCK_QUICK		100
 
+/* What takes time, but no branch: the verifier counts those. */
+static __always_inline void colo_lock_rest(int turns)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < turns; i++)
+		bpf_ktime_get_ns();
+}
+
+/*
+ * A GSO frame of 64 KB is hashed, cut and copied under the lock in some 100 us; a virtual CPU that
+ * holds it may be kept waiting itself. Giving up costs the connection a retransmission.
+ */
 static __always_inline int colo_lock(__u64 *lock, int spins)
 {
 	int i;
@@ -16,11 +31,12 @@ static __always_inline int colo_lock(__u64 *lock, int spins)
 	for (i = 0; i < spins; i++) {
 		if (!__sync_val_compare_and_swap(lock, 0, 1))
 			return 0;
-		/* What takes time, but no branch: the verifier counts those. */
-		bpf_ktime_get_ns();
-		bpf_ktime_get_ns();
-		bpf_ktime_get_ns();
-		bpf_ktime_get_ns();
+		if (spins == COLO_LOCK_AGAIN)
+			colo_lock_rest(16);
+		else if (i < COLO_LOCK_QUICK)
+			colo_lock_rest(4);
+		else
+			colo_lock_rest(128);
 	}
 	return -1;
 }
