@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from colo_ebpf.bench import report, results, suite
+from colo_ebpf.bench import report, results, suite, tables
 from colo_ebpf.errors import BenchError
 
 _WIDTHS = (44, 34, 14)
@@ -38,6 +38,7 @@ def _bench(args: argparse.Namespace) -> int:
     else:
         found = _measure(args)
         results.save(found, saved)
+    tables.write(found, args.out)
     page = report.write(found, args.out)
     verdicts = report.verdicts(found)
     if args.json:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.bench import report, results, suite
+from colo_ebpf.bench import report, results, suite, tables
 from colo_ebpf.bench.results import Curve, Recorder
-from colo_ebpf.bench.targets import Outcome, Target
+from colo_ebpf.bench.targets import TARGETS, Outcome, Target
 from colo_ebpf.errors import BenchError
 
 
@@ -73,6 +73,12 @@ def test_the_report_shows_every_row_and_picture(tmp_path: Path) -> None:
         "lanes-relative-to-plain.png",
         "p.png",
     ]
+
+
+def test_the_tables_have_a_line_for_each_measure() -> None:
+    lines = tables.lanes(_recorder().results(quick=False))
+    assert lines[2:] == ["| bulk download | 2,000 MB/s | wedged | 500 MB/s | 0.50 | - |"]
+    assert len(tables.targets(_recorder().results(quick=False))) == 2 + len(TARGETS)
 
 
 def test_a_target_is_met_missed_or_not_measured() -> None:

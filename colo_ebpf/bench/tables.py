@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The targets and the lanes of a run as Markdown, for docs/performance.md (`bench/tables.md`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from colo_ebpf.bench import names
+from colo_ebpf.bench.results import Results, Row, number
+from colo_ebpf.bench.targets import TARGETS
+from colo_ebpf.errors import BenchError
+
+
+def write(results: Results, directory: Path) -> Path:
+    """Raises BenchError."""
+    page = directory / "tables.md"
+    try:
+        page.write_text("\n".join([*targets(results), "", *lanes(results)]) + "\n")
+    except OSError as e:
+        raise BenchError(f"{page}: {e.strerror}: name another directory with --out") from e
+    return page
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    cells = list(head)
+    lines = [f"| {' | '.join(cells)} |", "|" + "---|" * len(cells)]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def targets(results: Results) -> list[str]:
+    """One line per target."""
+    found = [target.judge(results) for target in TARGETS]
+    rows = ((v.measure, v.target, v.found or "-", v.outcome.value) for v in found)
+    return _table(("measure", "target", "found", ""), rows)
+
+
+def lanes(results: Results) -> list[str]:
+    """One line per measure; ratios are medians of pairs."""
+    measures = dict.fromkeys(row.measure for row in results.rows if row.part == names.LANES)
+    rows = (_measure(results, measure) for measure in measures)
+    head = ("measure", "plain", "qemu", "ours", "ours/plain", "ours/qemu")
+    return _table(head, rows)
+
+
+def _measure(results: Results, measure: str) -> list[str]:
+    lanes_of = (names.PLAIN, names.QEMU, names.OURS)
+    found = [results.row(names.LANES, measure, lane) for lane in lanes_of]
+    ratios = [
+        results.ratio(names.LANES, measure, names.OURS, peer) for peer in (names.PLAIN, names.QEMU)
+    ]
+    shares = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+    return [measure, *map(_told, found), *shares]
+
+
+def _told(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    return f"{number(row.median)} {row.unit}" if row.values else (row.note or "no figure")
