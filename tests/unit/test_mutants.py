@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.capabilities import ROOT
-from tests.mutants import MUTANTS, Mutant
+from tests.planted import MUTANTS, Mutant
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
