@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-import msgspec
-
 from colo_ebpf.control import facts
 from colo_ebpf.control.checkpoints import Checkpoints, of_peer
 from colo_ebpf.control.decide import decide
@@ -28,7 +26,7 @@ from colo_ebpf.control.offsets import OffsetCopy
 from colo_ebpf.control.pause import Pause
 from colo_ebpf.control.peer import Path, PeerState, PeerView
 from colo_ebpf.control.ports import Effects, Plane, SwapUnknown, Vm
-from colo_ebpf.control.record import VNI_MAX, Kind, Record
+from colo_ebpf.control.record import VNI_MAX, Kind, Record, weightier
 from colo_ebpf.control.rests import Rests
 from colo_ebpf.control.wishes import Wishes
 from colo_ebpf.errors import ArbiterError, ColoError
@@ -218,7 +216,7 @@ class Core:
                 self._failure = facts.Failure(step, str(error), now_ns)
             if isinstance(step, facts.Swap) and isinstance(error, SwapUnknown):
                 self._confirmed = False
-                self._pending = _weightier(self._pending, step.new)
+                self._pending = weightier(self._pending, step.new)
             if isinstance(error, ArbiterError):
                 self._read_error = str(error)
         else:
@@ -229,7 +227,7 @@ class Core:
         if self._failure is not None and type(self._failure.step) is type(step):
             self._failure = None
         if record is not None:
-            mine = isinstance(step, facts.Swap) and _same(record, step.new)
+            mine = isinstance(step, facts.Swap) and record.is_same(step.new)
             self._learn(record, mine, now_ns)
         elif self._step_attempt == self._attempt:
             self._done.add(type(step))
@@ -248,13 +246,13 @@ class Core:
         self._last_read_ns, self._read_error = now_ns, ""
         old = self.record
         if self._pending is not None and record.generation >= self._pending.generation:
-            mine = mine or _same(record, self._pending)
+            mine = mine or record.is_same(self._pending)
             self._pending = None
         same = old is not None and (record.generation, record.nonce) == (old.generation, old.nonce)
         self._confirmed = mine or (same and self._confirmed)
         if same:
             return
-        if old is None or _meaning(record) != _meaning(old):
+        if old is None or record.meaning() != old.meaning():
             self._record_since_ns = now_ns
             self._fence.learned(old, record, self.decision.sentence)
             self._begin_attempt()
@@ -300,7 +298,7 @@ class Core:
             record=self.record,
             record_since_ns=self._record_since_ns,
             confirmed=self._confirmed,
-            pending=_weightier(self._pending, self._sent()),
+            pending=weightier(self._pending, self._sent()),
             read_error=self._read_error,
             vm=self._vm_facts(),
             peer=facts.PeerFacts(
@@ -500,18 +498,3 @@ class Core:
         """This daemon can be asked for a checkpoint."""
         primary = self.checkpoints.primary.stage not in (Stage.OFF, Stage.BROKEN)
         return primary and self.decision.turns is Turns.PRIMARY
-
-
-def _weightier(one: Record | None, other: Record | None) -> Record | None:
-    """Of two swaps of unknown outcome, the one that may have made the peer a secondary."""
-    if one is None or (other is not None and other.kind is Kind.PAIRED):
-        return other
-    return one
-
-
-def _meaning(record: Record) -> Record:
-    return msgspec.structs.replace(record, generation=1, nonce="")
-
-
-def _same(record: Record, meant: Record) -> bool:
-    return record.generation == meant.generation and _meaning(record) == _meaning(meant)

@@ -98,6 +98,14 @@ class Record(
         no_vm = self.kind in (Kind.COLD, Kind.OFF)
         return not no_vm and instance in (self.owner, self.other)
 
+    def meaning(self) -> Record:
+        """Without what tells one write from another."""
+        return msgspec.structs.replace(self, generation=1, nonce="")
+
+    def is_same(self, meant: Record) -> bool:
+        """This is what was meant to be written, whoever wrote it."""
+        return self.generation == meant.generation and self.meaning() == meant.meaning()
+
     def partner_of(self, instance: str) -> str:
         """The other instance the record names ("" if there is none)."""
         return self.other if instance == self.owner else self.owner
@@ -122,6 +130,13 @@ def _check(condition: bool, message: str) -> None:
 def clock(seconds: int) -> str:
     """Seconds since 1970, for people on two hosts."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def weightier(one: Record | None, other: Record | None) -> Record | None:
+    """Of two swaps of unknown outcome, the one that may have made the peer a secondary."""
+    if one is None or (other is not None and other.kind is Kind.PAIRED):
+        return other
+    return one
 
 
 def host_of(instance: str) -> str:
