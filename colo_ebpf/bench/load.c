@@ -380,7 +380,7 @@ static void stream(int up, uint64_t bytes, uint64_t ms)
 
 /* ---- datagrams ---- */
 
-#define SLOTS 4096		/* far more than are outstanding */
+#define SLOTS (1u << 17)	/* more than are sent within LOST_MS */
 
 static struct { uint32_t number; uint64_t since; } sent[SLOTS];
 
@@ -397,12 +397,28 @@ static int echoed(void)
 	return 0;
 }
 
+/* Those before *first are answered or lost. Returns how many more are lost by now. */
+static uint32_t lost(uint32_t *first, uint32_t number, uint64_t now)
+{
+	uint32_t gone = 0;
+
+	for (; *first != number; (*first)++) {
+		uint64_t since = sent[*first % SLOTS].since;
+
+		if (since && now < since + LOST_MS * MS)
+			break;
+		gone += since != 0;
+		sent[*first % SLOTS].since = 0;
+	}
+	return gone;
+}
+
 static void datagrams(uint32_t bytes, uint32_t outstanding, uint64_t ms)
 {
 	uint64_t begun = now_ns(), end = begun + ms * MS;
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	struct pollfd polled = { .fd = fd, .events = POLLIN };
-	uint32_t number = 0, busy = 0;
+	uint32_t number = 0, first = 0, busy = 0, gone;
 
 	server.sin_port = htons(UDP_PORT);
 	if (fd < 0 || connect(fd, (struct sockaddr *)&server, sizeof(server)))
@@ -415,16 +431,15 @@ static void datagrams(uint32_t bytes, uint32_t outstanding, uint64_t ms)
 			sent[number % SLOTS].since = now_ns();
 			send(fd, buffer, bytes, MSG_NOSIGNAL);
 		}
-		if (!poll(&polled, 1, LOST_MS)) {
-			failed += busy;
-			busy = 0;
-			memset(sent, 0, sizeof(sent));
-		}
+		poll(&polled, 1, LOST_MS);
 		while (busy && recv(fd, buffer, BUFFER, MSG_DONTWAIT) == bytes)
 			if (!echoed()) {
 				moved += bytes;
 				busy--;
 			}
+		gone = lost(&first, number, now_ns());
+		failed += gone;
+		busy -= gone;
 	}
 	report(now_ns() - begun, 1);
 }
