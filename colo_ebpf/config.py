@@ -147,7 +147,7 @@ class Datapath(
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """``[start]``: what this host is when there is no VM yet."""
+    """``[start]``: what this host is when the VM never ran. Later the record knows."""
 
     role: Annotated[str, Meta(pattern="^(primary|secondary)$")]
     realtime_priority: Annotated[int, Meta(ge=0, le=99)] = 10
@@ -419,7 +419,7 @@ path = "/mnt/arbiter/web"             # reached by both hosts; NFS: hard,noac,lo
 # key-file = "/etc/colo-ebpf/etcd-client.key"
 
 [start]
-role = "primary"                      # the one that starts the VM from its image
+role = "primary"                      # the one that starts the VM for the first time
 
 # [fence]                             # turns the other host off when it is taken over unasked
 # command = ["/etc/colo-ebpf/fence"]  # no shell; exit 0: it is certainly off

@@ -98,7 +98,7 @@ def _behind(s: Snapshot, r: Record) -> bool:
 def _cold(s: Snapshot, r: Record) -> Decision:
     if r.owner != s.who.host:
         return pairing.standby(s, r)
-    if not s.who.starts:
+    if r.generation == 1 and not s.who.starts:  # an operator's word; later ones know the image
         return Decision(
             State.STUCK,
             "the record says that this host starts the VM, but its [start] role is secondary",

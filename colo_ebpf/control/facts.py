@@ -204,7 +204,7 @@ class Who:
     host: str
     peer: str
     peer_link_address: str
-    starts: bool  # role = primary: may start the VM from its image
+    starts: bool  # role = primary: may start the VM from its image for the first time
 
 
 @dataclass(frozen=True, slots=True)

@@ -438,6 +438,13 @@ def test_a_loser_that_stands_by_again_is_left_as_it_is() -> None:
 # --- cold start and pairing -------------------------------------------------------------------
 
 
+def test_a_first_record_on_the_wrong_host_starts_nothing() -> None:
+    """Its image may be empty. A record that came back to an image names the one that is whole."""
+    first, back = record.cold("b"), record.cold("b", generation=9)
+    assert decide(_at("b", first, vm=None, mode=Mode.WITHHOLD)).state is State.STUCK
+    assert decide(_at("b", back, vm=None, mode=Mode.WITHHOLD)).state is State.STARTING
+
+
 def test_only_the_host_that_the_record_names_starts_the_vm() -> None:
     d = decide(_at("a", COLD, vm=None, mode=Mode.WITHHOLD))
     assert isinstance(d.step, Swap)
