@@ -143,7 +143,7 @@ class History:
             kinds += ["pause-pair", "resume-pair"]
         if world.seed % 3 == 0:
             kinds += ["power-off", "reboot", "start-vm"]
-        if world.lost_vms == 0:
+        if world.lost_vms == 0 or world.seed % 2:  # the odd ones lose both sides, too
             kinds += ["crash", "vm"]
         kind = rng.choice(kinds)
         world.note(f"FAULT {kind} {host.name}")
