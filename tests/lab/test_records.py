@@ -10,7 +10,7 @@ import pytest
 
 from tests.capabilities import GUEST, require
 from tests.lab import records
-from tests.lab.test_writer import plan
+from tests.lab.test_writer import Moment, plan
 
 _WHOLE = 64 * 512
 
@@ -64,11 +64,14 @@ def test_a_file_system_that_is_not_clean_is_found(tmp_path: Path) -> None:
 def test_fifty_kills_have_all_kinds_and_only_what_can_be_survived(seed: int) -> None:
     kills = plan(seed, 50)
     assert plan(seed, 50) == kills
-    kinds = {(one.role, one.what, one.unfinished) for one in kills}
-    whole = {(role, what, False) for role in ("primary", "secondary") for what in ("host", "vm")}
-    assert kinds == whole | {("secondary", what, True) for what in ("host", "vm")}
-    assert not kills[0].unfinished
-    assert not kills[-1].unfinished
+    kinds = {(one.role, one.what, one.moment) for one in kills}
+    sides = {(role, what) for role in ("primary", "secondary") for what in ("host", "vm")}
+    assert {kind[:2] for kind in kinds if kind[2] is Moment.PROTECTED} == sides
+    assert len({kind[:2] for kind in kinds if kind[2] is Moment.CHECKPOINT}) >= 3
+    replicas = {kind[:2] for kind in kinds if kind[2] is Moment.REPLICA}
+    assert replicas == {("secondary", "host"), ("secondary", "vm")}
+    assert kills[0].moment is not Moment.REPLICA
+    assert kills[-1].moment is not Moment.REPLICA
 
 
 def test_the_guest_has_the_writer() -> None:

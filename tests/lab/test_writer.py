@@ -10,6 +10,7 @@ one that a mount would have made good. COLO_KILLS sets the number of kills, COLO
 from __future__ import annotations
 
 import asyncio
+import enum
 import os
 import random
 import time
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from colo_ebpf.control import ctl
 from colo_ebpf.lab import faults, processes
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
@@ -32,20 +34,27 @@ from tests.lab import protected, records
 _PORT = 7004
 _DISK_BYTES = 48 << 20
 _KILLS = int(os.environ.get("COLO_KILLS", "5"))
-_SEED = int(os.environ.get("COLO_SEED", "21"))
+_SEED = int(os.environ.get("COLO_SEED", "53"))
 _LIMIT_S = 60.0
 _GROWTH = 20
 
 
+class Moment(enum.Enum):
+    """What the seconds before a kill are counted from."""
+
+    PROTECTED = "after it was protected"
+    CHECKPOINT = "into a checkpoint"
+    REPLICA = "into the making of a replica"
+
+
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """Who dies, of what, how long after the pair was protected, or after the replica's QEMU came
-    up (`unfinished`)."""
+    """Who dies, of what, how long after which moment."""
 
     role: str
     what: str
     after_s: float
-    unfinished: bool = False
+    moment: Moment = Moment.PROTECTED
 
 
 def plan(seed: int, kills: int) -> list[Kill]:
@@ -56,10 +65,13 @@ def plan(seed: int, kills: int) -> list[Kill]:
     planned: list[Kill] = []
     while len(planned) < kills:
         role, what = draw.choice(("primary", "primary", "secondary")), draw.choice(whats)
-        planned.append(Kill(role, what, draw.uniform(0.0, 1.5)))
+        if draw.random() < 0.4:
+            planned.append(Kill(role, what, draw.uniform(0.0, 0.15), Moment.CHECKPOINT))
+        else:
+            planned.append(Kill(role, what, draw.uniform(0.0, 1.5)))
         if draw.random() < 0.3 and len(planned) < kills - 1:
             what = draw.choice(whats)
-            planned.append(Kill("secondary", what, draw.uniform(0.0, 1.0), unfinished=True))
+            planned.append(Kill("secondary", what, draw.uniform(0.0, 1.0), Moment.REPLICA))
     return planned
 
 
@@ -93,9 +105,7 @@ class Killer:
 
     async def kill(self, one: Kill) -> str:
         """Wait for the moment, kill, wait until it is noticed; returns the survivor."""
-        serving = await (self._begun() if one.unfinished else self._protected_for(one.after_s))
-        if one.unfinished:
-            await asyncio.sleep(one.after_s)
+        serving = await self._moment(one)
         victim = serving if one.role == "primary" else _other(serving)
         survivor, generation = _other(victim), self._generation()
         await asyncio.to_thread(self._at_once, victim, one.what)
@@ -104,6 +114,19 @@ class Killer:
             await self.grown()
             await asyncio.to_thread(self._lab.heal)
         return survivor
+
+    async def _moment(self, one: Kill) -> str:
+        """Wait for it; the host that serves then."""
+        if one.moment is Moment.PROTECTED:
+            return await self._protected_for(one.after_s)
+        if one.moment is Moment.REPLICA:
+            serving = await self._begun()
+        else:
+            serving = await self._protected_for(0.0)
+            control = self._lab.places[serving].run_dir / "ctl.sock"
+            await asyncio.to_thread(ctl.ask, control, "checkpoint")
+        await asyncio.sleep(one.after_s)
+        return serving
 
     async def _begun(self) -> str:
         """A replica is being made, or was just finished; the host that serves."""
@@ -198,8 +221,7 @@ def _whole(lab: Lab, host: str) -> bool:
 
 def _words(one: Kill) -> str:
     what = "QEMU" if one.what == "vm" else one.what
-    when = f"{one.after_s:.2f} s into the making of a replica" if one.unfinished else "protected"
-    return f"{one.role}'s {what}, {when}"
+    return f"{one.role}'s {what}, {one.after_s:.2f} s {one.moment.value}"
 
 
 @pytest.mark.timeout(180 + 30 * _KILLS)
