@@ -102,6 +102,13 @@ def _both(*inject: Fault) -> Fault:
     return run
 
 
+def _power_cut(p: Place) -> None:
+    """Both at one moment: neither sees the other die. The secondary first, so that it cannot."""
+    for do in (faults.hang, faults.kill):
+        for host in (p.secondary, p.primary):
+            do(p.lab, host, "host")
+
+
 _SIDES = [
     ("primary", "vm", "kill", Then.OTHER),
     ("primary", "host", "kill", Then.OTHER),
@@ -197,6 +204,13 @@ _LATER = [
     Row("secondary's host stopped", R, Then.SAME, _hang("secondary", "host")),
     Row("survivor's host killed", R, Then.COLD, _kill("primary", "host"), True),
     Row("survivor's QEMU killed", R, Then.COLD, _kill("primary", "vm")),
+    Row("both hosts killed", Moment.IDLE, Then.COLD, _power_cut, True),
+    Row(
+        "both QEMUs killed",
+        Moment.IDLE,
+        Then.COLD,
+        _both(_kill("secondary", "vm"), _kill("primary", "vm")),
+    ),
     Row("survivor's daemon killed", F, Then.NOBODY, _kill("secondary", "daemon")),
     Row(
         "primary's QEMU killed while etcd is stopped",
