@@ -23,6 +23,7 @@ from colo_ebpf.cli import lab as lab_cli
 from colo_ebpf.cli import planned, text
 from colo_ebpf.control import ctl
 from colo_ebpf.control.record import Record
+from colo_ebpf.control.unfinished import Unfinished
 from colo_ebpf.errors import ColoError, ControlError
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ def _config_example(_args: argparse.Namespace) -> int:
 def _arbiter_init(args: argparse.Namespace) -> int:
     config = configuration.load(args.config)
     name = config.host.name
+    Unfinished(Path(config.host.state_dir)).check()
     confirm(args, f"Write the first record: {name} may start {config.vm.name} from its image?")
     return _show_record(args, asyncio.run(_arbiter(config).init(name)))
 

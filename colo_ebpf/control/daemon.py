@@ -40,6 +40,7 @@ from colo_ebpf.control.record import GenerationFloor, Record
 from colo_ebpf.control.report import status
 from colo_ebpf.control.steps import Steps
 from colo_ebpf.control.ticker import Ticker
+from colo_ebpf.control.unfinished import Unfinished
 from colo_ebpf.datapath.plane import DataPlane
 from colo_ebpf.errors import ColoError, ControlError
 from colo_ebpf.model import Endpoints, Mode, VmEvent, VmRole
@@ -71,6 +72,7 @@ class Daemon:
             machine,
             arbiter_of(config),
             floor=GenerationFloor(FilePath(config.host.state_dir)),
+            unfinished=Unfinished(FilePath(config.host.state_dir)),
             peer_address=config.peer.link_address,
             current=lambda: self.core.vm,
             started=self._vm_started,

@@ -7,12 +7,11 @@ outlives restarts of both.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import msgspec
 
+from colo_ebpf.control import durable
 from colo_ebpf.errors import ControlError
 
 
@@ -47,11 +46,4 @@ class PauseFile:
 
     def keep(self, pause: Pause) -> None:
         """Durably. ControlError if it cannot be written."""
-        try:
-            with tempfile.NamedTemporaryFile("wb", dir=self._path.parent, delete=False) as tmp:
-                tmp.write(msgspec.json.encode(pause))
-                tmp.flush()
-                os.fsync(tmp.fileno())
-            Path(tmp.name).replace(self._path)
-        except OSError as e:
-            raise ControlError(f"cannot write {self._path}: {e}") from e
+        durable.write(self._path, msgspec.json.encode(pause))

@@ -12,14 +12,13 @@ the arbiter's client and tells whose write it was.
 from __future__ import annotations
 
 import enum
-import os
 import re
-import tempfile
 import time
 from pathlib import Path
 
 import msgspec
 
+from colo_ebpf.control import durable
 from colo_ebpf.errors import ArbiterError, ControlError
 
 VNI_MAX = (1 << 21) - 1  # the VXLAN id has 24 bits, three of them say which NIC
@@ -290,12 +289,5 @@ class GenerationFloor:
         """Keep the generation, durably, before anything is done on the strength of it."""
         if record.generation <= self.value:
             return
-        try:
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False) as tmp:
-                tmp.write(f"{record.generation}\n")
-                tmp.flush()
-                os.fsync(tmp.fileno())
-            Path(tmp.name).replace(self._path)
-        except OSError as e:
-            raise ControlError(f"cannot write {self._path}: {e}") from e
+        durable.write(self._path, f"{record.generation}\n".encode())
         self.value = record.generation

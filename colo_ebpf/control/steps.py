@@ -9,6 +9,7 @@ from colo_ebpf.control import facts
 from colo_ebpf.control.facts import Step
 from colo_ebpf.control.ports import Arbiter, Machine, Plane, Vm
 from colo_ebpf.control.record import GenerationFloor, Record
+from colo_ebpf.control.unfinished import Unfinished
 from colo_ebpf.errors import VmError
 from colo_ebpf.model import Endpoints, Progress, VmRole
 
@@ -23,6 +24,7 @@ class Steps:
         arbiter: Arbiter,
         *,
         floor: GenerationFloor,
+        unfinished: Unfinished,
         peer_address: str,
         current: Callable[[], Vm | None],
         started: Callable[[Vm, Endpoints | None], None],
@@ -31,6 +33,7 @@ class Steps:
     ) -> None:
         self._plane, self._machine = plane, machine
         self._arbiter, self._floor = arbiter, floor
+        self._unfinished = unfinished
         self._peer_address = peer_address
         self._current, self._started, self._folded = current, started, folded
         self._fence = fence
@@ -82,6 +85,7 @@ class Steps:
     def _seen(self, record: Record) -> Record:
         self._floor.check(record)
         self._floor.note(record)
+        self._unfinished.learn(record)
         return record
 
     def _vm(self) -> Vm:
@@ -92,6 +96,8 @@ class Steps:
 
     async def _start(self, role: VmRole, instance: str) -> None:
         """The filters are attached before QEMU can send a frame."""
+        if role is VmRole.PRIMARY:
+            self._unfinished.check()
         await self._plane.leave_bridge()
         await self._plane.forget()
         await self._plane.take_role(role)
@@ -102,6 +108,7 @@ class Steps:
                 await vm.cont()
             else:
                 await self._plane.quicken(self._peer_address)
+                self._unfinished.begin(instance)
                 endpoints = await vm.listen()
         except BaseException:
             await vm.kill()

@@ -19,6 +19,7 @@ from colo_ebpf.control.fence import FenceCommand
 from colo_ebpf.control.fencing import FenceMemory
 from colo_ebpf.control.record import GenerationFloor, Record
 from colo_ebpf.control.steps import Steps
+from colo_ebpf.control.unfinished import Unfinished
 from colo_ebpf.errors import CannotFenceError, FenceError
 from tests.capabilities import ROOT
 
@@ -174,6 +175,7 @@ async def test_the_step_runs_the_command_also_without_a_vm(tmp_path: Path) -> No
         nothing,
         nothing,
         floor=GenerationFloor(tmp_path),
+        unfinished=Unfinished(tmp_path),
         peer_address="192.0.2.2",
         current=lambda: None,
         started=lambda vm, endpoints: None,
