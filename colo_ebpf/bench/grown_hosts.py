@@ -174,10 +174,10 @@ def _vms(recorder: Recorder, part: str, scale: Scale, bed: Bed) -> None:
         for count in scale.vms:
             while len(planes) < count:
                 recorder.say(f"{part}: VM {len(planes) + 1} of {scale.vms[-1]} is loaded")
-                before, start = listing.maps_open(), time.monotonic()
+                start = time.monotonic()
                 planes.append(_one_more(bed, len(planes)))
                 load.append(time.monotonic() - start)
-                fresh = listing.maps_open() - before
+                fresh = listing.maps_of(planes[-1].plane)
                 memory.append(sum(one.bytes for one in fresh) / 2**20)
             recorder.say(f"{part}: {count} VMs")
             points[count] = _in_all(planes, scale)

@@ -3,41 +3,51 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Set
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from colo_ebpf.bench import names_kernel as names
 from colo_ebpf.bench.results import Recorder
-from colo_ebpf.datapath.sysbpf import map_info, program_info
+from colo_ebpf.datapath.plane import DataPlane
+from colo_ebpf.datapath.sysbpf import program_info
+from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.bed import Bed
 
 _INSTRUCTION_BYTES = 8
+_PATIENCE_S = 10
 
 
 @dataclass(frozen=True, slots=True)
-class OpenMap:
-    """A map some descriptor of this process stands for."""
+class LoadedMap:
+    """A map that some program uses."""
 
     number: int  # the kernel's id
     name: str
     bytes: int  # what the kernel counts for it
 
 
-def maps_open() -> frozenset[OpenMap]:
-    """All maps this process has open (fdinfo of its descriptors)."""
-    found = set()
-    for entry in Path("/proc/self/fdinfo").iterdir():
-        try:
-            lines = entry.read_text().splitlines()
-        except OSError:  # the descriptor of this very listing
-            continue
-        fields = dict(line.split(":", 1) for line in lines if ":" in line)
-        if "map_id" in fields:
-            name = map_info(int(entry.name)).name
-            found.add(OpenMap(int(fields["map_id"]), name, int(fields["memlock"])))
-    return frozenset(found)
+def maps_of(plane: DataPlane) -> frozenset[LoadedMap]:
+    """All maps that its programs use, pinned or not. Raises BenchError."""
+    ids: set[int] = set()
+    for fd in plane.programs.values():
+        fields = Path(f"/proc/self/fdinfo/{fd}").read_text().split()
+        number = fields[fields.index("prog_id:") + 1]
+        ids.update(_bpftool("prog", number)["map_ids"])
+    maps = [_bpftool("map", str(number)) for number in ids]
+    return frozenset(LoadedMap(m["id"], m["name"], int(m["bytes_memlock"])) for m in maps)
+
+
+def _bpftool(kind: str, number: str) -> dict[str, Any]:
+    argv = ["bpftool", "--json", kind, "show", "id", number]
+    try:
+        done = subprocess.run(argv, capture_output=True, check=True, timeout=_PATIENCE_S)
+        return dict(json.loads(done.stdout))
+    except (OSError, ValueError, subprocess.SubprocessError) as e:
+        raise BenchError(f"{' '.join(argv)}: {e}: install bpftool") from e
 
 
 def memory_free_bytes() -> int:
@@ -48,8 +58,8 @@ def memory_free_bytes() -> int:
     return 0
 
 
-def add(recorder: Recorder, part: str, bed: Bed, before: Set[OpenMap]) -> None:
-    """Rows of the programs of a plane, and of the maps opened since `before`."""
+def add(recorder: Recorder, part: str, bed: Bed) -> None:
+    """Rows of the programs of a plane, and of their maps."""
     for name, fd in bed.plane.programs.items():
         info = program_info(fd)
         count = info.translated_bytes // _INSTRUCTION_BYTES
@@ -58,11 +68,11 @@ def add(recorder: Recorder, part: str, bed: Bed, before: Set[OpenMap]) -> None:
         recorder.add(part, names.MACHINE_CODE, name, "B", values=(info.jited_bytes,))
     for source, seconds in bed.plane.load_s.items():
         recorder.add(part, names.LOAD, source, "s", values=(seconds,))
-    fresh = maps_open() - before
-    sizes = sorted(fresh, key=lambda one: -one.bytes)
+    maps = maps_of(bed.plane)
+    sizes = sorted(maps, key=lambda one: -one.bytes)
     for one in sizes:
         recorder.add(part, names.MEMORY, one.name, "MiB", values=(one.bytes / 2**20,))
-    total = sum(one.bytes for one in fresh) / 2**20
+    total = sum(one.bytes for one in maps) / 2**20
     recorder.add(part, names.MEMORY, names.TOTAL, "MiB", values=(total,), note=_sizes(bed))
 
 

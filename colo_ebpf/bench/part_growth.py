@@ -71,9 +71,9 @@ def measure(recorder: Recorder, scale: Scale) -> None:
     recorder.say(f"{PART}: compiling and loading, room for {scale.flows[-1]} connections")
     sizes = loader.Sizes(scale.flows[-1], _SLOTS, _BUCKETS)
     with run_time_kept():
-        free, before = listing.memory_free_bytes(), listing.maps_open()
+        free = listing.memory_free_bytes()
         with Bed(f"colob{os.getpid()}", sizes) as bed:
-            _memory(recorder, free, before)
+            _memory(recorder, free, bed)
             netdev.in_namespace(bed.host, partial(_flows, recorder, scale, bed))
         recorder.say(f"{PART}: compiling and loading, a plane of the usual size")
         sizes = loader.Sizes(min(_FLOWS, scale.flows[-1]), _SLOTS, _BUCKETS)
@@ -84,11 +84,10 @@ def measure(recorder: Recorder, scale: Scale) -> None:
             )
 
 
-def _memory(recorder: Recorder, free: int, before: frozenset[listing.OpenMap]) -> None:
+def _memory(recorder: Recorder, free: int, bed: Bed) -> None:
     """What the largest table takes, whether it is full or not."""
     taken = (free - listing.memory_free_bytes()) / 2**20
-    fresh = listing.maps_open() - before
-    counted = sum(one.bytes for one in fresh) / 2**20
+    counted = sum(one.bytes for one in listing.maps_of(bed.plane)) / 2**20
     note = "all of it is taken at the start"
     recorder.add(PART, names.MEMORY, names.TOTAL, "MiB", values=(counted,), note=note)
     note = "with what loading left in this process"
@@ -106,12 +105,12 @@ def _flows(recorder: Recorder, scale: Scale, bed: Bed) -> None:
         for flows in scale.flows:
             recorder.say(f"{PART}: {flows} connections, {payload} B")
             _fresh(bed, driver, flows)
-            before = _table_bytes()
+            before = _table_bytes(bed)
             point = lines.setdefault(names.both(payload), {})
             point[flows] = _pairs(bed, driver, payload, flows, scale)
             for name, depth in ((names.LOOK, 1), (names.LOOK_LINES, _LINES)):
                 lines.setdefault(name, {})[flows] = _looks(driver, flows, depth, scale)
-            if _table_bytes() != before:
+            if _table_bytes(bed) != before:
                 raise BenchError("the flow table's memory has changed")
     for payload in scale.payloads:
         name = names.both(payload)
@@ -138,8 +137,8 @@ def _fresh(bed: Bed, driver: Driver, flows: int) -> None:
     driver.connect(flows)
 
 
-def _table_bytes() -> int:
-    return next(one.bytes for one in listing.maps_open() if one.name == "colo_flows")
+def _table_bytes(bed: Bed) -> int:
+    return next(one.bytes for one in listing.maps_of(bed.plane) if one.name == "colo_flows")
 
 
 def _pairs(bed: Bed, driver: Driver, payload: int, flows: int, scale: Scale) -> list[float]:

@@ -84,11 +84,10 @@ def run(recorder: Recorder, effort: Effort) -> None:
 def measure(recorder: Recorder, scale: Scale) -> None:
     """The same at any scale."""
     recorder.say(f"{PART}: compiling and loading")
-    before = listing.maps_open()
     start = time.monotonic()
     with Bed(f"colob{os.getpid()}", SIZES) as bed:
         recorder.say(f"{PART}: loaded after {time.monotonic() - start:.1f} s")
-        listing.add(recorder, PART, bed, before)
+        listing.add(recorder, PART, bed)
         netdev.in_namespace(bed.host, lambda: _paths(recorder, scale, bed))
     recorder.say(f"{PART}: compiling and loading for large frames")
     with gso.GsoBed(f"colob{os.getpid()}", SIZES, link_mtu=gso.MAX_MTU) as big:
