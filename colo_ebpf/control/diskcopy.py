@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Make the secondary's images equal to the primary's disks while the guest runs, in QMP.
 
-Two ways. *Mirror*: all of it. *Changes*: only what was written since the images were equal, when
-the secondary's images are the remains of a replica for which this QEMU has a bitmap. Both end in a
-pause in which the exports become quorum children and new bitmaps begin: everything is equal then,
-for all disks at one moment. A bitmap counts a write whether or not it reached the child.
+Two ways. *Mirror*: all of it, while the guest runs. *Changes*: only what was written since the
+images were equal, when the secondary's images are the remains of a replica for which this QEMU has
+a bitmap. Both end in a pause in which the exports become quorum children and new bitmaps begin:
+everything is equal then, for all disks at one moment. A bitmap counts a write whether or not it
+reached the child.
+
+Changes are copied inside that pause, so they have to be few. QEMU's backup job could copy them
+beside the guest, but then a secondary that dies fails what the guest writes meanwhile (its
+copy-before-write filter breaks the guest's write, not the backup).
 """
 
 from __future__ import annotations
@@ -24,8 +29,7 @@ _log = logging.getLogger(__name__)
 _POLL_S = 0.02  # of a job's progress; its end is an event
 _FAILED = ("concluded", "aborting", "null")
 _PREFIX = "colo-"
-_SMALL_BYTES = 1 << 20  # so much may be copied while the VM stands
-_ROUNDS = 8  # in which what is left has to become small
+_FEW_BYTES = 32 << 20  # so much may be copied while the VM stands
 
 OnProgress = Callable[[Progress], None]
 
@@ -59,15 +63,14 @@ class DiskCopy:
     async def run(self, to: Endpoints, progress: OnProgress) -> None:
         """The children's nodes are there; at the end they are children."""
         base = choose(await self._bitmaps(), to.replicas)
-        if base and not await self._approach(base, progress):
-            _log.info("%s: the guest writes faster than changes are copied", self._instance)
+        if base and not await self._few(base):
             base = ""
         if not base:
             await self._drop_bitmaps()
             await self._mirror(progress)
         await self._qmp.run("stop")
         try:
-            await (self._copy(base, progress) if base else self._end_mirrors())
+            await (self._changes(base, progress) if base else self._end_mirrors())
             for disk in self._spec.disks:
                 await self._qmp.run("x-blockdev-change", parent=disk.quorum, node=disk.peer_node)
             await self._new_bitmaps(to.replicas[-1:])
@@ -89,22 +92,33 @@ class DiskCopy:
             for disk in self._spec.disks
         ]
 
-    async def _marked(self, name: str) -> int:
-        return sum(one[name] for one in await self._bitmaps())
+    async def _few(self, base: str) -> bool:
+        """Little enough to let the VM stand while it is copied."""
+        marked = sum(one[base] for one in await self._bitmaps())
+        few = marked <= _FEW_BYTES
+        way = "copying only those" if few else "copying all of the disks"
+        _log.info("%s: %s: %d bytes changed: %s", self._instance, base, marked, way)
+        return few
 
-    async def _approach(self, base: str, progress: OnProgress) -> bool:
-        """Copy in rounds until little is left; False: it does not become less."""
-        left = await self._marked(base)
-        _log.info("%s: %s: copying %d bytes that changed", self._instance, base, left)
-        for _ in range(_ROUNDS):
-            if left <= _SMALL_BYTES:
-                return True
+    async def _changes(self, base: str, progress: OnProgress) -> None:
+        """The VM stands. A peer that dies or hangs is let go before it runs again."""
+        try:
             await self._copy(base, progress)
-            left = await self._marked(base)
-        return left <= _SMALL_BYTES
+        except BaseException:
+            for disk in self._spec.disks:
+                node = {"type": "block-node", "node-name": disk.peer_node}
+                await self._try_oob("yank", instances=[node])
+            await self.cancel()
+            raise
+
+    async def _try_oob(self, command: str, **arguments: Any) -> None:
+        try:
+            await self._qmp.run_oob(command, **arguments)
+        except QmpError as e:
+            _log.info("not needed or already done: %s", e)
 
     async def _copy(self, base: str, progress: OnProgress) -> None:
-        """One round. What is written meanwhile is marked; a job that fails leaves all marks."""
+        """A job that fails leaves all marks."""
         disks = [
             disk
             for disk, marked in zip(self._spec.disks, await self._bitmaps(), strict=True)
@@ -122,7 +136,8 @@ class DiskCopy:
                 on_target_error="report",
                 auto_dismiss=False,
             )
-        await self._until(disks, "concluded", "changes of the disk", progress)
+        limit_ms = self._spec.hang_timeout_ms
+        await self._until(disks, "concluded", "changes of the disk", progress, limit_ms=limit_ms)
         for disk in disks:
             await self._qmp.run("job-dismiss", id=job_of(disk))
 
@@ -159,7 +174,8 @@ class DiskCopy:
                 auto_dismiss=False,
                 copy_mode="write-blocking",
             )
-        await self._until(self._spec.disks, "ready", "disk", progress)
+        limit_ms = self._spec.sync_timeout_ms
+        await self._until(self._spec.disks, "ready", "disk", progress, limit_ms=limit_ms)
 
     async def _end_mirrors(self) -> None:
         for disk in self._spec.disks:
@@ -170,12 +186,18 @@ class DiskCopy:
     # -- jobs ----------------------------------------------------------------------------
 
     async def _until(
-        self, disks: Iterable[DiskSpec], status: str, what: str, progress: OnProgress
+        self,
+        disks: Iterable[DiskSpec],
+        status: str,
+        what: str,
+        progress: OnProgress,
+        *,
+        limit_ms: int,
     ) -> None:
         """All their jobs have come so far."""
         names = [job_of(disk) for disk in disks]
         try:
-            async with asyncio.timeout(self._spec.sync_timeout_ms / 1000):
+            async with asyncio.timeout(limit_ms / 1000):
                 while not await self._are(names, status, what, progress):
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as e:

@@ -181,7 +181,10 @@ class Pair:
         await a.vm.enter_colo(to, lambda progress: None)
 
     async def start(self, host: str, role: VmRole) -> Side:
-        """Start one side's QEMU."""
+        """Start one side's QEMU, in place of the one before it."""
+        for side in self.sides:
+            if side.spec.host == host:
+                await side.vm.kill()
         size, count = self._disk_bytes.get(host, DISK_BYTES), self._disk_count[host]
         spec = spec_of(host, self._directory, size, count)
         for disk in spec.disks:

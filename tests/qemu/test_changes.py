@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from colo_ebpf.control import diskcopy
 from colo_ebpf.control.lineage import Lineage
 from colo_ebpf.errors import VmError
 from colo_ebpf.model import Progress, VmEventKind, VmRole
@@ -96,6 +97,20 @@ async def test_a_copy_that_breaks_off_loses_no_mark(tmp_path: Path) -> None:
         await _again(pair, a, copied)
         await _equal(a)
     assert copied.what == {_WHAT_CHANGED}
+
+
+async def test_many_changes_are_copied_beside_the_guest_with_all_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diskcopy, "_FEW_BYTES", 0)
+    pair, entries, copied = Pair(tmp_path), Ledger(), Copied()
+    async with pair as (a, b):
+        await pair.face("a")
+        await asyncio.to_thread(entries.append, 20)
+        await _alone(a, b, entries)
+        await _again(pair, a, copied)
+        await _equal(a)
+    assert copied.what == {"disk"}
 
 
 async def test_another_image_is_copied_whole(tmp_path: Path) -> None:

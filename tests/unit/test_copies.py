@@ -115,6 +115,13 @@ class ToyQemu:
             raise QmpError("no answer in time")
         return answer
 
+    async def run_oob(self, command: str, **_: Any) -> None:
+        """The connection is shut: what waits for it fails."""
+        assert command == "yank"
+        self.tick()
+        if self.rng.random() < 0.1:
+            raise QmpError("no such instance")
+
     def _need_peer(self) -> Images:
         if self.peer is None:
             raise QmpError("connection lost")
@@ -154,6 +161,7 @@ class ToyQemu:
         """The blocks that are marked, as they are now; the bitmap begins anew."""
         self._need_peer()
         assert (words["sync"], words["bitmap_mode"]) == ("bitmap", "on-success")
+        assert not self.runs, "what a guest writes beside it fails when the peer dies"
         disk = int(device[-1])
         marks = self.bitmaps[disk][bitmap]
         self.bitmaps[disk][bitmap] = set()
