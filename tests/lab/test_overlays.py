@@ -128,6 +128,7 @@ def test_a_write_that_was_refused_while_the_primarys_daemon_was_gone_ends_the_pa
 ) -> None:
     async def append() -> None:
         client = Client(lab.namespace_of("client"), lab.guest_address)
+        await until_serving(client)
         lines = Lines(await client.connect(LEDGER))
         number = int((await lines.ask("SUM")).split()[1]) + 1
         faults.kill(lab, "a", "daemon")
