@@ -47,10 +47,16 @@ def off(s: Snapshot, r: Record) -> Decision:
     text = f"{_ENDED}{at}: `colo-ebpf start` on {r.owner} starts it again"
     ended = Decision(State.OFF, text, mode=Mode.WITHHOLD)
     w = s.wish
-    if w is None or not w.starts:
+    if w is None or not w.starts or _again(s, w):
         return looked_up(s, ended)
     step = rested(s, Swap(r, record.start(r, w.winner)))
     return replace(ended, sentence="starting the VM: writing that down", step=step)
+
+
+def _again(s: Snapshot, w: Wish) -> bool:
+    """It was started as asked, and its guest powered it off before it served: that fulfils no wish
+    to start it twice."""
+    return s.record_since_ns > w.at_ns
 
 
 # --- what an operator asks ------------------------------------------------------------------
@@ -70,6 +76,8 @@ def no_start(s: Snapshot) -> str:
 
 def answered(s: Snapshot, r: Record, w: Wish, d: Decision) -> Answer | None:
     """What became of the wish to start it."""
+    if r.kind is Kind.OFF and _again(s, w):
+        return Answer(w.token, False, f"started, and {_ENDED} before it served")
     if r.kind is Kind.OFF:
         error = failed(s, Swap) if s.failure and s.failure.at_ns >= w.at_ns else ""
         text = f"not started: the record cannot be changed: {error}"

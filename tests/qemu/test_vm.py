@@ -72,23 +72,6 @@ async def test_a_replica_that_was_powered_off_is_run_again_by_a_load(tmp_path: P
         assert await b.vm.running()
 
 
-async def test_a_replica_that_was_powered_off_can_take_over(tmp_path: Path) -> None:
-    """It has to: what it wrote is in its overlays, and only QEMU can merge them."""
-    pair = Pair(tmp_path)
-    async with pair as (a, b):
-        await pair.face("a")
-        await checkpoint(a, b)
-        await pair.face("b")
-        await asyncio.to_thread(_power_off)
-        await until(lambda: VmEventKind.SHUTDOWN in b.kinds(), "off")
-        os.kill(a.vm.pid, signal.SIGKILL)
-        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-        await b.vm.take_over()
-        async with asyncio.timeout(30):
-            while not await b.vm.overlays_committed():
-                await asyncio.sleep(0.05)
-
-
 def _power_off() -> None:
     with socket.create_connection((GUEST_ADDRESS, LIFE), timeout=30) as s:
         s.sendall(b"POWEROFF\n")

@@ -313,6 +313,7 @@ def test_the_host_of_a_vm_that_died_joins_again_at_the_first_offer(seed: int) ->
     assert _until_protected(world, 20_000, look)
     for name in "abab":
         world.run(1_000 * MS, look)  # a VM that dies inside a load may take the other one along
+        assert _until_protected(world, 20_000, look)
         vm = world.hosts[name].vm
         assert vm is not None
         vm.die()
