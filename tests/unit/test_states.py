@@ -62,3 +62,8 @@ def test_the_snapshots_reach_every_decision() -> None:
     for module in MODULES:
         lines = reached[str(module.__file__)]
         assert [(name, line) for name, line in _returns(module) if line not in lines] == []
+
+
+def test_the_table_of_moves_is_as_it_would_be_written() -> None:
+    text = states.DOCUMENT.read_text()
+    assert states.with_part(text, "moves", states.move_rows(states.moves())) == text
