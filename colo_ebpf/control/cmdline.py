@@ -23,6 +23,7 @@ from colo_ebpf.model import VmRole
 
 _NOT_OFFERED = ("guest_ufo", "host_ufo")
 _PEER_NODE = "nbd"
+REPLICAS = "replicas.json"  # in the run directory
 SYNC_JOB = "colo-sync"  # the jobs that copy the disks to a new secondary; a number follows
 
 
@@ -120,7 +121,7 @@ def lending_path(spec: VmSpec) -> Path:
 
 def lineage_path(spec: VmSpec) -> Path:
     """Of which replicas the images are the remains."""
-    return spec.run_dir / "replicas.json"
+    return spec.run_dir / REPLICAS
 
 
 def trace_path(spec: VmSpec, instance: str) -> Path:

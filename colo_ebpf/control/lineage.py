@@ -10,12 +10,11 @@ made durable.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
-from colo_ebpf.control import cmdline
+from colo_ebpf.control import cmdline, durable
 from colo_ebpf.control.cmdline import VmSpec
 from colo_ebpf.errors import ControlError, StorageError
 
@@ -43,7 +42,8 @@ class Lineage:
     def begin(self, instance: str) -> None:
         """A secondary is made of the images. Raises StorageError or ControlError."""
         replicas = [*self.replicas(), instance][-_MOST:]
-        self._write(_Kept(_boot_id(), self._files(), replicas))
+        kept = _Kept(_boot_id(), self._files(), replicas)
+        durable.write(self._path, msgspec.json.encode(kept))
 
     def replicas(self) -> tuple[str, ...]:
         """The instances, oldest first; empty if that is not known."""
@@ -57,12 +57,9 @@ class Lineage:
     def end(self) -> None:
         """Another one than a primary is going to write. Raises ControlError: then it must not."""
         try:
-            self._path.unlink(missing_ok=True)
-            self._sync_directory()
-        except OSError as e:
-            raise ControlError(
-                f"{self._path}: {e.strerror}: cannot note that the images are no replica any more"
-            ) from e
+            durable.remove(self._path)
+        except ControlError as e:
+            raise ControlError(f"{e}: cannot note that the images are no replica any more") from e
 
     def _files(self) -> list[tuple[int, int]]:
         try:
@@ -70,22 +67,6 @@ class Lineage:
         except OSError as e:
             raise StorageError(f"{e.filename}: {e.strerror}") from e
         return [(one.st_dev, one.st_ino) for one in found]
-
-    def _write(self, kept: _Kept) -> None:
-        temporary = self._path.with_suffix(".tmp")
-        try:
-            temporary.write_bytes(msgspec.json.encode(kept))
-            temporary.replace(self._path)
-            self._sync_directory()
-        except OSError as e:
-            raise ControlError(f"{self._path}: {e.strerror}") from e
-
-    def _sync_directory(self) -> None:
-        fd = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def _boot_id() -> str:

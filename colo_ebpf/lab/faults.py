@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 
+from colo_ebpf.control.cmdline import REPLICAS
 from colo_ebpf.datapath import netdev
 from colo_ebpf.errors import LabError
 from colo_ebpf.lab import mounts, network, processes
@@ -12,7 +13,6 @@ from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import ARBITER, HOSTS, LINK, LINK_DEVICE, MANAGEMENT, TAP
 
 WHAT = ("vm", "daemon", "host")
-_REPLICAS = "replicas.json"  # a host that reboots begins with an empty /run
 PATHS = ("link", "management", "all", "arbiter")
 
 
@@ -34,7 +34,7 @@ def kill(lab: Lab, host: str, what: str) -> list[int]:
         processes.end(place.namespace)
         netdev.in_namespace(place.namespace, _forget)
         mounts.unmount(place.bpffs)
-        (place.run_dir / _REPLICAS).unlink(missing_ok=True)
+        (place.run_dir / REPLICAS).unlink(missing_ok=True)  # /run is empty after a boot
     return pids
 
 
