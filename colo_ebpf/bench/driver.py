@@ -129,7 +129,10 @@ class Driver:
         source = loader.source_directory() / "bench.c"
         names = (*_MAKERS, "bench_look")
         maps = ("bench_stages", "bench_plans")
-        self._module = loader.load(source, names, where.pins, sizes, where.spec.cache, maps=maps)
+        with loader.Compiler() as compiler:
+            self._module = compiler.load(
+                source, names, where.pins, sizes, where.spec.cache, maps=maps
+            )
         stages = RawMap(self._module.maps["bench_stages"])
         for number, name in enumerate(_STAGES, 1):
             fd = plane.programs[name]

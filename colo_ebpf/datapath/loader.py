@@ -153,20 +153,6 @@ class Compiler:
         )
 
 
-def load(
-    source: Path,
-    names: tuple[str, ...],
-    pins: Path,
-    sizes: Sizes,
-    cache: Path,
-    *,
-    maps: tuple[str, ...] = _MAPS,
-) -> Module:
-    """One source through a compiler of its own."""
-    with Compiler() as compiling:
-        return compiling.load(source, names, pins, sizes, cache, maps=maps)
-
-
 def _flags(pins: Path, sizes: Sizes) -> list[str]:
     return [
         f'-DCOLO_PIN="{pins}"',

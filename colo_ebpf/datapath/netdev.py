@@ -242,16 +242,7 @@ def check_link_mtu(underlay: str, guest_mtu: int) -> None:
 def create_vxlan(ifname: str, port: int, mtu: int) -> None:
     """The link device: VXLAN in external (collect-metadata) mode with group policy (GBP)."""
     if not exists(ifname):
-        with _netlink(f"VXLAN {ifname}: create on port {port}") as ipr:
-            ipr.link(
-                "add",
-                ifname=ifname,
-                kind="vxlan",
-                vxlan_collect_metadata=True,
-                vxlan_gbp=True,
-                vxlan_port=port,
-                vxlan_learning=False,
-            )
+        _add_vxlan(ifname, f"on port {port}", port, vxlan_collect_metadata=True)
     _no_router_solicitation(ifname)
     set_up(ifname, mtu)
     _no_gro(ifname)
@@ -259,19 +250,22 @@ def create_vxlan(ifname: str, port: int, mtu: int) -> None:
 
 def create_vxlan_to(ifname: str, vni: int, remote: str, port: int, mtu: int) -> None:
     """A tunnel to one host, as a peer's looks from there: a frame's mark becomes its group."""
-    with _netlink(f"VXLAN {ifname}: create to {remote}") as ipr:
+    to = {"vxlan_id": vni, "vxlan_group": remote, "vxlan_udp_csum": False}
+    _add_vxlan(ifname, f"to {remote}", port, **to)
+    set_up(ifname, mtu)
+
+
+def _add_vxlan(ifname: str, where: str, port: int, **more: Any) -> None:
+    with _netlink(f"VXLAN {ifname}: create {where}") as ipr:
         ipr.link(
             "add",
             ifname=ifname,
             kind="vxlan",
-            vxlan_id=vni,
-            vxlan_group=remote,
             vxlan_gbp=True,
             vxlan_port=port,
             vxlan_learning=False,
-            vxlan_udp_csum=False,
+            **more,
         )
-    set_up(ifname, mtu)
 
 
 def _no_gro(ifname: str) -> None:

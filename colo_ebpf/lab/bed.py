@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import fcntl
 import os
 import socket
 import struct
@@ -34,7 +33,6 @@ VNET_HEADER = bytes(10)
 CACHE = Path(tempfile.gettempdir()) / "colo-test-headers"
 _SOL_PACKET, _PACKET_AUXDATA = 263, 8
 _SO_RCVBUFFORCE = 33
-_TUNSETIFF, _TAP_NO_PI_VNET = 0x400454CA, 0x5002
 
 
 class LoadedPlane:
@@ -220,9 +218,7 @@ def _tunnel_socket() -> socket.socket:
 
 
 def open_tap(ifname: str) -> int:
-    """The VM's end of a tap that exists."""
-    fd = os.open("/dev/net/tun", os.O_RDWR)
-    fcntl.ioctl(
-        fd, _TUNSETIFF, struct.pack("16sH", ifname.encode(), _TAP_NO_PI_VNET).ljust(40, b"\0")
-    )
+    """The VM's end of a tap that exists; what is written waits for room."""
+    fd = netdev.open_tap(ifname)
+    os.set_blocking(fd, True)
     return fd

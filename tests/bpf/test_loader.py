@@ -27,7 +27,8 @@ def _needs() -> None:
 def _load(tmp_path: Path, body: str) -> loader.Module:
     source = tmp_path / "odd.c"
     source.write_text(f"#include <uapi/linux/bpf.h>\nint odd(struct __sk_buff *skb)\n{body}\n")
-    return loader.load(source, ("odd",), tmp_path, SIZES, CACHE)
+    with loader.Compiler() as compiler:
+        return compiler.load(source, ("odd",), tmp_path, SIZES, CACHE)
 
 
 def test_the_verifiers_log_is_shown(tmp_path: Path) -> None:
