@@ -76,9 +76,10 @@ static void flush_all(void (*run)(struct CPUState *, work_fn, void *))
 	nested = false;
 }
 
+/* Not of the wall clock, as a plain timed wait is: who sets that back would stop the VM. */
 static void soon(struct timespec *when)
 {
-	clock_gettime(CLOCK_REALTIME, when);
+	clock_gettime(CLOCK_MONOTONIC, when);
 	when->tv_nsec += WAIT_NS;
 	if (when->tv_nsec >= 1000000000L) {
 		when->tv_nsec -= 1000000000L;
@@ -91,10 +92,10 @@ static void wait_without_lock(pthread_cond_t *cond, pthread_mutex_t *mutex)
 	struct timespec when;
 
 	soon(&when);
-	if (pthread_mutex_timedlock(mutex, &when))
+	if (pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &when))
 		return;		/* a spurious wake-up is always allowed */
 	soon(&when);
-	pthread_cond_timedwait(cond, mutex, &when);
+	pthread_cond_clockwait(cond, mutex, CLOCK_MONOTONIC, &when);
 	pthread_mutex_unlock(mutex);
 }
 
