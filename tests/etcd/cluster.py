@@ -89,14 +89,18 @@ class Member:
             assert time.monotonic() < deadline, f"{self.name} is not healthy:\n{log[-3000:]}"
             time.sleep(_POLL_S)
 
-    def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def call(self, path: str, body: dict[str, Any], timeout_s: float = _READY_S) -> dict[str, Any]:
         """One request of the JSON gateway, for what the arbiter never does."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
             connection.request("POST", path, json.dumps(body))
             return dict(json.loads(connection.getresponse().read()))
         finally:
             connection.close()
+
+    def identity(self) -> str:
+        """What the others call it."""
+        return str(self.call("/v3/maintenance/status", {})["header"]["member_id"])
 
     def leads(self) -> bool:
         """It is the leader."""
@@ -158,8 +162,21 @@ class Cluster:
 
     def leader(self) -> Member:
         """The one that leads now."""
-        (one,) = [member for member in self.members if member.leads()]
-        return one
+        deadline = time.monotonic() + _READY_S
+        while len(found := [member for member in self.members if member.leads()]) != 1:
+            assert time.monotonic() < deadline, f"{len(found)} members say that they lead"
+            time.sleep(_POLL_S)
+        return found[0]
+
+    def move_leader(self) -> None:
+        """To another member. A transfer that raft gives up is never answered: it is asked anew."""
+        old, deadline = self.leader(), time.monotonic() + _READY_S
+        while self.leader() is old:
+            assert time.monotonic() < deadline, f"{old.name} remains the leader"
+            other = next(member for member in self.members if member is not old)
+            wish = {"targetID": other.identity()}
+            with contextlib.suppress(TimeoutError):
+                old.call("/v3/maintenance/transfer-leadership", wish, timeout_s=2)
 
     def arbiter(
         self,
