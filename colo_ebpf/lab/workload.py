@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import secrets
 import struct
 import time
 from dataclasses import dataclass, field
@@ -149,7 +150,7 @@ class Datagrams:
     def __init__(self, client: Client, kind: str) -> None:
         self.kind = kind
         self._socket = client.icmp() if kind == "icmp" else client.udp(ECHO)
-        self._ident = os.getpid() & 0xFFFF
+        self._ident = secrets.randbits(16)  # late replies to another's are none of ours
         self.sent = 0
         self.answered: set[bytes] = set()
         self.wrong: list[str] = []
