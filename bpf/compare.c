@@ -37,10 +37,12 @@
 #include "colo_link.h"
 #include "colo_work.h"
 #include "colo_hold.h"
+#include "colo_send.h"
 #include "colo_event.h"
 #include "colo_hash.h"
 #include "colo_flow.h"
 #include "colo_dgram.h"
+#include "colo_whole.h"
 #include "colo_drain.h"
 #include "colo_pvm.h"
 #include "colo_svm.h"
@@ -234,7 +236,8 @@ static __always_inline int colo_svm_dgram(struct __sk_buff *skb, struct colo_con
 	    colo_slot_claim(slot))
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_OLD);
 	colo_count(SVM, COLO_V_CARRY, COLO_R_CARRIED, skb->len);
-	if (colo_carrier_ready(skb) || colo_emit(skb, conf, ix, slot)) {
+	if (colo_whole_dgram(skb, conf, work, slot, ix) &&
+	    (colo_carrier_ready(skb) || colo_emit(skb, conf, ix, slot))) {
 		colo_slot_orphan(slot);
 		return colo_finish(skb, SVM, COLO_V_HOLD, COLO_R_EMIT_FAILED);
 	}

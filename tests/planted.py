@@ -10,6 +10,7 @@ MODEL, PAIR = "tests/model/test_stream.py", "tests/model/test_pair.py"
 PROTOCOLS, GOLDEN = "tests/bpf/test_protocols.py", "tests/bpf/test_golden.py"
 TABLE, LEADS = "tests/bpf/test_flow_table.py", "tests/bpf/test_leads.py"
 SAID = "tests/bpf/test_said.py"
+WHOLE, MALFORMED = "tests/bpf/test_whole.py", "tests/bpf/test_malformed.py"
 ATTACKS, QUOTED = "tests/bpf/test_attacks.py", "tests/bpf/test_quoted.py"
 
 
@@ -542,5 +543,47 @@ MUTANTS = [
         "if ((ours ^ buf->word[i]) & ~colo_from_byte(bytes))",
         "if (0)",
         PROTOCOLS,
+    ),
+    Mutant(
+        "what the SVM sent before leaves in its frame, unlooked at",
+        "include/colo_svm.h",
+        " && work->walk.from == work->pkt.seq &&",
+        " &&",
+        WHOLE,
+    ),
+    Mutant(
+        "the SVM's frame says what it has not received",
+        "include/colo_whole.h",
+        "COLO_AFTER(slot->ack, floor) ? floor : slot->ack, edge);",
+        "slot->ack, edge);",
+        WHOLE,
+    ),
+    Mutant(
+        "segments leave that are larger than the PVM's",
+        "include/colo_whole.h",
+        "skb->gso_size <= slot->bytes && ",
+        "",
+        WHOLE,
+    ),
+    Mutant(
+        "a finished checksum is taken for that of a longer frame",
+        "include/colo_whole.h",
+        "(due || slot->end == work->end) && ",
+        "",
+        WHOLE,
+    ),
+    Mutant(
+        "the SVM's checksum of a datagram leaves uncompared",
+        "include/colo_whole.h",
+        "	return bpf_skb_store_bytes(skb, at, &sum, 2, BPF_F_RECOMPUTE_CSUM);",
+        "	return 0;",
+        MALFORMED,
+    ),
+    Mutant(
+        "the row stays when the SVM's frame has left",
+        "include/colo_whole.h",
+        "	colo_whole_drop(flow, work, slot, ref);\n",
+        "	colo_slot_unclaim(slot);\n",
+        WHOLE,
     ),
 ]

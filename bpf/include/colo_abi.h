@@ -10,7 +10,7 @@
 #ifndef COLO_ABI_H
 #define COLO_ABI_H
 
-#define COLO_ABI_VERSION	4
+#define COLO_ABI_VERSION	5
 
 #define COLO_EPOCH_NONE		0	/* matches nothing, on the link as in the cell */
 #define COLO_TURNING_BIT	1ULL	/* turn word = epoch << 1 | TURNING */
@@ -122,6 +122,7 @@ enum colo_reason {
 	COLO_R_ENDED = 39,		/* a connection that is over, or idle for long */
 	COLO_R_FAREWELL = 40,		/* the peer's plane leaves the pairing */
 	COLO_R_SAID_AGAIN = 41,		/* what the SVM said last, once it serves alone */
+	COLO_R_WHOLE = 42,		/* held frames, as the SVM's own frame under their header */
 	COLO_REASONS = 64,		/* slots of the counter table, not a reason */
 };
 

@@ -23,33 +23,6 @@ static __always_inline __u32 colo_slot_part(struct colo_slot *slot, __u32 verifi
 	return part;
 }
 
-/* What of a frame's headers says how long it is. */
-struct colo_length {
-	__u16 ip_len;
-	__u16 ip_sum;
-	__u16 tcp_sum;
-	__u8 flags;
-};
-
-static __always_inline void colo_length_put(struct colo_frame *frame, struct colo_length *as,
-					    __u64 l3, __u64 l4, int six, int load)
-{
-	if (l3 > COLO_HEAD_MAX || l4 > COLO_HEAD_MAX)
-		return;
-	if (load) {
-		__builtin_memcpy(&as->ip_len, &frame->data[l3 + (six ? 4 : 2)], 2);
-		__builtin_memcpy(&as->ip_sum, &frame->data[l3 + 10], 2);
-		__builtin_memcpy(&as->tcp_sum, &frame->data[l4 + 16], 2);
-		as->flags = frame->data[l4 + 13];
-		return;
-	}
-	__builtin_memcpy(&frame->data[l3 + (six ? 4 : 2)], &as->ip_len, 2);
-	if (!six)
-		__builtin_memcpy(&frame->data[l3 + 10], &as->ip_sum, 2);
-	__builtin_memcpy(&frame->data[l4 + 16], &as->tcp_sum, 2);
-	frame->data[l4 + 13] = as->flags;
-}
-
 /* Send the first `part` bytes of a held frame's payload; the frame stays what it was. */
 static __always_inline int colo_emit_part(struct __sk_buff *skb, struct colo_conf *conf, __u32 ix,
 					  struct colo_slot *slot, struct colo_frame *frame,
@@ -186,6 +159,9 @@ static __always_inline int colo_drain_flow(struct __sk_buff *skb, struct colo_co
 	if (__sync_val_compare_and_swap(&flow->emitter, 0, 1))
 		return 0;	/* who is sending looks once more */
 	flow->more = 0;
+	if (work->plan.whole)
+		colo_whole_send(skb, conf, flow, work);
+	work->plan.whole = 0;
 	for (i = 0; i < COLO_DRAIN_MAX; i++) {
 		ref = colo_drain_next(flow, work, &floor, &edge, &part);
 		if (!ref)

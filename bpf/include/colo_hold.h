@@ -16,7 +16,6 @@ BPF_TABLE_PINNED("array", __u32, struct colo_frame, colo_frames, COLO_HOLD_SLOTS
 
 #define COLO_ALLOC_TRIES	6	/* slots looked at for a free one, each in another part of the ring */
 #define COLO_HEAD_MAX		256	/* headers of a held frame, a power of two */
-#define COLO_TAGS		4	/* VLAN tags a carrier may have */
 #define COLO_SUM_BYTES		508	/* a multiple of 4 below 512: what older kernels take at once */
 #define COLO_SUMS		((COLO_FRAME_MAX - COLO_HEAD_MAX) / COLO_SUM_BYTES)
 #define COLO_DATA_MAX		(COLO_SUMS * COLO_SUM_BYTES - 64)	/* behind a held frame's headers */
@@ -95,16 +94,23 @@ static __always_inline __u16 colo_sum_fold(__u32 sum)
 	return ~sum;
 }
 
-/* The transport checksum of a stored frame, whose checksum field is zero; `len` from `l4` on. */
-static __always_inline __u16 colo_l4_sum(struct colo_frame *frame, __u64 l3, __u64 l4, int six,
-					 __u32 len, __u32 proto)
+/* Sum of the pseudo-header of a stored frame with `len` bytes from its transport header on. */
+static __always_inline __u32 colo_pseudo_sum(struct colo_frame *frame, __u64 l3, int six,
+					     __u32 len, __u32 proto)
 {
 	__u32 sum = bpf_htonl(len + proto);
 
 	if (six)
-		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 8], 32, sum);
-	else
-		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 12], 8, sum);
+		return bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 8], 32, sum);
+	return bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3 + 12], 8, sum);
+}
+
+/* The transport checksum of a stored frame, whose checksum field is zero; `len` from `l4` on. */
+static __always_inline __u16 colo_l4_sum(struct colo_frame *frame, __u64 l3, __u64 l4, int six,
+					 __u32 len, __u32 proto)
+{
+	__u32 sum = colo_pseudo_sum(frame, l3, six, len, proto);
+
 	return colo_sum_fold(colo_frame_sum(frame, l4, len, sum));
 }
 
@@ -295,45 +301,31 @@ static __always_inline void colo_slot_lower(struct colo_slot *slot, struct colo_
 	__builtin_memcpy(&frame->data[off + 14], &window, 2);
 }
 
-/*
- * Make the skb fit to carry stored frames: after this it has no GSO, and a checksum that is
- * PARTIAL or UNNECESSARY has become NONE. Without it every carried frame leaves with a wrong sum.
- */
-static __always_inline int colo_carrier_ready(struct __sk_buff *skb)
+/* What of a frame's headers says how long it is. */
+struct colo_length {
+	__u16 ip_len;
+	__u16 ip_sum;
+	__u16 tcp_sum;
+	__u8 flags;
+};
+
+static __always_inline void colo_length_put(struct colo_frame *frame, struct colo_length *as,
+					    __u64 l3, __u64 l4, int six, int load)
 {
-	int i;
-
-#pragma unroll
-	for (i = 0; i < COLO_TAGS; i++)	/* a pop moves the next tag to where the first was */
-		if (skb->vlan_present && bpf_skb_vlan_pop(skb))
-			return -1;
-	if (bpf_skb_change_tail(skb, 256, 0))
-		return -1;
-	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
-		return 0;	/* nobody offloads those */
-	return bpf_skb_adjust_room(skb, -64, BPF_ADJ_ROOM_MAC, 0);
-}
-
-/* Send the stored frame into the host as if it came from the tap. */
-static __always_inline int colo_emit(struct __sk_buff *skb, struct colo_conf *conf, __u32 ix,
-				     struct colo_slot *slot)
-{
-	struct colo_frame *frame = colo_frames.lookup(&ix);
-	__u64 len = slot->len;
-
-	if (!frame || len < ETH_HLEN)
-		return -1;
-	COLO_OPAQUE(len);
-	if (len > COLO_FRAME_MAX)
-		return -1;
-	if (bpf_skb_change_tail(skb, len, 0))
-		return -1;
-	if (bpf_skb_store_bytes(skb, 0, frame->data, len,
-				BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH))
-		return -1;
-	skb->mark = COLO_MARK_RELEASED;
-	return bpf_clone_redirect(skb, conf->tap_ifindex[slot->flow.nic & (COLO_NICS - 1)],
-				  BPF_F_INGRESS);
+	if (l3 > COLO_HEAD_MAX || l4 > COLO_HEAD_MAX)
+		return;
+	if (load) {
+		__builtin_memcpy(&as->ip_len, &frame->data[l3 + (six ? 4 : 2)], 2);
+		__builtin_memcpy(&as->ip_sum, &frame->data[l3 + 10], 2);
+		__builtin_memcpy(&as->tcp_sum, &frame->data[l4 + 16], 2);
+		as->flags = frame->data[l4 + 13];
+		return;
+	}
+	__builtin_memcpy(&frame->data[l3 + (six ? 4 : 2)], &as->ip_len, 2);
+	if (!six)
+		__builtin_memcpy(&frame->data[l3 + 10], &as->ip_sum, 2);
+	__builtin_memcpy(&frame->data[l4 + 16], &as->tcp_sum, 2);
+	frame->data[l4 + 13] = as->flags;
 }
 
 #endif /* COLO_HOLD_H */

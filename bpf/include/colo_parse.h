@@ -68,7 +68,7 @@ static __always_inline int colo_parse_tcp(struct __sk_buff *skb, struct colo_pkt
 	pkt->seq = bpf_ntohl(tcp.seq);
 	pkt->ack = bpf_ntohl(tcp.ack_seq);
 	pkt->window = bpf_ntohs(tcp.window);
-	pkt->flags = tcp.fin | tcp.syn << 1 | tcp.rst << 2 | tcp.ack << 4;
+	pkt->flags = tcp.fin | tcp.syn << 1 | tcp.rst << 2 | tcp.psh << 3 | tcp.ack << 4;
 	pkt->payload = pkt->l4 + tcp.doff * 4;
 	pkt->sum = pkt->l4 + offsetof(struct tcphdr, check);
 	if (tcp.doff < 5 || pkt->payload > pkt->end)

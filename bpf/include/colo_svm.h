@@ -169,6 +169,8 @@ static __always_inline void colo_svm_conclude(struct colo_work *work, struct col
 		colo_plan_set(plan, COLO_V_NOTE, COLO_R_AHEAD);
 	} else {
 		colo_plan_set(plan, COLO_V_NOTE, COLO_R_VERIFIED);
+		plan->whole = work->walk.met == work->end && work->walk.from == work->pkt.seq &&
+			      !(work->pkt.flags & COLO_TCP_FIN);
 	}
 	if (flow->verified != work->before)
 		plan->drain = 1;

@@ -34,7 +34,7 @@ struct colo_plan {
 	__u32 edge;
 	__u32 event;		/* enum colo_event_kind, 0: none */
 	__u32 offset;
-	__u32 pad;
+	__u32 whole;		/* the SVM's frame is what a row of held frames is */
 	__u64 pvm_digest;
 	__u64 svm_digest;
 };

@@ -11,7 +11,7 @@ from ctypes import c_uint32 as u32
 from ctypes import c_uint64 as u64
 from typing import ClassVar
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 TURNING_BIT = 1
 BEACON_ETHERTYPE = 0x88B5
 LEAVE_ETHERTYPE = 0x88B6
@@ -98,6 +98,7 @@ class Reason(enum.IntEnum):
     ENDED = 39
     FAREWELL = 40
     SAID_AGAIN = 41
+    WHOLE = 42
 
 
 class LiveWord(enum.IntEnum):

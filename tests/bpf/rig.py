@@ -21,6 +21,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
+from colo_ebpf.bench.gso import GsoBed
 from colo_ebpf.datapath import abi, netdev
 from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.loader import Sizes, frame_bytes
@@ -52,15 +53,22 @@ class Rig:
     maps. `close_all` ends them.
     """
 
-    _pool: ClassVar[dict[tuple[VmRole, int, int, int], Rig]] = {}
+    _pool: ClassVar[dict[tuple[VmRole, int, int, int, bool], Rig]] = {}
 
     def __new__(
-        cls, role: VmRole = VmRole.PRIMARY, slots: int = 1024, mtu: int = 1500, flows: int = 256
+        cls,
+        role: VmRole = VmRole.PRIMARY,
+        slots: int = 1024,
+        mtu: int = 1500,
+        flows: int = 256,
+        large: bool = False,
     ) -> Rig:
-        kind = (role, slots, mtu, flows)
+        """`large`: frames of the SVM arrive as large as its NIC took them (GSO)."""
+        kind = (role, slots, mtu, flows, large)
         if kind not in cls._pool:
             cls._pool[kind] = super().__new__(cls)
-            cls._pool[kind]._build(role, mtu, Sizes(flows, slots, 64, frame_bytes(mtu)))
+            sizes = Sizes(flows, slots, 64, frame_bytes(mtu))
+            cls._pool[kind]._build(role, mtu, sizes, GsoBed if large else Bed)
         return cls._pool[kind]
 
     @classmethod
@@ -88,10 +96,10 @@ class Rig:
                 del Rig._pool[kind]
         self._stack.close()
 
-    def _build(self, role: VmRole, mtu: int, sizes: Sizes) -> None:
+    def _build(self, role: VmRole, mtu: int, sizes: Sizes, kind: type[Bed]) -> None:
         self._stack = contextlib.ExitStack()
         tag = f"colot{os.getpid()}x{len(self._pool)}"
-        bed = self._bed = self._stack.enter_context(Bed(tag, sizes, role=role, mtu=mtu, nics=2))
+        bed = self._bed = self._stack.enter_context(kind(tag, sizes, role=role, mtu=mtu, nics=2))
         self.plane, self.peer, self._pins = bed.plane, bed.peer, bed.pins
         self.tap, self.tap1 = bed.taps
         self.client = netdev.in_namespace(bed.client_side, lambda: packet_socket(CLIENT_END))
@@ -176,23 +184,17 @@ class Rig:
         os.write(self.tap, header + bytes(frame))
 
     def from_vm_offloaded(self, frame: Packet, segment_bytes: int = 0) -> None:
-        """The local VM leaves checksum and, with `segment_bytes`, segmentation to its NIC.
+        """The local VM leaves checksum and, with `segment_bytes`, segmentation to its NIC."""
+        os.write(self.tap, offloaded(frame, segment_bytes))
 
-        As Linux does: the checksum field has the sum of the pseudo-header (virtio 1.2, 5.1.6).
-        """
-        raw = bytearray(bytes(frame))
-        l3 = 14 if frame.type in (0x0800, 0x86DD) else 18
-        six = raw[l3] >> 4 == 6
-        l4 = l3 + (40 if six else (raw[l3] & 15) * 4)
-        protocol = raw[l3 + (6 if six else 9)]
-        at = 16 if protocol == 6 else 6
-        ends = raw[l3 + 8 : l3 + 40] if six else raw[l3 + 12 : l3 + 20]
-        pseudo = bytes(ends) + struct.pack("!HBB", len(raw) - l4, 0, protocol)
-        struct.pack_into("!H", raw, l4 + at, ~checksum(pseudo) & 0xFFFF)
-        kind = (4 if six else 1) if segment_bytes else 0
-        head = l4 + (raw[l4 + 12] >> 4) * 4 if protocol == 6 else l4 + 8
-        header = struct.pack("=BBHHHH", 1, kind, head, segment_bytes, l4, at)
-        os.write(self.tap, header + bytes(raw))
+    def from_peer_offloaded(self, frame: Packet, segment_bytes: int, tag: int = 1) -> None:
+        """The SVM did the same: a large rig only."""
+        self.from_peer_vnet(offloaded(frame, segment_bytes), tag)
+
+    def from_peer_vnet(self, frame: bytes, tag: int) -> None:
+        """The SVM sends a frame with a virtio header of its own: a large rig only."""
+        assert isinstance(self._bed, GsoBed)
+        self._bed.from_peer_cut(frame, tag)
 
     def from_peer(self, frame: Packet, tag: int, vni: int = VNI, nic: int = 0) -> None:
         """A frame arrives over the link."""
@@ -299,6 +301,25 @@ def _receive(s: socket.socket) -> bytes:
         if status & _VLAN_VALID:
             frame = frame[:12] + struct.pack("!HH", protocol, tci) + frame[12:]
     return frame
+
+
+def offloaded(frame: Packet, segment_bytes: int) -> bytes:
+    """The frame with its virtio header.
+
+    As Linux does: the checksum field has the sum of the pseudo-header (virtio 1.2, 5.1.6).
+    """
+    raw = bytearray(bytes(frame))
+    l3 = 14 if frame.type in (0x0800, 0x86DD) else 18
+    six = raw[l3] >> 4 == 6
+    l4 = l3 + (40 if six else (raw[l3] & 15) * 4)
+    protocol = raw[l3 + (6 if six else 9)]
+    at = 16 if protocol == 6 else 6
+    ends = raw[l3 + 8 : l3 + 40] if six else raw[l3 + 12 : l3 + 20]
+    pseudo = bytes(ends) + struct.pack("!HBB", len(raw) - l4, 0, protocol)
+    struct.pack_into("!H", raw, l4 + at, ~checksum(pseudo) & 0xFFFF)
+    kind = (4 if six else 1) if segment_bytes else 0
+    head = l4 + (raw[l4 + 12] >> 4) * 4 if protocol == 6 else l4 + 8
+    return struct.pack("=BBHHHH", 1, kind, head, segment_bytes, l4, at) + bytes(raw)
 
 
 def sums_are_right(frame: Packet) -> bool:

@@ -29,6 +29,7 @@ from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig, beacon, datagram, farewell, r
 PASS, DROP, LINK = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
 HELLO = segment(1001, b"hello", ack=5001)
 HALF = segment(1001, b"hell")
+HELLO_AND_MORE = segment(1001, b"hello, world", ack=5001)
 _ARP = Ether(src=VM_MAC, dst=CLIENT_MAC) / ARP(op=2, psrc="192.0.2.10")
 Act = Callable[[Rig], None]
 
@@ -373,6 +374,17 @@ TABLE = [
     Row(R.CARRIED, "cmp-svm", "carry", P, vm(datagram(b"x")), datagram(b"x"), tag=1),
     Row(
         R.CARRIED,
+        "drain",
+        "carry",
+        P,
+        after(connected, vm(HELLO)),
+        HELLO_AND_MORE,
+        tag=1,
+        flow={"verified": 1006, "held": 0, "head": 0, "emitter": 0},
+        held=0,
+    ),
+    Row(
+        R.WHOLE,
         "drain",
         "carry",
         P,

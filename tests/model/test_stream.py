@@ -50,7 +50,7 @@ class Stream(RuleBasedStateMachine):
         super().__init__()
         require("root", "bpf")
         self._stack = ExitStack()
-        self.rig = self._stack.enter_context(Rig())
+        self.rig = self._stack.enter_context(Rig(large=True))
         self.model = Reference()
         self.p_app, self.s_app = bytearray(), bytearray()
         self.p_sent = self.s_sent = 0
@@ -120,6 +120,18 @@ class Stream(RuleBasedStateMachine):
             self.s_app += data
         self.p_ack = max(self.p_ack, self.client_sent * share // 4)
         self._pvm(self.p_sent, count, mss)
+
+    @rule(count=st.integers(1449, 12000), mss=st.sampled_from([536, 1000, 1448]), share=SHARES)
+    def svm_leaves_segmentation_to_its_nic(self, count: int, mss: int, share: int) -> None:
+        """A GSO frame; it may be the row of frames that are held, and leave itself."""
+        self.s_ack = max(self.s_ack, self.client_sent * share // 4)
+        self._svm(self.s_sent, count, self.epoch, mss)
+
+    @rule(share=SHARES)
+    def svm_sends_what_is_held(self, share: int) -> None:
+        """Its frame ends where the PVM's last one does."""
+        self.s_ack = max(self.s_ack, self.client_sent * share // 4)
+        self._svm(self.s_sent, max(0, self.p_sent - self.s_sent), self.epoch, 1448)
 
     @rule(first=LENGTHS, second=LENGTHS)
     def the_link_reorders(self, first: int, second: int) -> None:
@@ -244,7 +256,7 @@ class Stream(RuleBasedStateMachine):
                 self.rig.from_vm_raw(frames.of_vm(seq + at, part, ack))
         self._drain()
 
-    def _svm(self, start: int, count: int, epoch: int) -> None:
+    def _svm(self, start: int, count: int, epoch: int, segment_bytes: int = 0) -> None:
         if self.solo or epoch < 1:
             return
         data = bytes(self.s_app[start : start + count])
@@ -252,12 +264,16 @@ class Stream(RuleBasedStateMachine):
             self.model.svm_sends(start, data, self.s_ack, epoch)
         self.s_sent = max(self.s_sent, start + len(data))
         ack = CLIENT_ISN + 1 + self.s_ack
-        self.rig.from_peer_raw(frames.of_vm(self.isn + 1 + start, data, ack), epoch)
+        seq = self.isn + 1 + start
+        if segment_bytes and len(data) > segment_bytes:
+            self.rig.from_peer_vnet(frames.offloaded(seq, data, ack, segment_bytes), epoch)
+        else:
+            self.rig.from_peer_raw(frames.of_vm(seq, data, ack), epoch)
         self._drain()
 
     def _drain(self) -> None:
         while select.select([self.rig.client], [], [], 0)[0]:
-            self._check(self.rig.client.recv(4096))
+            self._check(self.rig.client.recv(65600))
 
     def _settle(self) -> None:
         for frame in self.rig.to_client_raw():

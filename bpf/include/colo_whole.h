@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A frame of the SVM whose payload is, byte for byte, that of a row of held frames. It leaves
+ * itself, under the header the PVM gave the first of them, and the row is dropped: what that costs
+ * does not depend on its length. Of two VMs that cut alike, a GSO frame of 64 KB goes to the client
+ * as one skb, where the row would go as 45, each with an ACK of its own soon after.
+ *
+ * The payload has been hashed to its end from where it begins (colo_svm_conclude sets plan.whole),
+ * and a held frame ends there with the same digest.
+ */
+#ifndef COLO_WHOLE_H
+#define COLO_WHOLE_H
+
+/*
+ * Does the frame begin where the held one does, with headers of the same length? Where its checksum
+ * has to be finished it is the held one's, so that must be all of the row.
+ */
+static __always_inline int colo_whole_fits(struct __sk_buff *skb, struct colo_work *work,
+					   struct colo_slot *slot, int due)
+{
+	struct colo_pkt *pkt = &work->pkt;
+
+	return (due || slot->end == work->end) && slot->start == pkt->seq && slot->part == pkt->seq && slot->tcp_off == pkt->l4 &&
+	       slot->l3_off == pkt->l3 && slot->data_off == pkt->payload &&
+	       skb->gso_size <= slot->bytes && skb->len == pkt->payload + pkt->len;
+}
+
+/*
+ * Is the checksum left to whoever sends the frame (CHECKSUM_PARTIAL)? No field of the skb tells, but
+ * the kernel does not update a checksum that is not made yet. A GSO frame's never is.
+ */
+static __always_inline int colo_sum_is_due(struct __sk_buff *skb, __u32 sum)
+{
+	__u16 before, after;
+
+	if (skb->gso_size)
+		return 1;
+	if (bpf_skb_load_bytes(skb, sum, &before, 2) || bpf_l4_csum_replace(skb, sum, 0, 1, 2) ||
+	    bpf_skb_load_bytes(skb, sum, &after, 2))
+		return -1;
+	if (before == after)
+		return 1;
+	return bpf_l4_csum_replace(skb, sum, 1, 0, 2) ? -1 : 0;
+}
+
+/* Claim the frame at the flow's head, if it fits; it stays there. Returns slot + 1, or 0. */
+static __always_inline __u32 colo_whole_first(struct __sk_buff *skb, struct colo_flow *flow,
+					      struct colo_work *work, __u32 *floor, __u32 *edge,
+					      int due)
+{
+	struct colo_slot *slot;
+	__u32 ref = 0, ix;
+
+	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_AGAIN))
+		return 0;
+	ix = flow->head - 1;
+	slot = colo_hold.lookup(&ix);
+	if (slot && flow->epoch == work->now.epoch && slot->epoch == flow->epoch &&
+	    flow->flags & COLO_F_ANCHORED && !(flow->flags & (COLO_F_LOST | COLO_F_BAD)) &&
+	    !COLO_AFTER(work->end, flow->verified) && colo_whole_fits(skb, work, slot, due) &&
+	    !colo_slot_claim(slot)) {
+		ref = flow->head;
+		*floor = flow->floor;
+		*edge = colo_flow_edge(flow, slot->edge);
+	}
+	colo_unlock(&flow->lock);
+	return ref;
+}
+
+/* The row has left. If the flow is too busy it leaves once more, as a retransmission would. */
+static __always_inline void colo_whole_drop(struct colo_flow *flow, struct colo_work *work,
+					    struct colo_slot *slot, __u32 ref)
+{
+	__u32 ix;
+	int i;
+
+	colo_slot_unclaim(slot);
+	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS))
+		return;
+#pragma nounroll
+	for (i = 0; i < COLO_CUTS; i++) {
+		COLO_FORGET();
+		ix = flow->head - 1;
+		slot = colo_hold.lookup(&ix);
+		if ((!i && flow->head != ref) || !slot || slot->epoch != work->now.epoch ||
+		    COLO_AFTER(slot->end, work->end) || colo_slot_claim(slot))
+			break;
+		colo_flow_pop(flow, slot);
+		colo_slot_free(slot);
+		colo_live_add(COLO_LIVE_CARRIED, 1);
+	}
+	colo_unlock(&flow->lock);
+}
+
+/* Give the SVM's frame the header of the held one, which stays as it was. */
+static __always_inline int colo_whole_dress(struct __sk_buff *skb, struct colo_work *work,
+					    struct colo_slot *slot, struct colo_frame *frame,
+					    int due)
+{
+	__u64 l3 = slot->l3_off, l4 = slot->tcp_off, head = slot->data_off;
+	__u32 len = work->pkt.payload - work->pkt.l4 + work->pkt.len;
+	struct colo_length was, now;
+	int six, result;
+
+	COLO_OPAQUE(l3);
+	COLO_OPAQUE(l4);
+	COLO_OPAQUE(head);
+	if (l3 > COLO_HEAD_MAX || l4 > COLO_HEAD_MAX || head < ETH_HLEN || head > COLO_HEAD_MAX)
+		return -1;
+	six = frame->data[l3] >> 4 == 6;
+	colo_length_put(frame, &was, l3, l4, six, 1);
+	now = was;
+	if (due) {
+		now.flags |= work->pkt.flags & COLO_TCP_PSH;
+		now.ip_len = bpf_htons(skb->len - slot->l3_off - (six ? 40 : 0));
+		colo_sum_replace((__u8 *)&now.ip_sum, was.ip_len, now.ip_len);
+		now.tcp_sum = ~colo_sum_fold(colo_pseudo_sum(frame, l3, six, len, IPPROTO_TCP));
+		colo_length_put(frame, &now, l3, l4, six, 0);
+	}
+	result = bpf_skb_store_bytes(skb, 0, frame->data, head,
+				     BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH);
+	colo_length_put(frame, &was, l3, l4, six, 0);
+	return result;
+}
+
+/* Send the SVM's frame for the row. Nothing has changed for the held frames if it cannot be. */
+static __always_inline void colo_whole_send(struct __sk_buff *skb, struct colo_conf *conf,
+					    struct colo_flow *flow, struct colo_work *work)
+{
+	int due = colo_sum_is_due(skb, work->pkt.l4 + 16);
+	__u32 floor = 0, edge = 0, ref, ix;
+	struct colo_frame *frame;
+	struct colo_slot *slot;
+
+	if (due < 0)
+		return;
+	ref = colo_whole_first(skb, flow, work, &floor, &edge, due);
+	ix = ref - 1;
+	slot = colo_hold.lookup(&ix);
+	frame = colo_frames.lookup(&ix);
+	if (!ref || !slot || !frame)
+		return;
+	colo_slot_lower(slot, frame, COLO_AFTER(slot->ack, floor) ? floor : slot->ack, edge);
+	if (colo_whole_dress(skb, work, slot, frame, due) ||
+	    colo_send(skb, conf, slot->flow.nic)) {
+		colo_slot_unclaim(slot);	/* the store will do: it is tried next */
+		return;
+	}
+	colo_count(COLO_PROG_DRAIN, COLO_V_CARRY, COLO_R_WHOLE, skb->len);
+	colo_whole_drop(flow, work, slot, ref);
+}
+
+/* What the SVM says of the checksum was not compared: the PVM's, or that of the pseudo-header. */
+static __always_inline int colo_whole_udp_sum(struct __sk_buff *skb, struct colo_pkt *pkt,
+					      struct colo_frame *frame)
+{
+	int due = colo_sum_is_due(skb, pkt->l4 + 6), six = pkt->ethertype == ETH_P_IPV6;
+	__u64 l3 = pkt->l3, at = pkt->l4 + 6;
+	__u16 sum;
+
+	COLO_OPAQUE(l3);
+	COLO_OPAQUE(at);
+	if (due < 0 || l3 > COLO_HEAD_MAX || at > COLO_HEAD_MAX)
+		return -1;
+	__builtin_memcpy(&sum, &frame->data[at], 2);
+	if (due)
+		sum = ~colo_sum_fold(colo_pseudo_sum(frame, l3, six, pkt->end - pkt->l4,
+						     IPPROTO_UDP));
+	return bpf_skb_store_bytes(skb, at, &sum, 2, BPF_F_RECOMPUTE_CSUM);
+}
+
+/* The same of a datagram: all behind its network header is equal. -1: the store will do. */
+static __always_inline int colo_whole_dgram(struct __sk_buff *skb, struct colo_conf *conf,
+					    struct colo_work *work, struct colo_slot *slot, __u32 ix)
+{
+	struct colo_frame *frame = colo_frames.lookup(&ix);
+	__u64 head = work->pkt.l4;
+
+	if (!frame || skb->vlan_present || slot->len != skb->len ||
+	    work->pkt.end != skb->len || colo_is_tcp(&work->pkt))
+		return -1;
+	COLO_OPAQUE(head);
+	if (head < ETH_HLEN || head > COLO_HEAD_MAX)
+		return -1;
+	if (colo_is_ip(&work->pkt) && work->pkt.proto == IPPROTO_UDP && !work->pkt.fragment &&
+	    colo_whole_udp_sum(skb, &work->pkt, frame))
+		return -1;
+	if (bpf_skb_store_bytes(skb, 0, frame->data, head,
+				BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH))
+		return -1;
+	return colo_send(skb, conf, slot->flow.nic);
+}
+
+#endif /* COLO_WHOLE_H */

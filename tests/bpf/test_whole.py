@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A GSO frame of the SVM that leaves itself, in place of the held frames it is equal to.
+
+The client's side of the host cuts and sums what passes, so that each frame can be looked at.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.packet import Packet
+
+from colo_ebpf.datapath import netdev
+from colo_ebpf.lab.bed import UPLINK
+from colo_ebpf.model import Phase
+from tests.bpf.rig import (
+    CLIENT,
+    CLIENT_MAC,
+    VM,
+    VM_MAC,
+    Rig,
+    offloaded,
+    sums_are_right,
+)
+
+MSS = 1400
+_SIOCETHTOOL, _STXCSUM, _STSO = 0x8946, 0x17, 0x1F
+SKEW = 7  # between the VMs' clocks
+Wrap = Callable[..., Packet]
+
+
+def _ethtool(ifname: str, command: int, value: int) -> None:
+    """linux/ethtool.h: struct ethtool_value."""
+    wanted = ctypes.create_string_buffer(struct.pack("II", command, value))
+    request = struct.pack("16sP", ifname.encode(), ctypes.addressof(wanted))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        fcntl.ioctl(s, _SIOCETHTOOL, request)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    """A connection that both VMs have accepted."""
+    with Rig(large=True) as made:
+        _ethtool(UPLINK, _STSO, 0)
+        _ethtool(UPLINK, _STXCSUM, 0)
+        made.pair()
+        _connect(made, _four)
+        yield made
+
+
+def _connect(rig: Rig, wrap: Wrap) -> None:
+    rig.from_vm(wrap(_tcp(1000, flags="SA")))
+    rig.from_peer(wrap(_tcp(1000, flags="SA")), 1)
+    rig.to_client()
+
+
+def _tcp(seq: int, data: bytes = b"", flags: str = "A", ack: int = 5001, at: int = 9) -> Packet:
+    options = [("NOP", None), ("NOP", None), ("Timestamp", (at, 1))]
+    words = {"sport": 80, "dport": 4711, "seq": seq, "ack": ack, "window": 1000}
+    return TCP(**words, flags=flags, options=options) / data
+
+
+def _four(packet: Packet, ttl: int = 64, number: int = 100) -> Packet:
+    ip = IP(src=VM, dst=CLIENT, ttl=ttl, id=number)
+    return Ether(src=VM_MAC, dst=CLIENT_MAC) / ip / packet
+
+
+def _six(packet: Packet, ttl: int = 64, number: int = 100) -> Packet:
+    ip = IPv6(src="2001:db8::10", dst="2001:db8::1", hlim=ttl, fl=number)
+    return Ether(src=VM_MAC, dst=CLIENT_MAC) / ip / packet
+
+
+def _stream(count: int) -> bytes:
+    return bytes((i * 31 + i // 256) % 256 for i in range(count))
+
+
+def _of_svm(seq: int, data: bytes, flags: str = "A", ack: int = 5001) -> Packet:
+    """What it produced is the same, all else its own."""
+    return _four(_tcp(seq, data, flags, ack, at=9 + SKEW), 63, 200)
+
+
+def _payload(frames: list[Packet]) -> bytes:
+    return b"".join(bytes(f[TCP].payload) for f in frames)
+
+
+def _whole(rig: Rig) -> int:
+    return rig.count("drain", "carry", "whole")
+
+
+@pytest.mark.parametrize("size", [MSS + 1, 2 * MSS, 30_000, 45 * MSS])
+@pytest.mark.parametrize("wrap", [_four, _six])
+def test_it_leaves_under_the_header_of_the_pvm(rig: Rig, wrap: Wrap, size: int) -> None:
+    if wrap is _six:
+        _connect(rig, _six)
+    data = _stream(size)
+    rig.from_vm_offloaded(wrap(_tcp(1001, data)), MSS)
+    assert rig.to_client() == []
+    rig.from_peer_offloaded(wrap(_tcp(1001, data, "PA", at=9 + SKEW), 63, 200), MSS)
+    frames = rig.to_client()
+    assert _payload(frames) == data
+    assert _whole(rig) == 1
+    assert rig.plane.held().frames == 0
+    assert [f[TCP].seq - 1001 for f in frames] == list(range(0, size, MSS))
+    assert {f.payload.ttl if IP in f else f.payload.hlim for f in frames} == {64}
+    assert frames[0].payload.id == 100 if wrap is _four else frames[0].payload.fl == 100
+    assert {dict(f[TCP].options)["Timestamp"] for f in frames} == {(9, 1)}
+    assert [str(f[TCP].flags) for f in frames] == ["A"] * (len(frames) - 1) + ["PA"]
+    assert all(sums_are_right(f) for f in frames)
+
+
+def test_it_stands_for_frames_the_pvm_sent_one_by_one(rig: Rig) -> None:
+    data = _stream(4 * MSS)
+    for start in range(0, len(data), MSS):
+        rig.from_vm(_four(_tcp(1001 + start, data[start : start + MSS], "PA", ack=5001)))
+    rig.from_peer_offloaded(_of_svm(1001, data), MSS)
+    frames = rig.to_client()
+    assert (_payload(frames), _whole(rig)) == (data, 1)
+    assert rig.plane.held().frames == 0
+
+
+def test_several_stand_for_one_frame_of_the_pvm(rig: Rig) -> None:
+    data = _stream(10 * MSS)
+    rig.from_vm_offloaded(_four(_tcp(1001, data)), MSS)
+    for start, end in ((0, 2), (2, 7), (7, 10)):
+        part = data[start * MSS : end * MSS]
+        rig.from_peer_offloaded(_of_svm(1001 + start * MSS, part), MSS)
+    frames = rig.to_client()
+    assert (_payload(frames), _whole(rig)) == (data, 3)
+    assert all(sums_are_right(f) for f in frames)
+
+
+def test_acknowledgment_and_window_are_lowered(rig: Rig) -> None:
+    """I2: the SVM has received up to 5011, and its window ends at 6011."""
+    data = _stream(3 * MSS)
+    rig.from_vm_offloaded(_four(_tcp(1001, data, ack=5101)), MSS)
+    rig.from_peer_offloaded(_of_svm(1001, data, ack=5011), MSS)
+    frames = rig.to_client()
+    assert (_payload(frames), _whole(rig)) == (data, 1)
+    assert {(f[TCP].ack, f[TCP].window) for f in frames} == {(5011, 1000)}
+    assert all(sums_are_right(f) for f in frames)
+
+
+@pytest.mark.parametrize("extra", [-1, 1, -MSS - 1, MSS + 1])
+def test_what_ends_elsewhere_leaves_from_the_store(rig: Rig, extra: int) -> None:
+    data = _stream(6 * MSS)
+    rig.from_vm_offloaded(_four(_tcp(1001, data[: 4 * MSS])), MSS)
+    rig.from_peer_offloaded(_of_svm(1001, data[: 4 * MSS + extra]), MSS)
+    frames = rig.to_client()
+    full = min(4, 4 + (extra - 1) // MSS if extra < 0 else 4)
+    assert _payload(frames) == data[: full * MSS]
+    assert _whole(rig) == 0
+    assert {f.payload.id for f in frames} <= {100, 101, 102, 103}
+
+
+def test_a_difference_in_it_lets_nothing_of_it_out(rig: Rig) -> None:
+    data = _stream(5 * MSS)
+    rig.from_vm_offloaded(_four(_tcp(1001, data)), MSS)
+    rig.from_peer_offloaded(_of_svm(1001, data[:-1] + b"?"), MSS)
+    frames = rig.to_client()
+    assert _payload(frames) == data[: 4 * MSS]
+    assert (_whole(rig), rig.plane.held().frames) == (0, 1)
+    assert {f.payload.ttl for f in frames} == {64}
+
+
+def test_bytes_it_had_sent_before_were_not_looked_at_again(rig: Rig) -> None:
+    """So they never leave in its frame, whatever they are now."""
+    data = _stream(1400)
+    rig.from_vm(_four(_tcp(1001, data)))
+    rig.from_peer(_of_svm(1001, data[:700]), 1)
+    rig.from_peer(_of_svm(1001, b"?" * 700 + data[700:]), 1)
+    assert (_payload(rig.to_client()), _whole(rig)) == (data, 0)
+
+
+def test_larger_segments_than_the_pvms_do_not_leave(rig: Rig) -> None:
+    """The way to the client may not take them."""
+    data = _stream(4000)
+    rig.from_vm_offloaded(_four(_tcp(1001, data)), 1000)
+    rig.from_peer_offloaded(_of_svm(1001, data), MSS)
+    frames = rig.to_client()
+    assert (_payload(frames), _whole(rig)) == (data, 0)
+    assert max(len(f[TCP].payload) for f in frames) == 1000
+
+
+def test_other_headers_do_not_fit(rig: Rig) -> None:
+    data = _stream(4000)
+    plain = TCP(sport=80, dport=4711, seq=1001, ack=5001, flags="A", window=1000) / data
+    rig.from_vm_offloaded(_four(_tcp(1001, data)), MSS)
+    rig.from_peer_offloaded(_four(plain), MSS)
+    assert (_payload(rig.to_client()), _whole(rig)) == (data, 0)
+
+
+def test_a_vlan_tag_is_put_back_by_the_store(rig: Rig) -> None:
+    def tagged(packet: Packet, ttl: int = 64, number: int = 100) -> Packet:
+        ip = IP(src=VM, dst=CLIENT, ttl=ttl, id=number)
+        return Ether(src=VM_MAC, dst=CLIENT_MAC) / Dot1Q(vlan=7) / ip / packet
+
+    _connect(rig, tagged)
+    data = _stream(4000)
+    rig.from_vm_offloaded(tagged(_tcp(1001, data)), MSS)
+    rig.from_peer_offloaded(tagged(_tcp(1001, data)), MSS)
+    frames = rig.to_client()
+    assert (_payload(frames), _whole(rig)) == (data, 0)
+    assert {f[Dot1Q].vlan for f in frames} == {7}
+
+
+def test_the_end_of_a_stream_leaves_from_the_store(rig: Rig) -> None:
+    data = _stream(4000)
+    rig.from_vm_offloaded(_four(_tcp(1001, data, "FA")), MSS)
+    rig.from_peer_offloaded(_of_svm(1001, data, "FA"), MSS)
+    frames = rig.to_client()
+    assert (_payload(frames), _whole(rig)) == (data, 0)
+    assert str(frames[-1][TCP].flags) == "FA"
+
+
+def test_nothing_is_lost_when_it_cannot_leave(rig: Rig) -> None:
+    data = _stream(4000)
+    rig.from_vm_offloaded(_four(_tcp(1001, data)), MSS)
+    netdev.set_down("tap0")
+    try:
+        rig.from_peer_offloaded(_of_svm(1001, data), MSS)
+        assert rig.to_client() == []
+    finally:
+        netdev.set_up("tap0", 1500)
+    assert rig.plane.held().frames == 3
+    rig.plane.set_turn(2, Phase.OPEN)
+    rig.plane.flush()
+    frames = rig.to_client()
+    assert _payload(frames) == data
+    assert all(sums_are_right(f) for f in frames)
+
+
+@pytest.mark.parametrize("wrap", [_four, _six])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_datagram_leaves_under_the_header_of_the_pvm(rig: Rig, wrap: Wrap, wrong: bool) -> None:
+    """Its checksum is due, and what is written there meanwhile was not compared."""
+    sent = wrap(UDP(sport=7, dport=9) / _stream(99))
+    raw = bytearray(offloaded(wrap(UDP(sport=7, dport=9) / _stream(99), 63, 200), 0))
+    if wrong:
+        raw[-100] ^= 1
+    rig.from_vm(sent)
+    rig.from_peer_vnet(bytes(raw), 1)
+    assert [bytes(f) for f in rig.to_client()] == [bytes(sent)]
+
+
+@pytest.mark.parametrize(("due", "leaves"), [(True, [1000]), (False, [400, 600])])
+def test_a_finished_checksum_is_that_of_one_held_frame(
+    rig: Rig, due: bool, leaves: list[int]
+) -> None:
+    data = _stream(1000)
+    rig.from_vm(_four(_tcp(1001, data[:400])))
+    rig.from_vm(_four(_tcp(1401, data[400:])))
+    frame = _of_svm(1001, data)
+    rig.from_peer_offloaded(frame, 0) if due else rig.from_peer(frame, 1)
+    frames = rig.to_client()
+    assert [len(f[TCP].payload) for f in frames] == leaves
+    assert all(sums_are_right(f) for f in frames)
