@@ -72,6 +72,7 @@ static __always_inline int colo_client_track(struct colo_pkt *pkt)
 		return 0;
 	if (!flow->c_known || COLO_AFTER(pkt->ack, flow->c_ack)) {
 		flow->c_ack = pkt->ack;
+		flow->c_acked_ns = flow->seen_ns;
 		flow->c_known = 1;
 	}
 	return 0;

@@ -545,6 +545,13 @@ MUTANTS = [
         PROTOCOLS,
     ),
     Mutant(
+        "an ACK on its way to the SVM is one it missed",
+        "include/colo_svm.h",
+        "- flow->c_acked_ns < COLO_ACK_TRAVELS_NS",
+        "- flow->c_acked_ns < 0",
+        ATTACKS,
+    ),
+    Mutant(
         "what the SVM sent before leaves in its frame, unlooked at",
         "include/colo_svm.h",
         " && work->walk.from == work->pkt.seq &&",

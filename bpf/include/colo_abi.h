@@ -206,6 +206,7 @@ struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u64 owner;		/* whose it is, of the key: an entry may be used again */
 	__u64 epoch;		/* the fields below are of this epoch */
 	__u64 seen_ns;
+	__u64 c_acked_ns;	/* when the client acknowledged something new */
 	struct colo_side pvm;
 	struct colo_side svm;
 	__u32 flags;		/* enum colo_flow_flag */

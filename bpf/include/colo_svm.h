@@ -6,11 +6,15 @@
 #ifndef COLO_SVM_H
 #define COLO_SVM_H
 
+/* The time an ACK may be on its way to the SVM: half of TCP's least retransmission timeout. */
+#define COLO_ACK_TRAVELS_NS	100000000ULL
+
 /* The SVM resends what the client has acknowledged: it missed an input. Told once an epoch. */
 static __always_inline void colo_svm_resend(struct colo_work *work, struct colo_flow *flow)
 {
 	colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_OLD);
-	if (!flow->c_known || COLO_AFTER(work->end, flow->c_ack))
+	if (!flow->c_known || COLO_AFTER(work->end, flow->c_ack) ||
+	    bpf_ktime_get_boot_ns() - flow->c_acked_ns < COLO_ACK_TRAVELS_NS)
 		return;
 	if (flow->s_resends < 2 && ++flow->s_resends == 2)
 		work->plan.event = COLO_EV_MISSED_INPUT;

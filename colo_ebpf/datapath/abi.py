@@ -230,6 +230,7 @@ class Flow(_Struct):
         ("owner", u64),
         ("epoch", u64),
         ("seen_ns", u64),
+        ("c_acked_ns", u64),
         ("pvm", Side),
         ("svm", Side),
         ("flags", u32),
