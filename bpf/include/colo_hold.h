@@ -9,8 +9,9 @@
 #ifndef COLO_HOLD_H
 #define COLO_HOLD_H
 
+/* Mapped by the control plane, which looks for the oldest frame: that takes no call to the kernel. */
 BPF_TABLE_PINNED("array", __u32, struct colo_slot, colo_hold, COLO_HOLD_SLOTS,
-		 COLO_PIN "/colo_hold");
+		 COLO_PIN "/colo_hold", BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct colo_frame, colo_frames, COLO_HOLD_SLOTS,
 		 COLO_PIN "/colo_frames");
 

@@ -190,11 +190,11 @@ class Checkpoints:
         due = self._held_due_ns
         if due is None or now_ns < due or self.primary.stage is not Stage.IDLE:
             return
-        oldest = self._plane.held().oldest_ns
+        oldest = self._plane.held_since_ns()
         if oldest is None:
             self._held_due_ns = None
             self._plane.rearm_held()
-            if self._plane.held().oldest_ns is None:
+            if self._plane.held_since_ns() is None:
                 return
             oldest = now_ns
         timeout_ns = self._timing.compare_timeout_ns

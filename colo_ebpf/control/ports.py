@@ -75,6 +75,9 @@ class Plane(Protocol):
 
     def held(self) -> HeldReport: ...
 
+    def held_since_ns(self) -> int | None:
+        """Boot time the oldest held frame came; None: none is held."""
+
     def rearm_held(self) -> None:
         """Ask for a HELD event at the next frame that is held."""
 

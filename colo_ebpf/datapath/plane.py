@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-import re
 import secrets
 import socket
 import struct
@@ -17,9 +16,10 @@ from pathlib import Path
 from colo_ebpf.datapath import abi, generations, loader, netdev, reap, tc
 from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.decode import count_rows, event_of, mismatch_rows
+from colo_ebpf.datapath.holding import HeldSlots
 from colo_ebpf.datapath.lasting import LastingOffsets
 from colo_ebpf.datapath.ring import Ring
-from colo_ebpf.datapath.sysbpf import ArrayWord, RawMap, obj_get, test_run
+from colo_ebpf.datapath.sysbpf import ArrayWord, RawMap, Runner, obj_get, test_run
 from colo_ebpf.model import (
     Counter,
     FlushReport,
@@ -81,15 +81,6 @@ def _own_frame(ethertype: int) -> bytes:
     return b"\xff" * 6 + b"\x02" + b"\0" * 5 + struct.pack("!H", ethertype)
 
 
-def _taken(slots: bytes) -> list[int]:
-    """Where the slots that are in use begin. Nearly all are free: to look at each takes long."""
-    size = ctypes.sizeof(abi.Slot)
-    states = (
-        memoryview(slots).cast("Q")[:: size // 8].tobytes()
-    )  # the first word of each; FREE is 0
-    return [size * at for at in sorted({m.start() // 8 for m in re.finditer(b"[^\0]", states)})]
-
-
 class DataPlane:
     """Programs and maps of one VM. Map accesses are synchronous; devices need a thread."""
 
@@ -114,6 +105,9 @@ class DataPlane:
         self._aged_to = 0
         self._lasting = LastingOffsets(offsets, lasting)
         self._reap_offsets, self._reap_lasting = reap.Reaper(offsets), reap.Reaper(lasting)
+        self._held = HeldSlots(self._maps["colo_hold"].fd)
+        self._beacon_run = Runner(self._mirror.programs["colo_beacon"], self._beacon_frame())
+        self._age_run = Runner(self._mirror.programs["colo_age"], bytes(64))
         self._conf = self._first_conf()
         self._callbacks: list[Callable[[PlaneEvent], None]] = []
         self._ring: Ring | None = None
@@ -165,6 +159,7 @@ class DataPlane:
 
     def close(self) -> None:
         """Let go of maps and programs: what is attached and pinned goes on without us."""
+        self._held.close()
         for one in (*self._maps.values(), self._stats, *self._tables):
             os.close(one.fd)
         if self._ring is not None:
@@ -326,21 +321,13 @@ class DataPlane:
 
     def held(self) -> HeldReport:
         """How much is held, and since when."""
-        slots = self._spec.sizes.hold_slots
-        if not self._live(LiveWord.HELD):
-            return HeldReport(0, 0, None, slots)
-        frames = total = 0
-        oldest: int | None = None
-        raw = self._maps["colo_hold"].all()
-        for at in _taken(raw):
-            slot = abi.Slot.from_buffer_copy(raw, at)
-            if slot.kind == abi.SlotKind.SAID:
-                continue
-            frames += 1
-            total += slot.len
-            if slot.state == abi.SlotState.HELD and (oldest is None or slot.at_ns < oldest):
-                oldest = slot.at_ns
-        return HeldReport(frames, total, oldest, slots)
+        some = self._live(LiveWord.HELD)
+        frames, total, oldest = self._held.report() if some else (0, 0, None)
+        return HeldReport(frames, total, oldest, self._spec.sizes.hold_slots)
+
+    def held_since_ns(self) -> int | None:
+        """Boot time the oldest held frame came; None: none is held."""
+        return self._held.oldest_ns() if self._live(LiveWord.HELD) else None
 
     def rearm_held(self) -> None:
         """Ask for an event at the next held frame."""
@@ -350,8 +337,10 @@ class DataPlane:
 
     def beacon(self) -> None:
         """One full-sized frame over the link: the plane is alive, and its MTU suffices."""
-        frame = _own_frame(abi.BEACON_ETHERTYPE)
-        test_run(self._mirror.programs["colo_beacon"], frame.ljust(self._spec.mtu + 14, b"\0"))
+        self._beacon_run.run()
+
+    def _beacon_frame(self) -> bytes:
+        return _own_frame(abi.BEACON_ETHERTYPE).ljust(self._spec.mtu + 14, b"\0")
 
     def link_heard_ns(self) -> int:
         """Boot time of the last frame of the peer's plane; 0: never."""
@@ -359,9 +348,10 @@ class DataPlane:
 
     def reap(self, now_ns: int) -> None:
         """Take a few entries of ended connections out of the tables."""
-        start = struct.pack("=I", self._aged_to)
-        test_run(self._mirror.programs["colo_age"], start.ljust(64, b"\0"))
-        self._aged_to = (self._aged_to + _AGE_PLACES) % (2 * self._spec.sizes.flows)
+        if self._live(LiveWord.FLOWS):
+            self._age_run.put(struct.pack("=I", self._aged_to))
+            self._age_run.run()
+            self._aged_to = (self._aged_to + _AGE_PLACES) % (2 * self._spec.sizes.flows)
         epoch = self.turn().epoch
         lasting = int(self._conf.lasting_epoch)
         self._reap_offsets.step(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -242,6 +243,19 @@ class RawMap:
             yield key
 
 
+def mapped(fd: int) -> memoryview:
+    """The values of an array map made with BPF_F_MMAPABLE, as 64-bit words, read-only.
+
+    They change under the reader, each word as a whole.
+    """
+    info = map_info(fd)
+    size = info.value_bytes * info.max_entries
+    try:
+        return memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ)).cast("Q")
+    except OSError as e:
+        raise DatapathError(f"bpf: map {info.name} into memory: {e.strerror}") from e
+
+
 class ArrayWord:
     """A 64-bit entry of an array map that is read many times a second: nothing is allocated.
 
@@ -296,7 +310,8 @@ class Runner:
     def __init__(self, fd: int, frame: bytes, context: bytes = b"") -> None:
         self._frame = ctypes.create_string_buffer(frame, len(frame))
         self._context = ctypes.create_string_buffer(context, len(context))
-        data, ctx = ctypes.addressof(self._frame), ctypes.addressof(self._context)
+        data = ctypes.addressof(self._frame)
+        ctx = ctypes.addressof(self._context) if context else 0
         sizes = (0, 0, len(context), 0)
         attr = struct.pack("<4I2Q4I2Q", fd, 0, len(frame), 0, data, 0, *sizes, ctx, 0)
         self._attr = ctypes.create_string_buffer(attr, _ATTR_BYTES)
@@ -304,8 +319,8 @@ class Runner:
         self._duration = ctypes.c_uint32.from_buffer(self._attr, 36)
 
     def put(self, frame: bytes) -> None:
-        """The next frame, as long as the first."""
-        ctypes.memmove(self._frame, frame, len(self._frame))
+        """The next frame, or how it begins: all are as long as the first."""
+        ctypes.memmove(self._frame, frame, len(frame))
 
     def run(self, repeat: int = 1) -> int:
         """Run it so often; returns ns each run took, with what the kernel did between them."""

@@ -83,6 +83,9 @@ class ToyPlane:
     def held(self) -> HeldReport:
         return HeldReport(0, 0, None, 1)
 
+    def held_since_ns(self) -> int | None:
+        return None
+
     def rearm_held(self) -> None: ...
 
     def link_heard_ns(self) -> int:

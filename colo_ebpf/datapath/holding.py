@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The hold store as user space sees it: mapped memory, so that a look costs no call.
+
+The daemon asks several times a second how old the oldest held frame is, in the thread that also
+times the checkpoints: to copy the whole table for that took longer than all else it does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Iterator
+
+from colo_ebpf.datapath import abi
+from colo_ebpf.datapath.sysbpf import mapped
+
+_WORDS = ctypes.sizeof(abi.Slot) // 8
+_STATE, _AT = abi.Slot.state.offset // 8, abi.Slot.at_ns.offset // 8
+_KIND, _KIND_SHIFT = divmod(abi.Slot.kind.offset, 8)
+_LEN, _LEN_SHIFT = divmod(abi.Slot.len.offset, 8)
+_HALF = 0xFFFFFFFF
+_IN_USE = re.compile(rb"[^\0]+")  # FREE is 0
+
+
+class HeldSlots:
+    """What `colo_hold` holds now."""
+
+    def __init__(self, fd: int) -> None:
+        self._words = mapped(fd)
+        self._states = self._words.cast("B")[8 * _STATE :: 8 * _WORDS]  # little-endian: enough
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._states.release()
+        self._words.release()
+
+    def _taken(self) -> Iterator[int]:
+        """Where the slots begin that hold a frame of the primary's, as words."""
+        words = self._words
+        for match in _IN_USE.finditer(self._states.tobytes()):
+            for at in range(match.start() * _WORDS, match.end() * _WORDS, _WORDS):
+                kind = words[at + _KIND] >> 8 * _KIND_SHIFT & _HALF
+                if kind != abi.SlotKind.SAID:
+                    yield at
+
+    def oldest_ns(self) -> int | None:
+        """Boot time the oldest frame came; None: none is held."""
+        words = self._words
+        held = (words[at + _AT] for at in self._taken() if words[at + _STATE] == abi.SlotState.HELD)
+        return min(held, default=None)
+
+    def report(self) -> tuple[int, int, int | None]:
+        """Frames, their bytes, and the same."""
+        words, taken = self._words, list(self._taken())
+        total = sum(words[at + _LEN] >> 8 * _LEN_SHIFT & _HALF for at in taken)
+        return len(taken), total, self.oldest_ns()
