@@ -95,7 +95,7 @@ class Core:
         self.rests = Rests()
         self._pairing: Pairing | None = None
         self._pairing_known = False
-        self._published: PeerState | None = None
+        self.said: PeerState | None = None  # at the end of the last cycle
         self._wanted = ""
 
     # --- events ------------------------------------------------------------------------
@@ -488,9 +488,9 @@ class Core:
 
     def _news(self) -> bool:
         state = self.my_state()
-        if state == self._published:
+        if state == self.said:
             return False
-        self._published = state
+        self.said = state
         return True
 
     @property

@@ -33,7 +33,7 @@ from colo_ebpf.control.machine import QemuMachine
 from colo_ebpf.control.notefile import NoteFile
 from colo_ebpf.control.notify import Notifier
 from colo_ebpf.control.pause import Pause, PauseFile
-from colo_ebpf.control.peer import Path, PeerView, seal
+from colo_ebpf.control.peer import Path, PeerState, PeerView, seal
 from colo_ebpf.control.ports import Vm
 from colo_ebpf.control.privileges import keep_only_needed
 from colo_ebpf.control.record import GenerationFloor, Record
@@ -159,7 +159,7 @@ class Daemon:
         self.plane.beacon()
         self.plane.reap(now_ns)
         self.core.cycle(now_ns)
-        self.publish(1)
+        self._send(self.core.said or self.core.my_state())
         self._notifier.feed(now_ns)
         self._watchdog.feed(self.plane.mode(), now_ns)
 
@@ -242,10 +242,13 @@ class Daemon:
         """Send the state on both paths."""
         state = self.core.my_state()
         for _ in range(copies):
-            self._seq += 1
-            datagram = seal(state.numbered(self._seq), self._key)
-            for path in Path:
-                self._beats.send(path, datagram)
+            self._send(state)
+
+    def _send(self, state: PeerState) -> None:
+        self._seq += 1
+        datagram = seal(state.numbered(self._seq), self._key)
+        for path in Path:
+            self._beats.send(path, datagram)
 
     def keep_note(self, note: Note) -> None:
         """Over a restart."""
