@@ -42,7 +42,7 @@ bench-quick: guest ## the same with fewer readings, a few minutes
 mutants: guest ## plant faults in the C sources, one at a time; each must be found
 	@$(PYTHON) -m tests.mutants $(MUTANTS)
 
-matrix: guest ## every line of docs/failure-scenarios.md with real VMs, about 12 minutes
+matrix: guest ## every line of docs/failure-scenarios.md with real VMs, about 8 minutes
 	@COLO_MATRIX=1 timeout 3600 $(PYTHON) -m pytest -v --timeout 300 tests/matrix
 
 writer: guest ## fifty kills while the guest writes to an ext4 file system (KILLS=n SEED=n)
