@@ -115,7 +115,7 @@ def _stream_cases(payload: int) -> list[Case]:
         Case(
             (
                 step(names.HELD, "pvm", "cmp-pvm", "hold", "unverified"),
-                step(names.CARRIES, "svm", "drain", "carry", "carried"),
+                step(names.CARRIES, "svm", "drain", "carry", "whole"),
             )
         ),
     ]
@@ -288,7 +288,7 @@ def _case(recorder: Recorder, scale: Scale, bed: Bed, driver: Driver, case: Case
         passing.append(spent["colo_cmp_pvm"].each_ns)
     for step, values in zip(case.steps, costs, strict=True):
         recorder.add(PART, names.COST, step.path, "ns", values=values)
-    if case.steps[-1].counted[2] == "carried":
+    if case.steps[-1].counted[2] in ("carried", "whole"):
         path = case.steps[-1].path.replace(names.CARRIES, names.CARRIED)
         recorder.add(PART, names.COST, path, "ns", values=passing)
 
