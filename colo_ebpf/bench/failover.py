@@ -29,6 +29,7 @@ _BEFORE_S, _AFTER_S = 1.0, 2.0
 _SAMPLE_S = 0.002
 _DETECTED = "bidding to go on alone"
 _ALONE = "alone, unprotected"
+_PAIRS = "warm-up checkpoint"  # the VM that serves is stopped for the first time
 _NAMES = {"vm": "QEMU killed", "host": "host killed"}
 
 
@@ -36,7 +37,8 @@ _NAMES = {"vm": "QEMU killed", "host": "host killed"}
 class Failover:
     """One of them; times in milliseconds since the kill began."""
 
-    silence_ms: float  # the client's longest time without an answer
+    silence_ms: float  # the client's longest without an answer, before a new pair is first stopped
+    healing_ms: float  # the same from then on, until it is protected
     detected_ms: float  # the survivor bids
     active_ms: float  # the record says that it is alone
     frame_ms: float  # its first frame at the client's switch
@@ -49,6 +51,7 @@ def spread(recorder: Recorder, what: str, found: Sequence[Failover]) -> None:
     since = "the kill" if what == "vm" else "the host is back"
     for measure, values in (
         ("client outage", [one.silence_ms for one in found]),
+        ("longest silence until protected again", [one.healing_ms for one in found]),
         ("kill to detected", [one.detected_ms for one in found]),
         ("kill to record active", [one.active_ms for one in found]),
         ("kill to the survivor's first frame", [one.frame_ms for one in found]),
@@ -115,8 +118,7 @@ class Failovers:
         at, at_ns = time.monotonic(), boot_ns()
         await asyncio.to_thread(faults.kill, lab, loser, what)
         told = await pair.until(survivor, lambda s: _has_gone_on(s, at_ns), "does not go on")
-        await asyncio.sleep(_AFTER_S)  # the client's silence ends within it, or counts as so long
-        until = time.monotonic()
+        await asyncio.sleep(_AFTER_S)  # drawn, and a silence ends within it or counts as so long
         if samples is not None:
             samples.cancel()
             self._draw(at, (await asyncio.gather(samples, return_exceptions=True))[0])
@@ -125,9 +127,13 @@ class Failovers:
             await asyncio.to_thread(lab.heal)
             healed_ns = boot_ns()
         await pair.until_protected()
-        history = told["history"]
+        protected, history = time.monotonic(), told["history"]
+        healed = await asyncio.to_thread(pair.status, survivor)
+        pairs_ns = said_after(healed["history"], at_ns, _PAIRS)
+        pairs = at + (pairs_ns - at_ns) / 1e9
         return Failover(
-            silence_ms=self._ledger.gaps.longest_ms(at - 0.1, until),
+            silence_ms=self._ledger.gaps.longest_ms(at - 0.1, pairs),
+            healing_ms=self._ledger.gaps.longest_ms(pairs, protected),
             detected_ms=(said_after(history, at_ns, _DETECTED) - at_ns) / 1e6,
             active_ms=(said_after(history, at_ns, _ALONE) - at_ns) / 1e6,
             frame_ms=self._first_frame_ms(survivor, at),
@@ -183,5 +189,5 @@ def _told(one: Failover) -> str:
     return (
         f"client {one.silence_ms:.0f} ms, detected {one.detected_ms:.0f}, "
         f"active {one.active_ms:.0f}, first frame {one.frame_ms:.0f} ms, "
-        f"protected after {one.protected_ms / 1000:.1f} s"
+        f"protected after {one.protected_ms / 1000:.1f} s, silent {one.healing_ms:.0f} ms for it"
     )

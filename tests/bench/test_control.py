@@ -32,6 +32,7 @@ LANES = {
     "stall when the SVM is silent": {"ours", "qemu"},
     "checkpoints without a cause under load": {"ours"},
     "client outage": {"QEMU killed", "host killed"},
+    "longest silence until protected again": {"QEMU killed", "host killed"},
     "kill to detected": {"QEMU killed", "host killed"},
     "kill to record active": {"QEMU killed", "host killed"},
     "kill to the survivor's first frame": {"QEMU killed", "host killed"},
