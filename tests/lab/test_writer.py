@@ -13,6 +13,7 @@ import asyncio
 import enum
 import os
 import random
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ _DISK_BYTES = 48 << 20
 _KILLS = int(os.environ.get("COLO_KILLS", "5"))
 _SEED = int(os.environ.get("COLO_SEED", "53"))
 _LIMIT_S = 60.0
+_REFUSED_S = 0.05
 _GROWTH = 20
 
 
@@ -86,7 +88,7 @@ class Numbers:
         """Until it is cancelled, or silence lasts too long."""
         async with asyncio.timeout(PATIENCE_S):
             await until_serving(self._client)
-            told = Lines(await self._client.connect(_PORT))
+            told = Lines(await self._connected())
             first = int(await told.line())
         assert first == 0
         while True:
@@ -95,6 +97,14 @@ class Numbers:
             if number != self.last + 1:
                 self.wrong = self.wrong or f"{number} was told after {self.last}"
             self.last = number
+
+    async def _connected(self) -> socket.socket:
+        """The guest listens here once its file system is mounted: later than elsewhere."""
+        while True:
+            try:
+                return await self._client.connect(_PORT)
+            except ConnectionRefusedError:
+                await asyncio.sleep(_REFUSED_S)
 
 
 class Killer:
