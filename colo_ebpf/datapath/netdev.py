@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import enum
 import errno
 import fcntl
 import os
@@ -245,7 +246,7 @@ def create_vxlan(ifname: str, port: int, mtu: int) -> None:
         _add_vxlan(ifname, f"on port {port}", port, vxlan_collect_metadata=True)
     _no_router_solicitation(ifname)
     set_up(ifname, mtu)
-    _no_gro(ifname)
+    set_offload(ifname, Offload.GRO, False)  # the SVM's segments are compared as they came
 
 
 def create_vxlan_to(ifname: str, vni: int, remote: str, port: int, mtu: int) -> None:
@@ -268,9 +269,17 @@ def _add_vxlan(ifname: str, where: str, port: int, **more: Any) -> None:
         )
 
 
-def _no_gro(ifname: str) -> None:
-    """GRO off: the SVM's segments are compared as they came (ethtool ioctl ETHTOOL_SGRO)."""
-    value = struct.pack("II", 0x2C, 0)
+class Offload(enum.IntEnum):
+    """What a device does for the stack, by the command that sets it (linux/ethtool.h)."""
+
+    TX_CHECKSUM = 0x17
+    TSO = 0x1F
+    GRO = 0x2C
+
+
+def set_offload(ifname: str, offload: Offload, on: bool) -> None:
+    """Switch it (ioctl SIOCETHTOOL, struct ethtool_value). Raises AttachError."""
+    value = struct.pack("II", offload, on)
     buffer = bytearray(value)
     address = (ctypes.c_char * len(buffer)).from_buffer(buffer)
     pointer = ctypes.addressof(address)
@@ -279,7 +288,8 @@ def _no_gro(ifname: str) -> None:
         try:
             fcntl.ioctl(s.fileno(), 0x8946, request)
         except OSError as e:
-            raise AttachError(f"{ifname}: switch GRO off: {e.strerror}") from e
+            what = f"switch {offload.name} {'on' if on else 'off'}"
+            raise AttachError(f"{ifname}: {what}: {e.strerror}") from e
 
 
 def set_quickack(peer: str) -> None:

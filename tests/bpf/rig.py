@@ -160,6 +160,25 @@ class Rig:
         """One of the VM's pinned maps."""
         return self._bed.map(name)
 
+    def flows(self) -> dict[bytes, abi.Flow]:
+        """The flow table as it is now."""
+        table = self.map("colo_flows")
+        known = list(table.keys())
+        return {key: abi.Flow.from_buffer_copy(table.get(key) or b"") for key in known}
+
+    def flow(self) -> abi.Flow:
+        """The entry of the one connection there is."""
+        (flow,) = self.flows().values()
+        return flow
+
+    def change_flows(self, **fields: int) -> None:
+        """All entries hold these values from now on."""
+        table = self.map("colo_flows")
+        for key, flow in self.flows().items():
+            for name, value in fields.items():
+                setattr(flow, name, value)
+            table.set(key, bytes(flow))
+
     # -- frames in --
 
     def from_vm(self, frame: Packet) -> None:
@@ -301,6 +320,11 @@ def _receive(s: socket.socket) -> bytes:
         if status & _VLAN_VALID:
             frame = frame[:12] + struct.pack("!HH", protocol, tci) + frame[12:]
     return frame
+
+
+def stream(count: int) -> bytes:
+    """Bytes of a VM's stream that are nowhere the same for long."""
+    return bytes((i * 31 + i // 256) % 256 for i in range(count))
 
 
 def offloaded(frame: Packet, segment_bytes: int) -> bytes:

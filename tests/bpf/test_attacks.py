@@ -13,7 +13,6 @@ import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 
-from colo_ebpf.datapath import abi
 from colo_ebpf.model import Mode, Phase
 from tests.bpf.rig import (
     CLIENT,
@@ -141,8 +140,7 @@ def test_a12_a_cut_off_primary_says_nothing_at_all() -> None:
 def test_b1_an_svm_that_missed_an_input_is_told_of_once() -> None:
     """The clone of the client's last ACK was lost: the SVM resends what the client has."""
     with established() as rig:
-        for send in (rig.from_vm, lambda frame: rig.from_peer(frame, 1)):
-            send(segment(1001, b"x" * 100, ack=5001))
+        _both_send(rig)
         rig.from_client(request(5001, ack=1101))
         rig.to_vm()
         _acknowledged_long_ago(rig)
@@ -155,8 +153,7 @@ def test_b1_an_svm_that_missed_an_input_is_told_of_once() -> None:
 def test_b1_an_ack_may_still_be_on_its_way_to_the_svm() -> None:
     """It resends for a reason of its own, a reordered ACK say: no input is missing."""
     with established() as rig:
-        for send in (rig.from_vm, lambda frame: rig.from_peer(frame, 1)):
-            send(segment(1001, b"x" * 100, ack=5001))
+        _both_send(rig)
         rig.from_client(request(5001, ack=1101))
         rig.events()
         for _ in range(4):
@@ -165,18 +162,19 @@ def test_b1_an_ack_may_still_be_on_its_way_to_the_svm() -> None:
 
 
 def _acknowledged_long_ago(rig: Rig) -> None:
-    flows = rig.map("colo_flows")
-    (key,) = flows.keys()
-    flow = abi.Flow.from_buffer_copy(flows.get(key) or b"")
-    assert flow.c_acked_ns > 0
-    flow.c_acked_ns -= 10**9
-    flows.set(key, bytes(flow))
+    acked_ns = rig.flow().c_acked_ns
+    assert acked_ns > 0
+    rig.change_flows(c_acked_ns=acked_ns - 10**9)
+
+
+def _both_send(rig: Rig) -> None:
+    for send in (rig.from_vm, lambda frame: rig.from_peer(frame, 1)):
+        send(segment(1001, b"x" * 100, ack=5001))
 
 
 def test_b1_an_svm_that_resends_what_the_client_lacks_is_right() -> None:
     with established() as rig:
-        for send in (rig.from_vm, lambda frame: rig.from_peer(frame, 1)):
-            send(segment(1001, b"x" * 100, ack=5001))
+        _both_send(rig)
         rig.events()
         for _ in range(4):
             rig.from_peer(segment(1001, b"x" * 100, ack=5001), 1)

@@ -11,7 +11,6 @@ from scapy.layers.inet import TCP
 from scapy.packet import Packet
 
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.datapath import abi
 from colo_ebpf.datapath.abi import FlowFlag
 from colo_ebpf.model import Mode
 from tests.bpf.rig import Rig, established, request, segment
@@ -36,20 +35,9 @@ def _syns(count: int, first: int = 0) -> Iterator[bytes]:
         yield bytes(frame)
 
 
-def _entries(rig: Rig) -> dict[bytes, abi.Flow]:
-    flows = rig.map("colo_flows")
-    known = list(flows.keys())
-    return {key: abi.Flow.from_buffer_copy(flows.get(key) or b"") for key in known}
-
-
 def _change(rig: Rig, idle_ns: int, **fields: int) -> None:
     """All entries were last heard of so long ago, and hold these values."""
-    flows = rig.map("colo_flows")
-    for key, flow in _entries(rig).items():
-        flow.seen_ns = boot_ns() - idle_ns
-        for name, value in fields.items():
-            setattr(flow, name, value)
-        flows.set(key, bytes(flow))
+    rig.change_flows(seen_ns=boot_ns() - idle_ns, **fields)
 
 
 def _sweep(rig: Rig) -> None:
@@ -88,7 +76,7 @@ def test_which_entries_go(idle_ns: int, fields: dict[str, int], goes: bool) -> N
         rig.from_client(request(1, flags="S"))
         _change(rig, idle_ns, **{"c_known": 1, **fields})
         _sweep(rig)
-        assert len(_entries(rig)) == (not goes)
+        assert len(rig.flows()) == (not goes)
         assert rig.plane.live()["flows"] == (not goes)
         assert rig.count("age", "drop", "ended") == goes
 
@@ -110,7 +98,7 @@ def test_c4_without_a_daemon_ended_entries_make_room() -> None:
     with Rig() as rig:
         rig.pair()
         rig.run_many("colo_mir_cli", _syns(2 * FLOWS))
-        assert len(_entries(rig)) == FLOWS
+        assert len(rig.flows()) == FLOWS
         refused = _refused(rig)
         rig.run_many("colo_mir_cli", _syns(100, FLOWS * 4))
         assert _refused(rig) == refused + 100, "they may live"
@@ -118,8 +106,8 @@ def test_c4_without_a_daemon_ended_entries_make_room() -> None:
         refused = _refused(rig)
         rig.run_many("colo_mir_cli", _syns(100, FLOWS * 6))
         assert _refused(rig) - refused < 20, "some of eight places had one that is over"
-        assert len(_entries(rig)) <= FLOWS
-        assert rig.plane.live()["flows"] == len(_entries(rig))
+        assert len(rig.flows()) <= FLOWS
+        assert rig.plane.live()["flows"] == len(rig.flows())
 
 
 def test_an_entry_used_again_is_not_taken_for_the_old_one() -> None:
@@ -131,7 +119,7 @@ def test_an_entry_used_again_is_not_taken_for_the_old_one() -> None:
         assert rig.count("cmp-pvm", "drop", "busy") == 1
         assert rig.count("cmp-svm", "drop", "busy") == 1
         assert rig.to_client() == []
-        assert [flow.lock for flow in _entries(rig).values()] == [0]
+        assert [flow.lock for flow in rig.flows().values()] == [0]
 
 
 def test_the_guests_own_connections_find_room_too() -> None:
@@ -143,7 +131,7 @@ def test_the_guests_own_connections_find_room_too() -> None:
             syn[TCP].dport = 5000 + number
             send(syn)
             rig.to_client()
-            assert len(_entries(rig)) == number + 1
+            assert len(rig.flows()) == number + 1
         rig.run_many("colo_mir_cli", _syns(2 * FLOWS))
         syn[TCP].dport = 6000
         rig.from_vm(syn)
@@ -160,7 +148,7 @@ def test_c4_a_flood_of_a_million_tuples() -> None:
     with established() as rig:
         rig.run_many("colo_mir_cli", _syns(1_000_000))
         assert _refused(rig) >= 1_000_000 - FLOWS
-        assert len(_entries(rig)) == rig.plane.live()["flows"] <= FLOWS
+        assert len(rig.flows()) == rig.plane.live()["flows"] <= FLOWS
         rig.to_peer()
         stranger = request(9, flags="S")
         stranger[TCP].sport = 999

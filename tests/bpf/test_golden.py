@@ -105,11 +105,7 @@ def full_table(rig: Rig) -> None:
 
 def locked(rig: Rig) -> None:
     """Another CPU never gives the flow back."""
-    flows = rig.map("colo_flows")
-    (key,) = flows.keys()
-    flow = abi.Flow.from_buffer_copy(flows.get(key) or b"")
-    flow.lock = 1
-    flows.set(key, bytes(flow))
+    rig.change_flows(lock=1)
 
 
 def no_link(_rig: Rig) -> None:
@@ -177,12 +173,8 @@ def mended(rig: Rig) -> None:
 
 def aged(rig: Rig) -> None:
     """The one connection was reset; two minutes later the control plane sweeps the table."""
-    flows = rig.map("colo_flows")
-    (key,) = flows.keys()
-    flow = abi.Flow.from_buffer_copy(flows.get(key) or b"")
-    flow.flags |= abi.FlowFlag.RESET
-    flow.seen_ns = boot_ns() - 120_000_000_000
-    flows.set(key, bytes(flow))
+    flags = rig.flow().flags | abi.FlowFlag.RESET
+    rig.change_flows(flags=flags, seen_ns=boot_ns() - 120_000_000_000)
     for _ in range(2):
         rig.plane.reap(boot_ns())
 
@@ -465,9 +457,7 @@ def _look(rig: Rig, row: Row) -> None:
     if row.held is not None:
         assert rig.plane.held().frames == row.held
     if row.flow:
-        flows = rig.map("colo_flows")
-        (key,) = flows.keys()
-        flow = abi.Flow.from_buffer_copy(flows.get(key) or b"")
+        flow = rig.flow()
         assert {name: getattr(flow, name) for name in row.flow} == row.flow
 
 

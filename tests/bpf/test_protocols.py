@@ -31,6 +31,7 @@ from tests.bpf.rig import (
     established,
     request,
     segment,
+    stream,
     sums_are_right,
 )
 
@@ -339,14 +340,10 @@ def test_a_udp_datagram_without_checksum_keeps_none() -> None:
         assert [bytes(f) for f in rig.to_client()] == [bytes(sent)]
 
 
-def _stream(count: int) -> bytes:
-    return bytes((i * 31 + i // 256) % 256 for i in range(count))
-
-
 @pytest.mark.parametrize("wrap", [_plain4, _options4, _plain6, _tagged])
 @pytest.mark.parametrize("size", [1449, 2896, 30000, 65000])
 def test_a_gso_frame_is_held_as_the_frames_it_stands_for(wrap: Wrap, size: int) -> None:
-    data, most = _stream(size), 1428 if wrap is _plain6 else 1448
+    data, most = stream(size), 1428 if wrap is _plain6 else 1448
     with Rig() as rig:
         _both_connect(rig, wrap)
         rig.from_vm_offloaded(wrap(_tcp(1001, data, flags="PAF")), most)
@@ -366,7 +363,7 @@ def test_a_gso_frame_is_held_as_the_frames_it_stands_for(wrap: Wrap, size: int) 
 
 
 def test_a_gso_frame_that_is_verified_passes_whole() -> None:
-    data = _stream(20000)
+    data = stream(20000)
     with Rig() as rig:
         _both_connect(rig, _plain4)
         for start in range(0, 20000, 1448):
@@ -377,7 +374,7 @@ def test_a_gso_frame_that_is_verified_passes_whole() -> None:
 
 
 def test_the_verified_part_of_a_gso_frame_leaves_at_once() -> None:
-    data = _stream(20000)
+    data = stream(20000)
     with Rig() as rig:
         _both_connect(rig, _plain4)
         for start in range(0, 5792, 1448):
@@ -391,7 +388,7 @@ def test_the_verified_part_of_a_gso_frame_leaves_at_once() -> None:
 
 
 def test_a_difference_inside_a_gso_frame_holds_from_there() -> None:
-    data = _stream(10000)
+    data = stream(10000)
     with Rig() as rig:
         _both_connect(rig, _plain4)
         rig.from_vm_offloaded(_plain4(_tcp(1001, data)), 1000)
@@ -403,7 +400,7 @@ def test_a_difference_inside_a_gso_frame_holds_from_there() -> None:
 
 
 def test_a_frame_of_the_svm_may_be_as_large_as_a_datagram() -> None:
-    data = _stream(60000)
+    data = stream(60000)
     with Rig() as rig:
         _both_connect(rig, _plain4)
         for start in range(0, 60000, 1448):
@@ -414,7 +411,7 @@ def test_a_frame_of_the_svm_may_be_as_large_as_a_datagram() -> None:
 
 def test_more_segments_than_slots_for_one_frame() -> None:
     """What does not fit is hashed and dropped; after a checkpoint the guest's next copy passes."""
-    data = _stream(40000)
+    data = stream(40000)
     with Rig() as rig:
         _both_connect(rig, _plain4)
         rig.from_vm_offloaded(_plain4(_tcp(1001, data)), 500)
@@ -430,7 +427,7 @@ def test_more_segments_than_slots_for_one_frame() -> None:
 
 @pytest.mark.parametrize("wrap", [_plain4, _plain6])
 def test_jumbo_frames(wrap: Wrap) -> None:
-    data = _stream(60000)
+    data = stream(60000)
     most = 8940 if wrap is _plain4 else 8900
     with Rig(mtu=9000) as rig:
         _both_connect(rig, wrap)
@@ -455,7 +452,7 @@ def test_udp_segmentation_is_not_offered_and_never_leaves() -> None:
 
 
 def test_a_gso_frame_held_for_a_checkpoint_leaves_by_the_flush() -> None:
-    data = _stream(10000)
+    data = stream(10000)
     with Rig() as rig:
         _both_connect(rig, _plain6)
         rig.plane.set_turn(1, Phase.TURNING)

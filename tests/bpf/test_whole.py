@@ -6,10 +6,6 @@ The client's side of the host cuts and sums what passes, so that each frame can 
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import socket
-import struct
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,6 +15,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet
 
 from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.netdev import Offload
 from colo_ebpf.lab.bed import UPLINK
 from colo_ebpf.model import Phase
 from tests.bpf.rig import (
@@ -28,29 +25,21 @@ from tests.bpf.rig import (
     VM_MAC,
     Rig,
     offloaded,
+    stream,
     sums_are_right,
 )
 
 MSS = 1400
-_SIOCETHTOOL, _STXCSUM, _STSO = 0x8946, 0x17, 0x1F
 SKEW = 7  # between the VMs' clocks
 Wrap = Callable[..., Packet]
-
-
-def _ethtool(ifname: str, command: int, value: int) -> None:
-    """linux/ethtool.h: struct ethtool_value."""
-    wanted = ctypes.create_string_buffer(struct.pack("II", command, value))
-    request = struct.pack("16sP", ifname.encode(), ctypes.addressof(wanted))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        fcntl.ioctl(s, _SIOCETHTOOL, request)
 
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
     """A connection that both VMs have accepted."""
     with Rig(large=True) as made:
-        _ethtool(UPLINK, _STSO, 0)
-        _ethtool(UPLINK, _STXCSUM, 0)
+        netdev.set_offload(UPLINK, Offload.TSO, False)
+        netdev.set_offload(UPLINK, Offload.TX_CHECKSUM, False)
         made.pair()
         _connect(made, _four)
         yield made
@@ -78,10 +67,6 @@ def _six(packet: Packet, ttl: int = 64, number: int = 100) -> Packet:
     return Ether(src=VM_MAC, dst=CLIENT_MAC) / ip / packet
 
 
-def _stream(count: int) -> bytes:
-    return bytes((i * 31 + i // 256) % 256 for i in range(count))
-
-
 def _of_svm(seq: int, data: bytes, flags: str = "A", ack: int = 5001) -> Packet:
     """What it produced is the same, all else its own."""
     return _four(_tcp(seq, data, flags, ack, at=9 + SKEW), 63, 200)
@@ -100,7 +85,7 @@ def _whole(rig: Rig) -> int:
 def test_it_leaves_under_the_header_of_the_pvm(rig: Rig, wrap: Wrap, size: int) -> None:
     if wrap is _six:
         _connect(rig, _six)
-    data = _stream(size)
+    data = stream(size)
     rig.from_vm_offloaded(wrap(_tcp(1001, data)), MSS)
     assert rig.to_client() == []
     rig.from_peer_offloaded(wrap(_tcp(1001, data, "PA", at=9 + SKEW), 63, 200), MSS)
@@ -117,7 +102,7 @@ def test_it_leaves_under_the_header_of_the_pvm(rig: Rig, wrap: Wrap, size: int) 
 
 
 def test_it_stands_for_frames_the_pvm_sent_one_by_one(rig: Rig) -> None:
-    data = _stream(4 * MSS)
+    data = stream(4 * MSS)
     for start in range(0, len(data), MSS):
         rig.from_vm(_four(_tcp(1001 + start, data[start : start + MSS], "PA", ack=5001)))
     rig.from_peer_offloaded(_of_svm(1001, data), MSS)
@@ -127,7 +112,7 @@ def test_it_stands_for_frames_the_pvm_sent_one_by_one(rig: Rig) -> None:
 
 
 def test_several_stand_for_one_frame_of_the_pvm(rig: Rig) -> None:
-    data = _stream(10 * MSS)
+    data = stream(10 * MSS)
     rig.from_vm_offloaded(_four(_tcp(1001, data)), MSS)
     for start, end in ((0, 2), (2, 7), (7, 10)):
         part = data[start * MSS : end * MSS]
@@ -139,7 +124,7 @@ def test_several_stand_for_one_frame_of_the_pvm(rig: Rig) -> None:
 
 def test_acknowledgment_and_window_are_lowered(rig: Rig) -> None:
     """I2: the SVM has received up to 5011, and its window ends at 6011."""
-    data = _stream(3 * MSS)
+    data = stream(3 * MSS)
     rig.from_vm_offloaded(_four(_tcp(1001, data, ack=5101)), MSS)
     rig.from_peer_offloaded(_of_svm(1001, data, ack=5011), MSS)
     frames = rig.to_client()
@@ -150,7 +135,7 @@ def test_acknowledgment_and_window_are_lowered(rig: Rig) -> None:
 
 @pytest.mark.parametrize("extra", [-1, 1, -MSS - 1, MSS + 1])
 def test_what_ends_elsewhere_leaves_from_the_store(rig: Rig, extra: int) -> None:
-    data = _stream(6 * MSS)
+    data = stream(6 * MSS)
     rig.from_vm_offloaded(_four(_tcp(1001, data[: 4 * MSS])), MSS)
     rig.from_peer_offloaded(_of_svm(1001, data[: 4 * MSS + extra]), MSS)
     frames = rig.to_client()
@@ -161,7 +146,7 @@ def test_what_ends_elsewhere_leaves_from_the_store(rig: Rig, extra: int) -> None
 
 
 def test_a_difference_in_it_lets_nothing_of_it_out(rig: Rig) -> None:
-    data = _stream(5 * MSS)
+    data = stream(5 * MSS)
     rig.from_vm_offloaded(_four(_tcp(1001, data)), MSS)
     rig.from_peer_offloaded(_of_svm(1001, data[:-1] + b"?"), MSS)
     frames = rig.to_client()
@@ -172,7 +157,7 @@ def test_a_difference_in_it_lets_nothing_of_it_out(rig: Rig) -> None:
 
 def test_bytes_it_had_sent_before_were_not_looked_at_again(rig: Rig) -> None:
     """So they never leave in its frame, whatever they are now."""
-    data = _stream(1400)
+    data = stream(1400)
     rig.from_vm(_four(_tcp(1001, data)))
     rig.from_peer(_of_svm(1001, data[:700]), 1)
     rig.from_peer(_of_svm(1001, b"?" * 700 + data[700:]), 1)
@@ -181,7 +166,7 @@ def test_bytes_it_had_sent_before_were_not_looked_at_again(rig: Rig) -> None:
 
 def test_larger_segments_than_the_pvms_do_not_leave(rig: Rig) -> None:
     """The way to the client may not take them."""
-    data = _stream(4000)
+    data = stream(4000)
     rig.from_vm_offloaded(_four(_tcp(1001, data)), 1000)
     rig.from_peer_offloaded(_of_svm(1001, data), MSS)
     frames = rig.to_client()
@@ -190,7 +175,7 @@ def test_larger_segments_than_the_pvms_do_not_leave(rig: Rig) -> None:
 
 
 def test_other_headers_do_not_fit(rig: Rig) -> None:
-    data = _stream(4000)
+    data = stream(4000)
     plain = TCP(sport=80, dport=4711, seq=1001, ack=5001, flags="A", window=1000) / data
     rig.from_vm_offloaded(_four(_tcp(1001, data)), MSS)
     rig.from_peer_offloaded(_four(plain), MSS)
@@ -203,7 +188,7 @@ def test_a_vlan_tag_is_put_back_by_the_store(rig: Rig) -> None:
         return Ether(src=VM_MAC, dst=CLIENT_MAC) / Dot1Q(vlan=7) / ip / packet
 
     _connect(rig, tagged)
-    data = _stream(4000)
+    data = stream(4000)
     rig.from_vm_offloaded(tagged(_tcp(1001, data)), MSS)
     rig.from_peer_offloaded(tagged(_tcp(1001, data)), MSS)
     frames = rig.to_client()
@@ -212,7 +197,7 @@ def test_a_vlan_tag_is_put_back_by_the_store(rig: Rig) -> None:
 
 
 def test_the_end_of_a_stream_leaves_from_the_store(rig: Rig) -> None:
-    data = _stream(4000)
+    data = stream(4000)
     rig.from_vm_offloaded(_four(_tcp(1001, data, "FA")), MSS)
     rig.from_peer_offloaded(_of_svm(1001, data, "FA"), MSS)
     frames = rig.to_client()
@@ -221,7 +206,7 @@ def test_the_end_of_a_stream_leaves_from_the_store(rig: Rig) -> None:
 
 
 def test_nothing_is_lost_when_it_cannot_leave(rig: Rig) -> None:
-    data = _stream(4000)
+    data = stream(4000)
     rig.from_vm_offloaded(_four(_tcp(1001, data)), MSS)
     netdev.set_down("tap0")
     try:
@@ -241,8 +226,8 @@ def test_nothing_is_lost_when_it_cannot_leave(rig: Rig) -> None:
 @pytest.mark.parametrize("wrong", [False, True])
 def test_a_datagram_leaves_under_the_header_of_the_pvm(rig: Rig, wrap: Wrap, wrong: bool) -> None:
     """Its checksum is due, and what is written there meanwhile was not compared."""
-    sent = wrap(UDP(sport=7, dport=9) / _stream(99))
-    raw = bytearray(offloaded(wrap(UDP(sport=7, dport=9) / _stream(99), 63, 200), 0))
+    sent = wrap(UDP(sport=7, dport=9) / stream(99))
+    raw = bytearray(offloaded(wrap(UDP(sport=7, dport=9) / stream(99), 63, 200), 0))
     if wrong:
         raw[-100] ^= 1
     rig.from_vm(sent)
@@ -254,7 +239,7 @@ def test_a_datagram_leaves_under_the_header_of_the_pvm(rig: Rig, wrap: Wrap, wro
 def test_a_finished_checksum_is_that_of_one_held_frame(
     rig: Rig, due: bool, leaves: list[int]
 ) -> None:
-    data = _stream(1000)
+    data = stream(1000)
     rig.from_vm(_four(_tcp(1001, data[:400])))
     rig.from_vm(_four(_tcp(1401, data[400:])))
     frame = _of_svm(1001, data)
