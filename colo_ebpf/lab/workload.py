@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import socket
 import struct
 import time
 from dataclasses import dataclass, field
@@ -26,14 +27,18 @@ _PATTERN = 251
 _PACE_S = 0.05
 
 
-async def until_serving(client: Client) -> None:
-    """The guest accepts connections: it boots, and nobody tells the client."""
+async def served(client: Client, port: int) -> socket.socket:
+    """A connection, once the guest listens there: it boots, and nobody tells the client."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             with contextlib.suppress(OSError):
-                (await client.connect(LEDGER)).close()
-                return
+                return await client.connect(port)
             await asyncio.sleep(_PACE_S)
+
+
+async def until_serving(client: Client) -> None:
+    """The guest accepts connections."""
+    (await served(client, LEDGER)).close()
 
 
 @dataclass

@@ -100,12 +100,15 @@ class Member:
 
     def identity(self) -> str:
         """What the others call it."""
-        return str(self.call("/v3/maintenance/status", {})["header"]["member_id"])
+        return str(self._status()["header"]["member_id"])
 
     def leads(self) -> bool:
         """It is the leader."""
-        status = self.call("/v3/maintenance/status", {})
+        status = self._status()
         return bool(status["leader"] == status["header"]["member_id"])
+
+    def _status(self) -> dict[str, Any]:
+        return self.call("/v3/maintenance/status", {})
 
     def pause(self) -> None:
         """SIGSTOP; it has stopped when this returns."""

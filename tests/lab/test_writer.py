@@ -13,7 +13,6 @@ import asyncio
 import enum
 import os
 import random
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import HOSTS
-from colo_ebpf.lab.workload import PATIENCE_S, until_serving
+from colo_ebpf.lab.workload import PATIENCE_S, served
 from tests.capabilities import require
 from tests.lab import protected, records
 
@@ -37,7 +36,6 @@ _DISK_BYTES = 48 << 20
 _KILLS = int(os.environ.get("COLO_KILLS", "5"))
 _SEED = int(os.environ.get("COLO_SEED", "53"))
 _LIMIT_S = 60.0
-_REFUSED_S = 0.05
 _GROWTH = 20
 
 
@@ -87,8 +85,7 @@ class Numbers:
     async def run(self) -> None:
         """Until it is cancelled, or silence lasts too long."""
         async with asyncio.timeout(PATIENCE_S):
-            await until_serving(self._client)
-            told = Lines(await self._connected())
+            told = Lines(await served(self._client, _PORT))
             first = int(await told.line())
         assert first == 0
         while True:
@@ -97,14 +94,6 @@ class Numbers:
             if number != self.last + 1:
                 self.wrong = self.wrong or f"{number} was told after {self.last}"
             self.last = number
-
-    async def _connected(self) -> socket.socket:
-        """The guest listens here once its file system is mounted: later than elsewhere."""
-        while True:
-            try:
-                return await self._client.connect(_PORT)
-            except ConnectionRefusedError:
-                await asyncio.sleep(_REFUSED_S)
 
 
 class Killer:
