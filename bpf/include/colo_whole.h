@@ -20,7 +20,8 @@ static __always_inline int colo_whole_fits(struct __sk_buff *skb, struct colo_wo
 {
 	struct colo_pkt *pkt = &work->pkt;
 
-	return (due || slot->end == work->end) && slot->start == pkt->seq && slot->part == pkt->seq && slot->tcp_off == pkt->l4 &&
+	return (due || slot->end == work->end) && slot->start == pkt->seq &&
+	       slot->part == pkt->seq && slot->tcp_off == pkt->l4 &&
 	       slot->l3_off == pkt->l3 && slot->data_off == pkt->payload &&
 	       skb->gso_size <= slot->bytes && skb->len == pkt->payload + pkt->len;
 }
@@ -127,7 +128,7 @@ static __always_inline int colo_whole_dress(struct __sk_buff *skb, struct colo_w
 static __always_inline void colo_whole_send(struct __sk_buff *skb, struct colo_conf *conf,
 					    struct colo_flow *flow, struct colo_work *work)
 {
-	int due = colo_sum_is_due(skb, work->pkt.l4 + 16);
+	int due = colo_sum_is_due(skb, work->pkt.sum);
 	__u32 floor = 0, edge = 0, ref, ix;
 	struct colo_frame *frame;
 	struct colo_slot *slot;

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from colo_ebpf.datapath import abi
 from colo_ebpf.datapath.sysbpf import mapped
@@ -45,12 +45,15 @@ class HeldSlots:
 
     def oldest_ns(self) -> int | None:
         """Boot time the oldest frame came; None: none is held."""
+        return self._oldest_ns(self._taken())
+
+    def _oldest_ns(self, taken: Iterable[int]) -> int | None:
         words = self._words
-        held = (words[at + _AT] for at in self._taken() if words[at + _STATE] == abi.SlotState.HELD)
+        held = (words[at + _AT] for at in taken if words[at + _STATE] == abi.SlotState.HELD)
         return min(held, default=None)
 
     def report(self) -> tuple[int, int, int | None]:
         """Frames, their bytes, and the same."""
         words, taken = self._words, list(self._taken())
         total = sum(words[at + _LEN] >> 8 * _LEN_SHIFT & _HALF for at in taken)
-        return len(taken), total, self.oldest_ns()
+        return len(taken), total, self._oldest_ns(taken)
