@@ -12,8 +12,10 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+from colo_ebpf.bench import names
 from colo_ebpf.bench.pair import Pair
 from colo_ebpf.bench.results import Curve, Recorder
 from colo_ebpf.clock import boot_ns
@@ -29,7 +31,7 @@ _BEFORE_S, _AFTER_S = 1.0, 2.0
 _SAMPLE_S = 0.002
 _DETECTED = "bidding to go on alone"
 _ALONE = "alone, unprotected"
-_PAIRS = "warm-up checkpoint"  # the VM that serves is stopped for the first time
+_PAIRS = "copying the disk"  # the first that a new pairing does to the VM that serves
 _NAMES = {"vm": "QEMU killed", "host": "host killed"}
 
 
@@ -37,12 +39,21 @@ _NAMES = {"vm": "QEMU killed", "host": "host killed"}
 class Failover:
     """One of them; times in milliseconds since the kill began."""
 
-    silence_ms: float  # the client's longest without an answer, before a new pair is first stopped
-    healing_ms: float  # the same from then on, until it is protected
+    silence_ms: float  # the client's longest that begins before a new pair is made
+    healing_ms: float  # its longest that begins while that is made
     detected_ms: float  # the survivor bids
     active_ms: float  # the record says that it is alone
     frame_ms: float  # its first frame at the client's switch
     protected_ms: float  # of two hosts again, both up
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Of the survivor's status."""
+
+    at: float
+    held: int  # frames
+    loaded_epoch: int
 
 
 def spread(recorder: Recorder, what: str, found: Sequence[Failover]) -> None:
@@ -132,8 +143,8 @@ class Failovers:
         pairs_ns = said_after(healed["history"], at_ns, _PAIRS)
         pairs = at + (pairs_ns - at_ns) / 1e9
         return Failover(
-            silence_ms=self._ledger.gaps.longest_ms(at - 0.1, pairs),
-            healing_ms=self._ledger.gaps.longest_ms(pairs, protected),
+            silence_ms=self._ledger.gaps.longest_begun_ms(at - 0.1, pairs),
+            healing_ms=self._ledger.gaps.longest_begun_ms(pairs, protected),
             detected_ms=(said_after(history, at_ns, _DETECTED) - at_ns) / 1e6,
             active_ms=(said_after(history, at_ns, _ALONE) - at_ns) / 1e6,
             frame_ms=self._first_frame_ms(survivor, at),
@@ -145,37 +156,43 @@ class Failovers:
 
     # -- the timeline ----------------------------------------------------------------------
 
-    async def _sample(self, survivor: str) -> list[tuple[float, int]]:
-        """Frames held on the survivor, moment by moment, until cancelled."""
-        found: list[tuple[float, int]] = []
+    async def _sample(self, survivor: str) -> list[_Sample]:
+        """The survivor, moment by moment, until cancelled."""
+        found: list[_Sample] = []
         try:
             while True:
                 status = await asyncio.to_thread(self._pair.lab.ask, survivor)
                 if status is not None:
-                    found.append((time.monotonic(), int(status["held"]["frames"])))
+                    held, loaded = status["held"]["frames"], status["checkpoints"]["loaded_epoch"]
+                    found.append(_Sample(time.monotonic(), int(held), int(loaded)))
                 await asyncio.sleep(_SAMPLE_S)
         except asyncio.CancelledError:
             return found
 
-    def _draw(self, at: float, held: object) -> None:
-        assert isinstance(held, list)
+    def _draw(self, at: float, samples: object) -> None:
+        assert isinstance(samples, list)
 
-        def line(label: str, y: str, points: list[tuple[float, float]]) -> None:
-            near = [(x, v) for x, v in points if -1000 * _BEFORE_S <= x <= 1000 * _AFTER_S]
+        def line(label: str, y: str, points: list[tuple[float, float]], moments: bool) -> None:
+            shown = [((t - at) * 1000, v) for t, v in points if -_BEFORE_S <= t - at <= _AFTER_S]
             self._recorder.curve(
                 Curve(
                     part=PART,
-                    plot="timeline of a failover, host killed at 0",
+                    plot=names.TIMELINE_PLOT,
                     line=label,
                     x="ms since the kill",
                     y=y,
-                    points=tuple(near),
+                    points=tuple(shown),
+                    moments=moments,
                 )
             )
 
         answers = zip(self._ledger.gaps.at, self._ledger.took_s, strict=True)
-        line("client: one entry", "ms", [((t - at) * 1000, s * 1000) for t, s in answers])
-        line("frames held", "frames", [((t - at) * 1000, float(n)) for t, n in held])
+        line("client: one entry", "ms", [(t, s * 1000) for t, s in answers], False)
+        line("frames held", "frames", [(one.at, float(one.held)) for one in samples], False)
+        loads = [b.at for a, b in pairwise(samples) if a.loaded_epoch < b.loaded_epoch]
+        if loads:
+            line(names.CHECKPOINT, "", [(t, 0.0) for t in loads], True)
+        line(names.KILL, "", [(at, 0.0)], True)
 
 
 def _has_gone_on(status: dict[str, Any], since_ns: int) -> bool:

@@ -26,3 +26,6 @@ REQUESTS = "checkpoint requests, {}"
 P50, P99, P999 = "{} p50", "{} p99", "{} p99.9"
 
 LATENCY_PLOT = f"{REQUEST_1B}: latency"
+
+TIMELINE_PLOT = "timeline of a failover, host killed at 0"
+KILL, CHECKPOINT = "the kill", "checkpoint loaded"  # moments in it

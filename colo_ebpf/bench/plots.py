@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from colo_ebpf.bench import names
 from colo_ebpf.bench.results import Curve, Results, Row, number
 from colo_ebpf.bench.suite import LANES
 from colo_ebpf.errors import BenchError
 
 _COLOURS = {"plain": "#7f7f7f", "qemu": "#d95f02", "ours": "#1b9e77"}
+_MOMENTS = {names.KILL: ("-", "#c00000"), names.CHECKPOINT: (":", "#555555")}
 _SIZE = (9.0, 4.5)  # inches
 _LOG_ABOVE = 100  # largest x over the smallest: from here on the axis is logarithmic
 
@@ -96,7 +99,9 @@ def _lines(title: str, curves: list[Curve], directory: Path) -> Path:
     for curve in curves:
         xs, ys = zip(*curve.points, strict=True)
         colour = _COLOURS.get(curve.line)
-        if len(set(xs)) < len(xs) or len(xs) > 60:
+        if curve.moments:
+            _moments(axes, curve.line, xs)
+        elif len(set(xs)) < len(xs) or len(xs) > 60:
             axes.plot(xs, ys, label=curve.line, color=colour, linewidth=1.3)
         else:
             axes.plot(xs, ys, label=curve.line, color=colour, marker="o", markersize=3.5)
@@ -105,7 +110,13 @@ def _lines(title: str, curves: list[Curve], directory: Path) -> Path:
     if positive and none_negative and max(positive) / min(positive) > _LOG_ABOVE:
         axes.set_xscale("log")
     axes.set_xlabel(curves[0].x)
-    axes.set_ylabel(curves[0].y)
+    axes.set_ylabel(" / ".join(dict.fromkeys(c.y for c in curves if not c.moments)))
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
     return _save(figure, title, directory)
+
+
+def _moments(axes: Any, label: str, xs: Sequence[float]) -> None:
+    style, colour = _MOMENTS[label]
+    for n, x in enumerate(xs):
+        axes.axvline(x, label=label if n == 0 else None, color=colour, linestyle=style, alpha=0.6)

@@ -47,6 +47,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     x: str  # what is across, with its unit
     y: str  # what is up, with its unit
     points: tuple[tuple[float, float], ...]
+    moments: bool = False  # only the x counts: something happened then
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):

@@ -57,6 +57,12 @@ class Gaps:
         pairs = pairwise(inside)
         return max(after - before for before, after in pairs) * 1000
 
+    def longest_begun_ms(self, since: float, until: float) -> float:
+        """The longest silence that begins in the interval, whenever it ends; 0 if none does."""
+        pairs = pairwise([*self.at, time.monotonic()])
+        begun = (after - before for before, after in pairs if since <= before < until)
+        return max(begun, default=0.0) * 1000
+
 
 class Ledger:
     """One TCP connection that never closes; numbered entries, each answered with a chained sum."""

@@ -9,6 +9,7 @@ import pytest
 
 from colo_ebpf.bench import failover, idle, reaction, stall
 from colo_ebpf.errors import BenchError
+from colo_ebpf.lab.workload import Gaps
 
 _ROLLUP = """\
 56-7f [rollup]
@@ -65,3 +66,14 @@ def test_the_segment_that_only_the_primary_says() -> None:
     assert frame[12:14] == b"\x08\x00"
     assert int.from_bytes(frame[16:18]) == len(frame) - 14
     assert frame[-4:] == b"data"
+
+
+def test_a_silence_belongs_to_what_it_begins_in_and_counts_whole() -> None:
+    gaps = Gaps([1.0, 1.01, 1.06, 1.07, 1.27, 1.28])
+    failed_over, new_pair_made = 1.0, 1.05  # the first answer after the failover came later
+    assert gaps.longest_begun_ms(failed_over, new_pair_made) == pytest.approx(50)
+    assert gaps.longest_begun_ms(new_pair_made, 1.28) == pytest.approx(200)
+
+
+def test_a_silence_that_has_not_ended_counts_until_now() -> None:
+    assert Gaps([0.0]).longest_begun_ms(0, 1) > 1
