@@ -42,10 +42,13 @@
 #include "colo_hash.h"
 #include "colo_flow.h"
 #include "colo_dgram.h"
+#include "colo_park.h"
 #include "colo_whole.h"
 #include "colo_drain.h"
 #include "colo_pvm.h"
 #include "colo_svm.h"
+#include "colo_unpark.h"
+#include "colo_other.h"
 
 #define COLO_STAGE_DRAIN	0	/* programs that others call; loader.py fills the table */
 #define COLO_STAGE_ENTER	1
@@ -54,6 +57,7 @@
 #define COLO_FLUSH_MAX	256	/* slots a flush run looks at: the tap's backlog holds 1000 */
 #define PVM		COLO_PROG_CMP_PVM
 #define SVM		COLO_PROG_CMP_SVM
+#define PARK		COLO_PROG_PARK
 
 BPF_PROG_ARRAY(colo_stages, 4);
 
@@ -75,6 +79,7 @@ static __always_inline struct colo_work *colo_work_get(void)
 		__builtin_memset(&work->flow, 0, sizeof(work->flow));
 		work->step = COLO_STEP_DONE;
 		work->drains = 0;
+		work->parked = 0;
 	}
 	return work;
 }
@@ -137,129 +142,6 @@ static __always_inline void colo_plan_event(struct colo_work *work)
 	event.pvm_digest = plan->pvm_digest;
 	event.svm_digest = plan->svm_digest;
 	colo_event(&event);
-}
-
-/* ---- what is not a TCP stream ---- */
-
-/* Hold a frame outside any flow. Returns slot + 1, or 0. */
-static __always_inline __u32 colo_dgram_hold(struct __sk_buff *skb, struct colo_conf *conf,
-					     struct colo_work *work)
-{
-	__u32 ref = colo_hold_alloc(conf), ix = ref - 1;
-	struct colo_slot *slot = colo_hold.lookup(&ix);
-	struct colo_frame *frame = colo_frames.lookup(&ix);
-	struct colo_pkt *pkt = &work->pkt;
-	struct colo_copy copy = { .head = pkt->l4, .from = pkt->l4 };
-
-	if (!ref || !slot || !frame)
-		return 0;
-	copy.len = skb->len - pkt->l4;
-	if (colo_hold_copy(skb, frame, &copy)) {
-		slot->state = COLO_SLOT_FREE;
-		return 0;
-	}
-	if (colo_is_tcp(pkt))
-		colo_hold_sum(frame, pkt, copy.tag, pkt->end - pkt->l4, IPPROTO_TCP);
-	else if (colo_is_ip(pkt) && pkt->proto == IPPROTO_UDP && !pkt->fragment)
-		colo_hold_sum(frame, pkt, copy.tag, pkt->end - pkt->l4, IPPROTO_UDP);
-	slot->flow = work->flow;
-	slot->kind = COLO_SLOT_DGRAM;
-	slot->digest = work->digest;
-	slot->tcp_off = 0;
-	slot->end = 0;
-	slot->next = 0;
-	slot->len = copy.head + copy.tag + copy.len;
-	colo_hold_count(conf, &slot->flow, work->now.epoch,
-			colo_hold_publish(slot, work->now.epoch));
-	return ref;
-}
-
-static __always_inline int colo_pvm_dgram(struct __sk_buff *skb, struct colo_conf *conf,
-					  struct colo_work *work)
-{
-	struct colo_bucket *bucket = colo_dgram_bucket(conf, work->digest);
-	struct colo_now *now = &work->now;
-	__u32 ref;
-
-	if (!work->digest || !bucket)
-		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_TOO_BIG);
-	if (colo_lock(&bucket->lock, COLO_LOCK_SPINS))
-		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_BUSY);
-	if (now->may_release && colo_dgram_use(bucket, conf, work->digest, now->epoch)) {
-		colo_unlock(&bucket->lock);
-		return colo_finish(skb, PVM, COLO_V_PASS, COLO_R_VERIFIED);
-	}
-	ref = colo_dgram_hold(skb, conf, work);
-	if (ref && now->phase == COLO_OPEN)
-		colo_dgram_wait(bucket, work->digest, now->epoch, ref);
-	colo_unlock(&bucket->lock);
-	if (ref)
-		return colo_finish(skb, PVM, COLO_V_HOLD,
-				   now->phase == COLO_OPEN ? COLO_R_UNVERIFIED : COLO_R_TURNING);
-	colo_tell(COLO_EV_STORE_FULL, COLO_R_STORE_FULL, &work->flow, work->pkt.proto, now->epoch);
-	return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_STORE_FULL);
-}
-
-/* A reset of the SVM on a connection the PVM keeps: they parted. */
-static __always_inline void colo_svm_reset(struct colo_work *work)
-{
-	struct colo_flow *flow = colo_flows.lookup(&work->flow);
-
-	if (flow && flow->epoch == work->now.epoch && flow->flags & COLO_F_ANCHORED &&
-	    !(flow->flags & COLO_F_RESET))
-		colo_tell(COLO_EV_SVM_RESET, COLO_R_MISMATCH, &work->flow, IPPROTO_TCP,
-			  work->now.epoch);
-}
-
-static __always_inline int colo_svm_dgram(struct __sk_buff *skb, struct colo_conf *conf,
-					  struct colo_work *work)
-{
-	struct colo_bucket *bucket = colo_dgram_bucket(conf, work->digest);
-	struct colo_slot *slot;
-	__u32 ref, ix;
-
-	if (!work->digest || !bucket)
-		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_TOO_BIG);
-	if (colo_lock(&bucket->lock, COLO_LOCK_SPINS))
-		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_BUSY);
-	ref = work->now.may_release ? colo_dgram_meet(bucket, work->digest, work->now.epoch) : 0;
-	colo_unlock(&bucket->lock);
-	if (!ref) {
-		if (colo_is_reset(&work->pkt))
-			colo_svm_reset(work);
-		return colo_finish(skb, SVM, COLO_V_NOTE, COLO_R_AHEAD);
-	}
-	ix = ref - 1;
-	slot = colo_hold.lookup(&ix);
-	/* The slot may have been flushed and used again since it was noted. */
-	if (!slot || slot->digest != work->digest || slot->epoch != work->now.epoch ||
-	    colo_slot_claim(slot))
-		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_OLD);
-	colo_count(SVM, COLO_V_CARRY, COLO_R_CARRIED, skb->len);
-	if (colo_whole_dgram(skb, conf, work, slot, ix) &&
-	    (colo_carrier_ready(skb) || colo_emit(skb, conf, ix, slot))) {
-		colo_slot_orphan(slot);
-		return colo_finish(skb, SVM, COLO_V_HOLD, COLO_R_EMIT_FAILED);
-	}
-	colo_slot_free(slot);
-	colo_live_add(COLO_LIVE_CARRIED, 1);
-	return TC_ACT_SHOT;
-}
-
-/* ARP and the like: nobody's stream. The PVM's passes while the peer is heard. */
-static __always_inline int colo_pvm_neighbour(struct __sk_buff *skb, struct colo_conf *conf,
-					      struct colo_work *work)
-{
-	struct colo_now *now = &work->now;
-
-	if (now->may_release)
-		return colo_finish(skb, PVM, COLO_V_PASS, COLO_R_NEIGHBOUR);
-	if (now->mode == COLO_PRIMARY && now->phase == COLO_OPEN)
-		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_LINK_SILENT);
-	work->digest = 0;
-	if (!colo_dgram_hold(skb, conf, work))
-		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_STORE_FULL);
-	return colo_finish(skb, PVM, COLO_V_HOLD, COLO_R_TURNING);
 }
 
 /* ---- the hooks ---- */
@@ -345,9 +227,61 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	if (work->plan.lower && colo_skb_lower(skb, work))
 		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_MALFORMED);
 	colo_count(PVM, work->plan.verdict, work->plan.reason, skb->len);
+	if (work->parked) {
+		skb->mark = COLO_PARK_MARK | work->parked;
+		if (!work->plan.drain)
+			return bpf_redirect(conf->park_ifindex, 0);
+		bpf_clone_redirect(skb, conf->park_ifindex, 0);
+	}
 	if (work->plan.drain)
 		colo_stages.call(skb, COLO_STAGE_DRAIN);
 	return colo_action(work->plan.verdict);
+}
+
+/* Behind the delay line: may the frame leave now? */
+int colo_park(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_work *work = colo_work_get();
+	struct colo_flow *flow;
+	struct colo_slot *slot;
+
+	if (!conf || !work)
+		return colo_finish(skb, PARK, COLO_V_DROP, COLO_R_NO_CONF);
+	colo_now_get(conf, &work->now);
+	work->walk.key = conf->key[1];
+	slot = colo_unpark_slot(skb, work);
+	if (!slot)
+		return colo_finish(skb, PARK, COLO_V_DROP, COLO_R_OLD);
+	flow = colo_flows.lookup(&work->flow);
+	if (!flow) {
+		if (!colo_slot_claim(slot))
+			colo_slot_free(slot);
+		return colo_finish(skb, PARK, COLO_V_DROP, COLO_R_NO_FLOW);
+	}
+	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS)) {
+		colo_count(PARK, COLO_V_HOLD, COLO_R_BUSY, skb->len);
+		return bpf_redirect(conf->park_ifindex, 0);
+	}
+	colo_unpark(skb, conf, work, flow, slot);
+	work->scale = flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
+	colo_unlock(&flow->lock);
+
+	if (work->plan.lower && colo_skb_lower(skb, work))
+		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_MALFORMED);
+	colo_count(PARK, work->plan.verdict, work->plan.reason, skb->len);
+	if (work->parked)
+		return bpf_redirect(conf->park_ifindex, 0);
+	if (work->plan.verdict == COLO_V_PASS) {
+		skb->mark = COLO_MARK_RELEASED;
+		if (!work->plan.drain)
+			return bpf_redirect(conf->tap_ifindex[work->pkt.nic & (COLO_NICS - 1)],
+					    BPF_F_INGRESS);
+		colo_send(skb, conf, work->pkt.nic);
+	}
+	if (work->plan.drain)
+		colo_stages.call(skb, COLO_STAGE_DRAIN);
+	return TC_ACT_SHOT;
 }
 
 /* The tag of a link frame against our epoch: 0 if both are the same and open. */

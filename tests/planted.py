@@ -11,6 +11,7 @@ PROTOCOLS, GOLDEN = "tests/bpf/test_protocols.py", "tests/bpf/test_golden.py"
 TABLE, LEADS = "tests/bpf/test_flow_table.py", "tests/bpf/test_leads.py"
 SAID = "tests/bpf/test_said.py"
 WHOLE, MALFORMED = "tests/bpf/test_whole.py", "tests/bpf/test_malformed.py"
+PARK = "tests/bpf/test_park.py"
 ATTACKS, QUOTED = "tests/bpf/test_attacks.py", "tests/bpf/test_quoted.py"
 
 
@@ -455,7 +456,7 @@ MUTANTS = [
     ),
     Mutant(
         "a reset of the SVM is nobody's business",
-        "compare.c",
+        "include/colo_other.h",
         "!(flow->flags & COLO_F_RESET))\n",
         "0)\n",
         ATTACKS,
@@ -491,8 +492,8 @@ MUTANTS = [
     Mutant(
         "a new epoch's frame overtakes the old one's",
         "include/colo_pvm.h",
-        "!flow->head && !flow->emitter) {",
-        "!flow->emitter) {",
+        "!flow->head && !flow->emitter && !colo_park_now(flow)) {",
+        "!flow->emitter && !colo_park_now(flow)) {",
         ATTACKS,
     ),
     Mutant(
@@ -592,5 +593,89 @@ MUTANTS = [
         "	colo_whole_drop(flow, work, slot, ref);\n",
         "	colo_slot_unclaim(slot);\n",
         WHOLE,
+    ),
+    Mutant(
+        "a parked frame leaves though the SVM has not said it",
+        "include/colo_unpark.h",
+        " && !COLO_AFTER(slot->end, flow->verified);",
+        ";",
+        PARK,
+    ),
+    Mutant(
+        "a parked frame leaves though the peer is not heard",
+        "include/colo_unpark.h",
+        "return work->now.may_release && slot->epoch == work->now.epoch &&",
+        "return slot->epoch == work->now.epoch &&",
+        PARK,
+    ),
+    Mutant(
+        "a parked frame overtakes the one before it",
+        "include/colo_unpark.h",
+        "if (first && !flow->emitter && (due",
+        "if (!flow->emitter && (due",
+        PARK,
+    ),
+    Mutant(
+        "what was parked before the turn is held as of after it",
+        "include/colo_unpark.h",
+        "	work->now.epoch = slot->epoch;\n",
+        "",
+        PARK,
+    ),
+    Mutant(
+        "a parked frame is taken for another that has its slot",
+        "include/colo_unpark.h",
+        "slot->flow.client_port != work->flow.client_port ||",
+        "",
+        PARK,
+    ),
+    Mutant(
+        "the cuts of a parked frame come behind all others",
+        "include/colo_unpark.h",
+        "	flow->tail = ref;\n",
+        "",
+        PARK,
+    ),
+    Mutant(
+        "where the SVM stands inside a parked frame is not looked at",
+        "include/colo_unpark.h",
+        "		colo_unpark_meet(work, flow);",
+        "		;",
+        PARK,
+    ),
+    Mutant(
+        "any digest will do where the SVM stands",
+        "include/colo_unpark.h",
+        "flow->svm.part, work->walk.key))\n		return;",
+        "flow->svm.part, work->walk.key))\n		;",
+        PARK,
+    ),
+    Mutant(
+        "a frame that was lost in the line is waited for",
+        "include/colo_drain.h",
+        "			if (colo_park_lost(slot))\n				colo_park_forget(flow, slot);",
+        "			;",
+        PARK,
+    ),
+    Mutant(
+        "a flush sends what a parked frame's slot keeps",
+        "include/colo_drain.h",
+        "	if (!colo_park_lost(slot))\n		return COLO_FLUSH_SKIP;",
+        "	if (!colo_park_lost(slot))\n		return COLO_FLUSH_SENT;",
+        PARK,
+    ),
+    Mutant(
+        "a verified frame overtakes parked ones",
+        "include/colo_pvm.h",
+        " && !colo_park_now(flow)) {",
+        ") {",
+        PARK,
+    ),
+    Mutant(
+        "a parked frame of an ended connection leaves in the next one",
+        "include/colo_unpark.h",
+        "	if (flow->gen != slot->gen || (work",
+        "	if ((work",
+        PARK,
     ),
 ]

@@ -10,7 +10,7 @@
 #ifndef COLO_ABI_H
 #define COLO_ABI_H
 
-#define COLO_ABI_VERSION	5
+#define COLO_ABI_VERSION	6
 
 #define COLO_EPOCH_NONE		0	/* matches nothing, on the link as in the cell */
 #define COLO_TURNING_BIT	1ULL	/* turn word = epoch << 1 | TURNING */
@@ -64,7 +64,8 @@ enum colo_prog {
 	COLO_PROG_AGE = 10,	/* mirror.c, run by the control plane; counts entries, not packets */
 	COLO_PROG_ENTER = 11,	/* compare.c, called by CMP_PVM and CMP_SVM */
 	COLO_PROG_FAREWELL = 12,	/* mirror.c, run by the control plane */
-	COLO_PROGS = 13,
+	COLO_PROG_PARK = 13,	/* compare.c, behind the delay line */
+	COLO_PROGS = 14,
 };
 
 enum colo_verdict {
@@ -123,6 +124,7 @@ enum colo_reason {
 	COLO_R_FAREWELL = 40,		/* the peer's plane leaves the pairing */
 	COLO_R_SAID_AGAIN = 41,		/* what the SVM said last, once it serves alone */
 	COLO_R_WHOLE = 42,		/* held frames, as the SVM's own frame under their header */
+	COLO_R_PARKED = 43,		/* in the delay line: not copied, looked at again soon */
 	COLO_REASONS = 64,		/* slots of the counter table, not a reason */
 };
 
@@ -154,7 +156,7 @@ struct colo_conf {		/* colo_conf[0], written by user space */
 	__u32 hold_high;	/* slots in use that make a STORE_FULL event */
 	__u32 dgram_buckets;	/* a power of two */
 	__u32 lasting;		/* entries of colo_last; 0: nobody needs to look */
-	__u32 pad;
+	__u32 park_ifindex;	/* where the delay line begins; 0: there is none */
 };
 
 struct colo_turn {		/* colo_turn[0]: one 64-bit word, written whole */
@@ -207,6 +209,7 @@ struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u64 epoch;		/* the fields below are of this epoch */
 	__u64 seen_ns;
 	__u64 c_acked_ns;	/* when the client acknowledged something new */
+	__u64 parked_ns;	/* when a frame was parked last */
 	struct colo_side pvm;
 	struct colo_side svm;
 	__u32 flags;		/* enum colo_flow_flag */
@@ -237,6 +240,8 @@ struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u8 s_resends;		/* of bytes the client acknowledged, this epoch */
 	__u8 more;		/* 1: a carrier could not take all; the flow's next frame goes on */
 	__u32 c_known;		/* 1: c_ack is meant; apart from flags, for mirror.c takes no lock */
+	__u32 unparked;		/* so many long frames are held without being parked */
+	__u32 pad;
 	struct colo_bound bound[COLO_BOUNDS];
 };
 
@@ -252,6 +257,7 @@ enum colo_slot_kind {
 	COLO_SLOT_ACK = 2,	/* its flow's pending ACK */
 	COLO_SLOT_DGRAM = 3,	/* found by its digest */
 	COLO_SLOT_SAID = 4,	/* the secondary's: said over the link, not counted as held */
+	COLO_SLOT_PARKED = 5,	/* in its flow's list; the frame itself is in the delay line */
 };
 
 struct colo_slot {		/* colo_hold: what is known of a held frame */

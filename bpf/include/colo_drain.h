@@ -76,8 +76,11 @@ static __always_inline __u32 colo_drain_next(struct colo_flow *flow, struct colo
 	if (flow->head) {
 		ix = flow->head - 1;
 		slot = colo_hold.lookup(&ix);
-		if (slot && slot->epoch == epoch && !COLO_AFTER(slot->end, flow->verified) &&
-		    !colo_slot_claim(slot)) {
+		if (slot && slot->kind == COLO_SLOT_PARKED) {
+			if (colo_park_lost(slot))
+				colo_park_forget(flow, slot);
+		} else if (slot && slot->epoch == epoch &&
+			   !COLO_AFTER(slot->end, flow->verified) && !colo_slot_claim(slot)) {
 			ref = flow->head;
 			*edge = colo_flow_edge(flow, slot->edge);
 			colo_flow_pop(flow, slot);
@@ -256,6 +259,24 @@ static __always_inline int colo_flush_said(struct colo_conf *conf, struct colo_w
 	return COLO_FLUSH_SKIP;
 }
 
+/* A parked frame leaves by itself, or it was lost on the way. */
+static __always_inline int colo_flush_parked(struct colo_slot *slot, struct colo_flow *flow,
+					     __u32 ref)
+{
+	if (!colo_park_lost(slot))
+		return COLO_FLUSH_SKIP;
+	if (flow && flow->gen == slot->gen) {
+		if (colo_flow_lock(flow, &slot->flow, COLO_LOCK_AGAIN))
+			return COLO_FLUSH_LATER;
+		if (flow->head == ref)
+			colo_park_forget(flow, slot);
+		colo_unlock(&flow->lock);
+	} else if (!colo_slot_claim(slot)) {
+		colo_slot_free(slot);
+	}
+	return COLO_FLUSH_SKIP;
+}
+
 /* Is the frame due, and is it ours to send? */
 static __always_inline int colo_flush_take(struct colo_conf *conf, struct colo_work *work,
 					   struct colo_slot *slot, __u32 ref)
@@ -268,6 +289,8 @@ static __always_inline int colo_flush_take(struct colo_conf *conf, struct colo_w
 		return colo_flush_said(conf, work, slot);
 	if (slot->kind != COLO_SLOT_DGRAM)
 		flow = colo_flows.lookup(&slot->flow);
+	if (slot->kind == COLO_SLOT_PARKED)
+		return colo_flush_parked(slot, flow, ref);
 	if (!flow || flow->gen != slot->gen) {	/* in nobody's list */
 		work->plan.lower = 0;
 		if (!due)

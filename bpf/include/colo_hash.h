@@ -82,21 +82,27 @@ static __always_inline void colo_walk_tail(struct colo_walk *walk, __u64 *word, 
 	}
 }
 
+static __always_inline __u64 colo_lanes_digest(__u64 *lane, __u64 *tail, __u64 key)
+{
+	__u64 hash = lane[0];
+
+	hash = colo_mix(hash, lane[1]);
+	hash = colo_mix(hash, lane[2]);
+	hash = colo_mix(hash, lane[3]);
+	hash = colo_mix(hash, tail[0]);
+	hash = colo_mix(hash, tail[1]);
+	hash = colo_mix(hash, tail[2]);
+	hash = colo_mix(hash, tail[3]);
+	return colo_digest(hash, key);
+}
+
 /* The digest of all before `stop`. */
 static __always_inline __u64 colo_walk_digest(struct colo_walk *walk, __u32 stop)
 {
 	__u64 at_end = (__s64)((__u64)walk->limit - stop - 1) >> 63;
-	__u64 hash = walk->lane[0];
 
 	COLO_OPAQUE(at_end);
-	hash = colo_mix(hash, walk->lane[1]);
-	hash = colo_mix(hash, walk->lane[2]);
-	hash = colo_mix(hash, walk->lane[3]);
-	hash = colo_mix(hash, walk->tail[0]);
-	hash = colo_mix(hash, walk->tail[1]);
-	hash = colo_mix(hash, walk->tail[2]);
-	hash = colo_mix(hash, walk->tail[3]);
-	return colo_digest(hash, walk->key ^ (walk->fin & at_end));
+	return colo_lanes_digest(walk->lane, walk->tail, walk->key ^ (walk->fin & at_end));
 }
 
 /* Hash to `stop`, less than eight blocks away. */

@@ -300,13 +300,15 @@ static __always_inline void colo_pvm_conclude(struct __sk_buff *skb, struct colo
 			colo_plan_set(plan, COLO_V_HOLD, COLO_R_UNVERIFIED);
 			plan->drain = work->now.may_release && work->walk.met != work->walk.from;
 		} else if (work->now.may_release && flow->flags & COLO_F_HAS_FLOOR &&
-			   !flow->head && !flow->emitter) {
+			   !flow->head && !flow->emitter && !colo_park_now(flow)) {
 			work->step = COLO_STEP_DONE;
 			colo_pvm_pass(work, flow, COLO_R_VERIFIED);
 		} else {
 			colo_plan_set(plan, COLO_V_HOLD, COLO_R_ORDER);
 			plan->drain = work->now.may_release;
 		}
+		if (work->step != COLO_STEP_DONE && colo_park_wanted(conf, work, flow))
+			colo_park_in(skb, conf, work, flow);
 	}
 	if (work->step != COLO_STEP_DONE)
 		colo_pvm_hold(skb, conf, work, flow);

@@ -24,7 +24,7 @@ from colo_ebpf.control import settings
 from colo_ebpf.control.arbiters import arbiter_of
 from colo_ebpf.control.machine import probe_qemu
 from colo_ebpf.datapath import headers, loader, netdev, ring
-from colo_ebpf.errors import ColoError, DatapathError, FenceError, VmError
+from colo_ebpf.errors import AttachError, ColoError, DatapathError, FenceError, VmError
 from colo_ebpf.storage.image import look
 from colo_ebpf.storage.overlay import check_room
 
@@ -60,6 +60,7 @@ def examine(config: Config | None) -> Iterator[Finding]:
         ("kernel: bridge", lambda: _device(lambda: netdev.create_bridge("br0"))),
         ("kernel: tap", lambda: _device(lambda: netdev.create_tap("tap0", _GUEST_MTU))),
         ("kernel: vxlan", lambda: _device(lambda: netdev.create_vxlan("vx0", 4789, _GUEST_MTU))),
+        ("kernel: tbf", _delay_line),
         ("kernel: bpf", _bpf),
         ("qemu", lambda: _qemu(qemu)),
         ("qemu x-colo", lambda: _x_colo(qemu)),
@@ -184,6 +185,13 @@ def _device(make: Callable[[], None]) -> str:
     finally:
         netdev.remove_namespace(name)
     return "can be made"
+
+
+def _delay_line() -> str:
+    try:
+        return _device(lambda: netdev.create_delay_line("in", "out", _GUEST_MTU))
+    except AttachError as e:
+        return f"none, so that bulk downloads are slower: {e}"
 
 
 def _bpf() -> str:

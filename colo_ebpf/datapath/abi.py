@@ -11,7 +11,7 @@ from ctypes import c_uint32 as u32
 from ctypes import c_uint64 as u64
 from typing import ClassVar
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 TURNING_BIT = 1
 BEACON_ETHERTYPE = 0x88B5
 LEAVE_ETHERTYPE = 0x88B6
@@ -39,6 +39,7 @@ class Prog(enum.IntEnum):
     AGE = 10
     ENTER = 11
     FAREWELL = 12
+    PARK = 13
 
 
 class Verdict(enum.IntEnum):
@@ -99,6 +100,7 @@ class Reason(enum.IntEnum):
     FAREWELL = 40
     SAID_AGAIN = 41
     WHOLE = 42
+    PARKED = 43
 
 
 class LiveWord(enum.IntEnum):
@@ -161,6 +163,7 @@ class SlotKind(enum.IntEnum):
     ACK = 2
     DGRAM = 3
     SAID = 4
+    PARKED = 5
 
 
 class _Struct(ctypes.Structure):
@@ -185,7 +188,7 @@ class Conf(_Struct):
         ("hold_high", u32),
         ("dgram_buckets", u32),
         ("lasting", u32),
-        ("pad", u32),
+        ("park_ifindex", u32),
     ]
 
 
@@ -231,6 +234,7 @@ class Flow(_Struct):
         ("epoch", u64),
         ("seen_ns", u64),
         ("c_acked_ns", u64),
+        ("parked_ns", u64),
         ("pvm", Side),
         ("svm", Side),
         ("flags", u32),
@@ -261,6 +265,8 @@ class Flow(_Struct):
         ("s_resends", u8),
         ("more", u8),
         ("c_known", u32),
+        ("unparked", u32),
+        ("pad", u32),
         ("bound", Bound * BOUNDS),
     ]
 

@@ -62,7 +62,7 @@ class HoldStore:
 
     def _frame(self, index: int, slot: abi.Slot, events: list[PlaneEvent]) -> HeldFrame | None:
         raw = self._frames.get(struct.pack("=I", index))
-        if raw is None or slot.len > len(raw):
+        if raw is None or slot.kind == abi.SlotKind.PARKED or slot.len > len(raw):
             return None
         return HeldFrame(index, int(slot.at_ns), raw[: slot.len], _comment(slot, events))
 

@@ -21,7 +21,14 @@ from colo_ebpf.errors import DatapathError, LoadError
 
 _STAGES = ("colo_drain", "colo_enter", "colo_cmp_pvm", "colo_cmp_svm")  # by COLO_STAGE_...
 PROGRAMS = {
-    "compare.c": ("colo_cmp_pvm", "colo_cmp_svm", "colo_drain", "colo_enter", "colo_flush"),
+    "compare.c": (
+        "colo_cmp_pvm",
+        "colo_cmp_svm",
+        "colo_drain",
+        "colo_enter",
+        "colo_flush",
+        "colo_park",
+    ),
     "mirror.c": (
         "colo_mir_cli",
         "colo_mir_link",

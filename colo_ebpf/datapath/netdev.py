@@ -16,6 +16,7 @@ import fcntl
 import os
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,6 +202,15 @@ def _no_steering(ifname: str) -> None:
             queue.write_text("0\n")
 
 
+def _steer(ifname: str) -> None:
+    """RPS: frames of one connection are looked at by one CPU, and so stay in order."""
+    cpus = os.sysconf("SC_NPROCESSORS_CONF")
+    mask = f"{(1 << cpus) - 1:x}"
+    for queue in Path(f"/sys/class/net/{ifname}/queues").glob("rx-*/rps_cpus"):
+        with contextlib.suppress(OSError):
+            queue.write_text(f"{mask}\n")
+
+
 def create_veth(ifname: str, peer: str, namespace: str, peer_namespace: str, mtu: int) -> None:
     """A veth pair with one end in each named namespace, both up."""
 
@@ -217,6 +227,35 @@ def create_veth(ifname: str, peer: str, namespace: str, peer_namespace: str, mtu
     in_namespace(namespace, make)
     in_namespace(namespace, lambda: set_up(ifname, mtu))
     in_namespace(peer_namespace, lambda: set_up(peer, mtu))
+
+
+def delay_line(link_device: str) -> tuple[str, str]:
+    """The devices at its beginning and at its end; a name has 15 characters at most."""
+    return f"{link_device[:11]}-in", f"{link_device[:11]}-out"
+
+
+def create_delay_line(first: str, last: str, mtu: int) -> None:
+    """A veth pair: what is sent into `first` comes out of `last` some ten microseconds later,
+    by a TBF queue. AttachError if the kernel has no TBF."""
+    if not exists(first):
+        with _netlink(f"veth {first}: create") as ipr:
+            ipr.link("add", ifname=first, kind="veth", peer={"ifname": last})
+    for one in (first, last):
+        _no_router_solicitation(one)
+        set_up(one, mtu)
+    _delay(first)
+    _steer(last)
+
+
+def _delay(ifname: str) -> None:
+    """By the command: pyroute2's TBF knows no `mpu`."""
+    argv = ["tc", "qdisc", "replace", "dev", ifname, "root", "tbf", *_LINE_QUEUE.split()]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    except OSError as e:
+        raise AttachError(f"{ifname}: {argv[0]}: {e.strerror}; install iproute2") from e
+    if done.returncode:
+        raise AttachError(f"{' '.join(argv)}: {done.stderr.strip() or done.returncode}")
 
 
 def add_address(ifname: str, address: str, prefix_length: int) -> None:
@@ -267,6 +306,11 @@ def _add_vxlan(ifname: str, where: str, port: int, **more: Any) -> None:
             vxlan_learning=False,
             **more,
         )
+
+
+# 64 KB take 33 us, and a short frame as long, or it would come round without a pause. The burst is
+# no less than a GSO frame of 64 KB with all its headers, or TBF would cut it.
+_LINE_QUEUE = "rate 16gbit burst 100000 limit 64mb mpu 65535"
 
 
 class Offload(enum.IntEnum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import os
 import secrets
 import socket
@@ -20,6 +21,7 @@ from colo_ebpf.datapath.holding import HeldSlots
 from colo_ebpf.datapath.lasting import LastingOffsets
 from colo_ebpf.datapath.ring import Ring
 from colo_ebpf.datapath.sysbpf import ArrayWord, RawMap, Runner, obj_get, test_run
+from colo_ebpf.errors import AttachError
 from colo_ebpf.model import (
     Counter,
     FlushReport,
@@ -31,6 +33,8 @@ from colo_ebpf.model import (
     Turn,
     VmRole,
 )
+
+_log = logging.getLogger(__name__)
 
 _FLUSH_SLOTS = 256  # COLO_FLUSH_MAX: slots one run looks at
 _FLUSH_ROUNDS = 256  # times round the ring; a frame may wait for the one before it
@@ -64,6 +68,7 @@ class PlaneSpec:
     link_timeout_ms: int
     compare_timeout_ms: int
     sizes: loader.Sizes
+    parks: bool = True  # long frames wait in the delay line before they are copied
 
     @property
     def mtu(self) -> int:
@@ -178,12 +183,24 @@ class DataPlane:
             for nic in spec.nics:
                 netdev.create_tap(nic.tap, nic.mtu)
             netdev.create_vxlan(spec.link_device, spec.vxlan_port, spec.mtu)
+            self._conf.park_ifindex = self._make_delay_line() if spec.parks else 0
 
         await asyncio.to_thread(make)
         for number, nic in enumerate(spec.nics):
             self._conf.tap_ifindex[number] = netdev.index_of(nic.tap)
         self._conf.link_ifindex = netdev.index_of(spec.link_device)
         self._write_conf()
+
+    def _make_delay_line(self) -> int:
+        """Where long frames of the PVM wait; 0: the kernel has no TBF, they are copied."""
+        first, last = netdev.delay_line(self._spec.link_device)
+        try:
+            netdev.create_delay_line(first, last, self._spec.mtu)
+        except AttachError as e:
+            _log.warning("%s: long frames are copied and cut at once, bulk is slower", e)
+            return 0
+        tc.attach(last, tc.INGRESS, "colo_park", self._compare.programs["colo_park"])
+        return netdev.index_of(first)
 
     async def take_role(self, role: VmRole) -> None:
         """Attach the primary's or the secondary's programs, each replaced in one step."""

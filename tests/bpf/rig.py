@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
@@ -24,6 +25,7 @@ from scapy.packet import Packet
 from colo_ebpf.bench.gso import GsoBed
 from colo_ebpf.datapath import abi, netdev
 from colo_ebpf.datapath.abi import LiveWord
+from colo_ebpf.datapath.inspect import held_slots
 from colo_ebpf.datapath.loader import Sizes, frame_bytes
 from colo_ebpf.datapath.ring import Ring
 from colo_ebpf.datapath.sysbpf import RawMap, Runner, TestRun, test_run
@@ -108,6 +110,8 @@ class Rig:
 
     def _open(self) -> None:
         self._events: list[str] = []
+        self._hold = self._bed.map("colo_hold")
+        self._stack.callback(os.close, self._hold.fd)
         self._ring = Ring(self.plane._compare.maps["colo_ring"], self._on_event)
         self._stack.callback(self._ring.close)
         self._out = {name: packet_socket(name, 0) for name in (UPLINK, "tap0", "tap1")}
@@ -118,6 +122,8 @@ class Rig:
         """Every map as after loading; what is still on the wires is read away."""
         self._kept: list[bytes] = []
         self.events()
+        self.plane.set_mode(Mode.WITHHOLD)
+        self.await_line()
         self._bed.empty()
         for wire in (self.client, self.peer, self.tap):
             while select.select([wire], [], [], 0)[0]:
@@ -257,6 +263,7 @@ class Rig:
         A frame goes through this CPU's backlog up to four times (link, tunnel, tap, client): behind
         as many marks, it is out.
         """
+        self.await_line()
         out: list[bytes] = []
         for _ in range(_BACKLOGS):
             mark = self._mark_to_client()
@@ -264,6 +271,17 @@ class Rig:
                 if frame[12:14] != b"\x88\xb6":
                     out.append(frame)
         return out
+
+    def await_line(self) -> None:
+        """Nothing is in the delay line: what was has left, or is held."""
+        deadline = time.monotonic() + _WAIT_S
+        while self.parked():
+            assert time.monotonic() < deadline, "a parked frame does not come back"
+
+    def parked(self) -> int:
+        """Frames in the delay line."""
+        slots = held_slots(self._hold) if self.plane.live()["held"] else []
+        return sum(slot.kind == abi.SlotKind.PARKED for _, slot in slots)
 
     def _settled(self) -> None:
         """What was sent has arrived; what a client got stays to be read."""

@@ -135,6 +135,12 @@ def large_udp(rig: Rig) -> None:
     rig.from_vm_offloaded_udp(datagram(bytes(3000)), 1000)
 
 
+def long_frame(rig: Rig) -> None:
+    """The VM leaves the segmentation of 3000 bytes to its NIC."""
+    rig.from_vm_offloaded(segment(1001, bytes(3000), ack=5001), 300)
+    rig.await_line()
+
+
 def beat(rig: Rig) -> None:
     """The control plane tells the peer that this plane is there."""
     rig.plane.beacon()
@@ -386,6 +392,10 @@ TABLE = [
         flow={"verified": 1006, "held": 0, "head": 0, "emitter": 0},
         held=0,
     ),
+    Row(R.PARKED, "cmp-pvm", "hold", P, after(connected, long_frame), None),
+    Row(R.PARKED, "park", "hold", P, after(connected, long_frame), None),
+    Row(R.UNVERIFIED, "park", "hold", P, after(connected, long_frame), None),
+    Row(R.OLD, "park", "drop", P, nothing, HELLO),
     Row(R.PART, "drain", "carry", P, after(connected, vm(HELLO), peer(HALF)), HALF, tag=1),
     Row(
         R.ACK_RAISED,

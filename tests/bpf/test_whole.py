@@ -114,6 +114,7 @@ def test_it_stands_for_frames_the_pvm_sent_one_by_one(rig: Rig) -> None:
 def test_several_stand_for_one_frame_of_the_pvm(rig: Rig) -> None:
     data = stream(10 * MSS)
     rig.from_vm_offloaded(_four(_tcp(1001, data)), MSS)
+    rig.await_line()
     for start, end in ((0, 2), (2, 7), (7, 10)):
         part = data[start * MSS : end * MSS]
         rig.from_peer_offloaded(_of_svm(1001 + start * MSS, part), MSS)

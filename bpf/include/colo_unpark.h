@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The end of the delay line: what becomes of a parked frame. Runs under flow->lock. */
+#ifndef COLO_UNPARK_H
+#define COLO_UNPARK_H
+
+/* The slot of the frame in hand, and all that is known of it; 0: it is not parked any more. */
+static __always_inline struct colo_slot *colo_unpark_slot(struct __sk_buff *skb,
+							  struct colo_work *work)
+{
+	__u32 ix = (skb->mark & COLO_PARK_REF) - 1;
+	struct colo_slot *slot = colo_hold.lookup(&ix);
+	struct colo_pkt *pkt = &work->pkt;
+
+	if ((skb->mark & ~COLO_PARK_REF) != COLO_PARK_MARK || !slot ||
+	    slot->state != COLO_SLOT_HELD || slot->kind != COLO_SLOT_PARKED ||
+	    colo_parse(skb, pkt) || !colo_is_tcp(pkt) || slot->start != pkt->seq)
+		return 0;
+	pkt->nic = slot->flow.nic;
+	colo_key_from_vm(pkt, &work->flow);
+	if (slot->flow.client_port != work->flow.client_port ||
+	    slot->flow.client[3] != work->flow.client[3])
+		return 0;	/* the slot was lost, and taken by another */
+	work->parked = ix + 1;
+	work->end = slot->end;
+	return slot;
+}
+
+/* Both VMs have produced it, in this epoch, and it may be told. */
+static __always_inline int colo_unpark_verified(struct colo_work *work, struct colo_flow *flow,
+						struct colo_slot *slot)
+{
+	return work->now.may_release && slot->epoch == work->now.epoch &&
+	       flow->epoch == slot->epoch && flow->flags & COLO_F_ANCHORED &&
+	       flow->flags & COLO_F_HAS_FLOOR && !COLO_AFTER(slot->end, flow->verified);
+}
+
+/* As colo_flush has it: the loaded checkpoint contains the frame, or there is no replica. */
+static __always_inline int colo_unpark_due(struct colo_work *work, struct colo_slot *slot)
+{
+	struct colo_now *now = &work->now;
+
+	return now->mode == COLO_SOLO ||
+	       (now->mode == COLO_PRIMARY && slot->epoch != now->epoch);
+}
+
+/* It leaves, and what waits behind it may be next. */
+static __always_inline void colo_unpark_pass(struct colo_work *work, struct colo_flow *flow,
+					     struct colo_slot *slot, int due)
+{
+	struct colo_slot *next;
+	__u32 ix;
+
+	if (due) {
+		colo_plan_set(&work->plan, COLO_V_PASS, COLO_R_FLUSHED);
+	} else {
+		colo_pvm_pass(work, flow, COLO_R_VERIFIED);
+	}
+	colo_flow_pop(flow, slot);
+	colo_slot_free(slot);
+	work->parked = 0;
+	ix = flow->head - 1;
+	next = colo_hold.lookup(&ix);
+	work->plan.drain = work->now.may_release &&
+			   ((next && next->kind != COLO_SLOT_PARKED &&
+			     !COLO_AFTER(next->end, flow->verified)) || flow->ack_slot);
+}
+
+/* Where the SVM stands inside the frame, if that is the end of a cut. */
+static __always_inline void colo_unpark_meet(struct colo_work *work, struct colo_flow *flow)
+{
+	__u32 some = flow->svm.next - work->pkt.seq, cut;
+
+	if (flow->flags & COLO_F_BAD || !(flow->flags & COLO_F_ANCHORED) || !some ||
+	    some >= work->pkt.len || some % work->cut_bytes)
+		return;
+	cut = some / work->cut_bytes - 1;
+	if (work->cut_digest[cut & (COLO_CUTS - 1)] !=
+	    colo_lanes_digest(flow->svm.lane, flow->svm.part, work->walk.key))
+		return;
+	if (COLO_AFTER(flow->svm.next, flow->verified))
+		flow->verified = flow->svm.next;
+	work->plan.drain = work->now.may_release;
+}
+
+/*
+ * The SVM has not caught up: hold the frame, as the cuts it stands for. The first takes the parked
+ * one's place in the list, the others come behind it.
+ */
+static __always_inline void colo_unpark_hold(struct __sk_buff *skb, struct colo_conf *conf,
+					     struct colo_work *work, struct colo_flow *flow,
+					     struct colo_slot *slot)
+{
+	__u32 ref = work->parked, ix = ref - 1, next = slot->next, tail = flow->tail;
+	struct colo_frame *frame = colo_frames.lookup(&ix);
+	__u64 epoch = work->now.epoch;
+	struct colo_slot *last;
+
+	work->parked = 0;
+	flow->unparked = COLO_PARK_NOT;
+	colo_plan_set(&work->plan, COLO_V_HOLD, COLO_R_UNVERIFIED);
+	colo_cuts(skb, work);
+	if (!frame)
+		return;
+	__builtin_memcpy(work->cut_digest, frame->data, sizeof(work->cut_digest));
+	if (slot->epoch == flow->epoch)
+		colo_unpark_meet(work, flow);
+	work->kind = COLO_SLOT_STREAM;
+	if (colo_pvm_copy(skb, work, flow, slot, ref)) {
+		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_TOO_BIG);
+		return;
+	}
+	slot->digest = work->cut_digest[0];
+	flow->tail = ref;
+	if (flow->unmet == ref && !COLO_AFTER(slot->end, flow->svm.next))
+		flow->unmet = 0;
+	work->cut = 1;
+	work->now.epoch = slot->epoch;
+	colo_pvm_hold(skb, conf, work, flow);
+	work->now.epoch = epoch;
+	ix = flow->tail - 1;
+	last = colo_hold.lookup(&ix);
+	if (last)
+		last->next = next;
+	if (next)
+		flow->tail = tail;
+}
+
+/*
+ * How long the frame may wait. A SVM that has produced a part of it may be waiting for the client to
+ * acknowledge just that; one that has produced nothing of it waits for something else.
+ */
+static __always_inline __u64 colo_unpark_limit(struct colo_flow *flow, struct colo_slot *slot)
+{
+	return COLO_AFTER(flow->svm.next, slot->start) && COLO_AFTER(slot->end, flow->svm.next) ?
+		COLO_PARK_STUCK_NS : COLO_PARK_NS;
+}
+
+static __always_inline void colo_unpark(struct __sk_buff *skb, struct colo_conf *conf,
+					struct colo_work *work, struct colo_flow *flow,
+					struct colo_slot *slot)
+{
+	int first = flow->head == work->parked, due = colo_unpark_due(work, slot);
+
+	if (flow->gen != slot->gen || (work->now.mode != COLO_PAIRING &&
+				       work->now.mode != COLO_PRIMARY &&
+				       work->now.mode != COLO_SOLO)) {
+		if (first)
+			colo_flow_pop(flow, slot);
+		if (!colo_slot_claim(slot))
+			colo_slot_free(slot);
+		work->parked = 0;
+		colo_plan_set(&work->plan, COLO_V_DROP,
+			      flow->gen != slot->gen ? COLO_R_OLD : COLO_R_WITHHELD);
+		return;
+	}
+	if (first && !flow->emitter && (due || colo_unpark_verified(work, flow, slot)) &&
+	    !colo_slot_claim(slot)) {
+		colo_unpark_pass(work, flow, slot, due);
+		return;
+	}
+	if (bpf_ktime_get_boot_ns() - slot->at_ns < colo_unpark_limit(flow, slot)) {
+		colo_plan_set(&work->plan, COLO_V_HOLD, COLO_R_PARKED);
+		return;
+	}
+	colo_unpark_hold(skb, conf, work, flow, slot);
+}
+
+#endif /* COLO_UNPARK_H */
