@@ -25,6 +25,7 @@ from colo_ebpf.control import accel, settings
 from colo_ebpf.control.arbiters import arbiter_of
 from colo_ebpf.control.core import Core
 from colo_ebpf.control.ctl import ControlServer
+from colo_ebpf.control.datagram import Seal
 from colo_ebpf.control.epoch import Command, Do
 from colo_ebpf.control.epoch_secondary import Note
 from colo_ebpf.control.facts import FenceWhen, Step
@@ -33,7 +34,7 @@ from colo_ebpf.control.machine import QemuMachine
 from colo_ebpf.control.notefile import NoteFile
 from colo_ebpf.control.notify import Notifier
 from colo_ebpf.control.pause import Pause, PauseFile
-from colo_ebpf.control.peer import Path, PeerState, PeerView, seal
+from colo_ebpf.control.peer import Path, PeerState, PeerView, Speech
 from colo_ebpf.control.ports import Vm
 from colo_ebpf.control.privileges import keep_only_needed
 from colo_ebpf.control.record import GenerationFloor, Record
@@ -57,8 +58,8 @@ class Daemon:
         self.accel_why = why
         self.timing = settings.timing(config)
         self._who = settings.who(config)
-        self._key = settings.key(config)
-        self._seq = 0
+        self._seal = Seal(settings.key(config))
+        self._speech = Speech(self._seal)
         self._notes = NoteFile(FilePath(config.host.run_dir) / "turns.json")
         self._pause = PauseFile(FilePath(config.host.state_dir))
         self._notifier = Notifier()
@@ -127,7 +128,7 @@ class Daemon:
             vm=self._who.vm,
             host=self._who.peer,
             boot=secrets.token_hex(8),
-            key=self._key,
+            seal=self._seal,
             started_ns=now_ns,
             report=_log.warning,
         )
@@ -245,8 +246,7 @@ class Daemon:
             self._send(state)
 
     def _send(self, state: PeerState) -> None:
-        self._seq += 1
-        datagram = seal(state.numbered(self._seq), self._key)
+        datagram = self._speech.say(state)
         for path in Path:
             self._beats.send(path, datagram)
 

@@ -1,39 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What daemons tell each other: the sender's whole state in one authenticated datagram.
-
-::
-
-    "COLO" | version (1 byte) | HMAC-SHA256 of all the rest (32 bytes) | msgpack PeerState
+"""What daemons tell each other: the sender's whole state in one datagram, sealed (`datagram`).
 
 There is no other protocol and nothing is acknowledged: every heartbeat repeats everything, over
 both paths, so any one of them that arrives is enough. A datagram counts only if it is fresh:
 
 - It echoes the *boot id* of the receiver's daemon, so it was made after the receiver started; one
   without the echo only tells whom to echo. What was recorded earlier is worth nothing.
-- Its sequence number is above the last one of the same boot id; a boot id that was replaced by a
-  newer one is never listened to again.
+- Its number is above the last one of the same boot id; a boot id that was replaced by a newer one
+  is never listened to again.
 """
 
 from __future__ import annotations
 
 import enum
-import hashlib
-import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
+from colo_ebpf.control.datagram import Refusal, RefusedError, Seal
 from colo_ebpf.control.pause import Pause
-from colo_ebpf.errors import PeerError
 from colo_ebpf.model import Endpoints, VmHealth
 
-MAGIC = b"COLO"
-VERSION = 3  # of what is said here, and of the record: both hosts read that
 GREET_AFTER_NS = 100_000_000  # silence after which a new run of the peer's daemon is greeted
 REFUSAL_HOLDS_NS = 2_500_000_000
-_MAC_BYTES = 32
-_HEADER_BYTES = len(MAGIC) + 1 + _MAC_BYTES
 
 
 class Path(enum.Enum):
@@ -58,7 +48,6 @@ class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     vm: str
     host: str
     boot: str  # id of this run of the daemon
-    seq: int = 0  # of the datagram, within the boot id
     echo: str = ""  # boot id of the other daemon, as last heard
     state: str = ""  # name of the sender's decide.State
     generation: int = 0  # of the record, as last read
@@ -85,56 +74,49 @@ class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """Unfit, but only until the checkpoint it wants is loaded."""
         return not self.fit and bool(self.want)
 
-    def numbered(self, seq: int) -> PeerState:
-        """The same, as the datagram of this number."""
-        return msgspec.structs.replace(self, seq=seq)
+
+class Speech:
+    """The datagrams of one run of a daemon: numbered, and put into words once for each state."""
+
+    def __init__(self, seal: Seal) -> None:
+        self._seal = seal
+        self._number = 0
+        self._state: PeerState | None = None
+        self._words = b""
+
+    def say(self, state: PeerState) -> bytes:
+        """The next one."""
+        if state is not self._state:
+            self._state, self._words = state, words(state)
+        self._number += 1
+        return self._seal.close(self._number, self._words)
 
 
-class Refusal(enum.Enum):
-    """Why a datagram was not believed."""
-
-    MALFORMED = "malformed datagrams: something else sends to the heartbeat port"
-    VERSION = "another protocol version: run the same version of colo-ebpf on both hosts"
-    KEY = "wrong key: the key files of the two hosts differ"
-    VM = "another VM's name: [vm] name must be the same on both hosts"
-    HOST = "another host's name: [peer] name must be the other host's [host] name"
-    STALE = "replayed or overtaken datagrams"
+def words(state: PeerState) -> bytes:
+    """What a datagram says."""
+    return msgspec.msgpack.encode(state)
 
 
-def seal(state: PeerState, key: bytes) -> bytes:
-    """The datagram of a state."""
-    body = msgspec.msgpack.encode(state)
-    head = MAGIC + bytes((VERSION,))
-    return head + hmac.digest(key, head + body, hashlib.sha256) + body
-
-
-class RefusedError(PeerError):
-    """A datagram that was not believed, and why."""
-
-    def __init__(self, why: Refusal, detail: str = "") -> None:
-        super().__init__(why.value + (f" ({detail})" if detail else ""))
-        self.why = why
-
-
-def unseal(datagram: bytes, key: bytes) -> PeerState:
-    """Parse and check one datagram; raises RefusedError."""
-    if len(datagram) < _HEADER_BYTES or datagram[:4] != MAGIC:
-        raise RefusedError(Refusal.MALFORMED)
-    if datagram[4] != VERSION:
-        raise RefusedError(Refusal.VERSION, f"theirs {datagram[4]}, ours {VERSION}")
-    body = datagram[_HEADER_BYTES:]
-    mac = hmac.digest(key, datagram[:5] + body, hashlib.sha256)
-    if not hmac.compare_digest(mac, datagram[5:_HEADER_BYTES]):
-        raise RefusedError(Refusal.KEY)
+def _understood(said: bytes) -> PeerState:
     try:
-        return msgspec.msgpack.decode(body, type=PeerState)
+        return msgspec.msgpack.decode(said, type=PeerState)
     except (msgspec.DecodeError, ValueError, RecursionError) as e:
         raise RefusedError(Refusal.MALFORMED, str(e)) from e
 
 
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """The last datagram that was authentic and meant for us."""
+
+    datagram: bytes
+    number: int
+    said: bytes
+    state: PeerState
+
+
 @dataclass(slots=True)
 class _PathView:
-    seq: int = -1
+    number: int = -1
     heard_ns: int | None = None
     longest_ns: int = 0  # between two states of one run of the peer's daemon
     refused_ns: int | None = None  # first and last time its host said that nobody listens
@@ -151,36 +133,43 @@ class PeerView:
     vm: str
     host: str  # the peer's
     boot: str  # ours, which it has to echo
-    key: bytes
+    seal: Seal
     started_ns: int
     report: Callable[[str], None] = lambda sentence: None
     state: PeerState | None = None
     echo: str = ""  # boot id to echo
     refusals: dict[Refusal, int] = field(default_factory=dict)
     last_error: str = ""
-    _last: tuple[bytes, PeerState] | None = None
+    _last: _Heard | None = None
+    _number: int = -1  # of `state`
     _retired: set[str] = field(default_factory=set)
     _paths: dict[Path, _PathView] = field(default_factory=lambda: {p: _PathView() for p in Path})
 
     def receive(self, datagram: bytes, path: Path, now_ns: int) -> bool:
         """Take one datagram; True if it brought news. Never raises on any input."""
         try:
-            state = self._read(datagram)
+            heard = self._read(datagram)
         except RefusedError as e:
             self._refuse(e)
             return False
-        if state.echo != self.boot or state.boot in self._retired:
-            self._greet(state, now_ns)
+        if heard.state.echo != self.boot or heard.state.boot in self._retired:
+            self._greet(heard.state, now_ns)
             return False
-        return self._accept(state, path, now_ns)
+        return self._accept(heard, path, now_ns)
 
-    def _read(self, datagram: bytes) -> PeerState:
-        """Each comes over both paths, and is looked at once."""
-        if self._last is None or self._last[0] != datagram:
-            state = unseal(datagram, self.key)
+    def _read(self, datagram: bytes) -> _Heard:
+        """Each comes over both paths, and most say what the one before said."""
+        last = self._last
+        if last is not None and last.datagram == datagram:
+            return last
+        number, said = self.seal.open(datagram)
+        if last is not None and last.said == said:
+            state = last.state
+        else:
+            state = _understood(said)
             self._check_names(state)
-            self._last = datagram, state
-        return self._last[1]
+        self._last = _Heard(datagram, number, said, state)
+        return self._last
 
     def _check_names(self, state: PeerState) -> None:
         if state.vm != self.vm:
@@ -203,25 +192,25 @@ class PeerView:
             return False
         return min(self.age_ns(path, now_ns) for path in Path) < GREET_AFTER_NS
 
-    def _accept(self, state: PeerState, path: Path, now_ns: int) -> bool:
-        if self.state is not None and state.boot != self.state.boot:
-            self._retired.add(self.state.boot)
-            self.state = None
+    def _accept(self, heard: _Heard, path: Path, now_ns: int) -> bool:
+        state, before, number = heard.state, self.state, heard.number
+        if before is not None and state is not before and state.boot != before.boot:
+            self._retired.add(before.boot)
+            before, self._number = None, -1
             for view in self._paths.values():
-                view.seq, view.longest_ns = -1, 0
+                view.number, view.longest_ns = -1, 0
         view = self._paths[path]
-        if state.seq <= view.seq:
+        if number <= view.number:
             self._refuse(RefusedError(Refusal.STALE))
             return False
-        if view.seq >= 0 and view.heard_ns is not None:
+        if view.number >= 0 and view.heard_ns is not None:
             view.longest_ns = max(view.longest_ns, now_ns - view.heard_ns)
-        view.seq, view.heard_ns, view.refused_ns = state.seq, now_ns, None
+        view.number, view.heard_ns, view.refused_ns = number, now_ns, None
         self.echo = state.boot
-        if self.state is not None and state.seq <= self.state.seq:
+        if number <= self._number:
             return False  # the same, over the other path
-        before = self.state
-        self.state = state
-        return before is None or _content(before) != _content(state)
+        self.state, self._number = state, number
+        return state is not before and state != before
 
     def nobody_listens(self, path: Path, now_ns: int) -> None:
         """The peer's host is up and answered that its daemon is not."""
@@ -261,7 +250,3 @@ class PeerView:
         self.last_error = f"ignoring {self.host}: {error}"
         if not seen:
             self.report(self.last_error)
-
-
-def _content(state: PeerState) -> PeerState:
-    return msgspec.structs.replace(state, seq=0)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 from colo_ebpf.control import facts
 from colo_ebpf.control.core import Core
+from colo_ebpf.control.datagram import Seal
 from colo_ebpf.control.epoch import Command, Do
 from colo_ebpf.control.epoch_secondary import Note
 from colo_ebpf.control.pause import Pause
-from colo_ebpf.control.peer import Path, PeerView, seal
+from colo_ebpf.control.peer import Path, PeerView, Speech
 from colo_ebpf.control.ports import SwapUnknown
 from colo_ebpf.control.record import Record
 from colo_ebpf.errors import (
@@ -36,7 +37,7 @@ from colo_ebpf.model import (
 from tests.sim.vm import Session, ToyVm
 from tests.sim.world import MS, World
 
-KEY = b"simulated key...."
+SEAL = Seal(b"simulated key....")
 TIMING = facts.Timing(
     heartbeat_ns=50 * MS,
     peer_timeout_ns=250 * MS,
@@ -124,7 +125,7 @@ class Host:
         self.core: Core | None = None
         self._backlog: list[Callable[[], None]] = []
         self._run = 0  # of the daemon
-        self._seq = 0
+        self._speech = Speech(SEAL)
         self._booted_ns = world.now_ns - world.delay_ns(60_000, 10_000_000)
         world.hosts[name] = self
 
@@ -144,9 +145,9 @@ class Host:
         if self.core is not None or not self.up:
             return
         self._run += 1
-        self._seq = 0
+        self._speech = Speech(SEAL)
         boot = f"{self.name}{self._run}-{self.world.random.getrandbits(32):x}"
-        peer = PeerView(vm="v", host=self.peer_name, boot=boot, key=KEY, started_ns=self.now_ns)
+        peer = PeerView(vm="v", host=self.peer_name, boot=boot, seal=SEAL, started_ns=self.now_ns)
         who = facts.Who("v", self.name, self.peer_name, "192.0.2.9", starts=self.name == "a")
         self.core = Core(
             who,
@@ -248,8 +249,7 @@ class Host:
         if self.core is None:
             return
         for _ in range(copies):
-            self._seq += 1
-            datagram = seal(self.core.my_state().numbered(self._seq), KEY)
+            datagram = self._speech.say(self.core.my_state())
             for path in Path:
                 self.world.send(self.name, path, datagram)
 

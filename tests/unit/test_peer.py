@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo_ebpf.control.peer import VERSION, Path, PeerState, PeerView, Refusal, seal
+from colo_ebpf.control.datagram import VERSION, Refusal, RefusedError, Seal
+from colo_ebpf.control.peer import Path, PeerState, PeerView, Speech, words
 
-KEY = b"0123456789abcdef"
+SEAL = Seal(b"0123456789abcdef")
 MS = 1_000_000
 
 
 def _view(boot: str = "mine") -> PeerView:
-    return PeerView(vm="web", host="b", boot=boot, key=KEY, started_ns=0)
+    return PeerView(vm="web", host="b", boot=boot, seal=SEAL, started_ns=0)
 
 
 def _said(seq: int = 1, *, boot: str = "theirs", echo: str = "mine", **more: object) -> bytes:
     fields: dict[str, object] = {"vm": "web", "host": "b", **more}
-    return seal(PeerState(boot=boot, echo=echo, seq=seq, **fields), KEY)  # type: ignore[arg-type]
+    return SEAL.close(seq, words(PeerState(boot=boot, echo=echo, **fields)))  # type: ignore[arg-type]
 
 
 def test_the_same_on_both_paths_is_news_once() -> None:
@@ -62,9 +64,7 @@ def test_what_is_not_for_us_is_told_once_and_changes_nothing(
 def test_no_bytes_make_it_fail(data: bytes) -> None:
     view = _view()
     assert not view.receive(data, Path.LINK, MS)
-    assert not view.receive(
-        seal(PeerState(vm="", host="", boot=""), KEY)[:37] + data, Path.LINK, MS
-    )
+    assert not view.receive(SEAL.close(1, b"")[:37] + data, Path.LINK, MS)
 
 
 def test_a_recording_of_the_past_is_worth_nothing() -> None:
@@ -110,3 +110,45 @@ def test_the_longest_silence_is_that_of_one_run_of_the_daemon() -> None:
     view.receive(_said(1, boot="restarted"), Path.LINK, 920 * MS)
     view.receive(_said(2, boot="restarted"), Path.LINK, 945 * MS)
     assert view.longest_ns(Path.LINK) <= 25 * MS
+
+
+def test_saying_the_same_again_is_heard_and_no_news() -> None:
+    view, speech = _view(), Speech(SEAL)
+    state = PeerState(vm="web", host="b", boot="theirs", echo="mine")
+    first, second = speech.say(state), speech.say(state)
+    assert first != second
+    assert view.receive(first, Path.LINK, MS)
+    known = view.state
+    assert not view.receive(second, Path.LINK, 30 * MS)
+    assert view.age_ns(Path.LINK, 31 * MS) == MS
+    assert view.state is known
+    assert not view.receive(first, Path.LINK, 32 * MS)
+    assert view.refusals == {Refusal.STALE: 1}
+    assert view.receive(speech.say(msgspec.structs.replace(state, fit=False)), Path.LINK, 50 * MS)
+
+
+def test_what_was_said_in_between_is_said_anew() -> None:
+    view, speech = _view(), Speech(SEAL)
+    well = PeerState(vm="web", host="b", boot="theirs", echo="mine")
+    for state in (well, msgspec.structs.replace(well, fit=False), well):
+        assert view.receive(speech.say(state), Path.LINK, MS)
+        assert view.state == state
+
+
+def test_every_byte_is_sealed() -> None:
+    datagram = _said(258)
+    assert SEAL.open(datagram)[0] == 258
+    for at in range(len(datagram)):
+        changed = bytearray(datagram)
+        changed[at] ^= 1
+        with pytest.raises(RefusedError):
+            SEAL.open(bytes(changed))
+
+
+@pytest.mark.parametrize("key", [b"another key......", b"0123456789abcde", b"k" * 500])
+def test_only_the_same_key_opens_it(key: bytes) -> None:
+    assert Seal(key).open(Seal(key).close(1, b"said")) == (1, b"said")
+    with pytest.raises(RefusedError, match="wrong key"):
+        SEAL.open(Seal(key).close(1, b"said"))
+    with pytest.raises(RefusedError, match="wrong key"):
+        Seal(key + b"k").open(Seal(key).close(1, b"said"))
