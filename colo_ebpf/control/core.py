@@ -110,13 +110,15 @@ class Core:
         if failed and vm.role is VmRole.SECONDARY:
             self.fitness.failed("its disk failed at some time", vm.loads())
 
-    def peer_datagram(self, datagram: bytes, path: Path, now_ns: int) -> None:
-        """One heartbeat came."""
-        if self.peer.receive(datagram, path, now_ns):
-            self._take_offsets()
-            if self.peer.state is not None:
-                self.rests.hear(self.peer.state.boot, now_ns)
-            self.cycle(now_ns)
+    def peer_datagram(self, datagram: bytes, path: Path, now_ns: int) -> bool:
+        """One heartbeat came. False: it changed nothing, and nothing was done."""
+        if not self.peer.receive(datagram, path, now_ns):
+            return False
+        self._take_offsets()
+        if self.peer.state is not None:
+            self.rests.hear(self.peer.state.boot, now_ns)
+        self.cycle(now_ns)
+        return True
 
     def _take_offsets(self) -> None:
         """As the secondary to be: what the primary hands over for this pairing."""

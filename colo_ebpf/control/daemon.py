@@ -37,10 +37,10 @@ from colo_ebpf.control.pause import Pause, PauseFile
 from colo_ebpf.control.peer import Path, PeerState, PeerView, Speech
 from colo_ebpf.control.ports import Vm
 from colo_ebpf.control.privileges import keep_only_needed
+from colo_ebpf.control.pulse import Pulse, loop_of
 from colo_ebpf.control.record import GenerationFloor, Record
 from colo_ebpf.control.report import status
 from colo_ebpf.control.steps import Steps
-from colo_ebpf.control.ticker import Ticker
 from colo_ebpf.control.unfinished import Unfinished
 from colo_ebpf.datapath.plane import DataPlane
 from colo_ebpf.errors import ColoError, ControlError
@@ -53,8 +53,11 @@ _LEAVING_COPIES = 3
 class Daemon:
     """One run. Implements `ports.Effects`."""
 
-    def __init__(self, config: Config, plane: DataPlane, machine: QemuMachine, why: str) -> None:
+    def __init__(
+        self, config: Config, plane: DataPlane, machine: QemuMachine, why: str, pulse: Pulse
+    ) -> None:
         self.config, self.plane, self.machine = config, plane, machine
+        self._pulse = pulse
         self.accel_why = why
         self.timing = settings.timing(config)
         self._who = settings.who(config)
@@ -91,6 +94,7 @@ class Daemon:
                     link.heartbeat_port,
                 ),
             ),
+            pulse,
             lambda datagram, path: self.core.peer_datagram(datagram, path, boot_ns()),
             lambda path: self.core.peer_refused(path, boot_ns()),
         )
@@ -108,11 +112,11 @@ class Daemon:
         gc.collect()
         gc.freeze()  # a full collection would take longer than a heartbeat
         self._notifier.say(READY=1)
-        beats = Ticker(self.timing.heartbeat_ns / 1e9, self._beat)
+        beats = self._pulse.beat(self.timing.heartbeat_ns / 1e9, self._beat)
         stopping = asyncio.create_task(self._stopping.wait())
-        stopping.add_done_callback(lambda _: beats.stop())
+        stopping.add_done_callback(lambda _: self._pulse.rest())
         try:
-            await beats.ended
+            await beats
             self._watchdog.disarm()
         finally:
             stopping.cancel()
@@ -155,7 +159,7 @@ class Daemon:
         off = await vm.powered_off()
         self.core.adopt(vm, vm.past(), failed=failed, off=off, now_ns=boot_ns())
 
-    def _beat(self) -> None:
+    def _beat(self) -> bool:
         now_ns = boot_ns()
         self.plane.beacon()
         self.plane.reap(now_ns)
@@ -163,6 +167,7 @@ class Daemon:
         self._send(self.core.said or self.core.my_state())
         self._notifier.feed(now_ns)
         self._watchdog.feed(self.plane.mode(), now_ns)
+        return True
 
     def _leave(self) -> None:
         """The peer is told; VM and data plane go on without us."""
@@ -246,9 +251,7 @@ class Daemon:
             self._send(state)
 
     def _send(self, state: PeerState) -> None:
-        datagram = self._speech.say(state)
-        for path in Path:
-            self._beats.send(path, datagram)
+        self._beats.send(self._speech.say(state))
 
     def keep_note(self, note: Note) -> None:
         """Over a restart."""
@@ -325,14 +328,20 @@ def serve(config: Config) -> None:
         plane = DataPlane.open(settings.plane_spec(config))
         keep_only_needed()
         _realtime(config.start.realtime_priority)
-        asyncio.run(_serve(config, plane))
+        _serve(config, plane)
     finally:
         lock.close()
 
 
-async def _serve(config: Config, plane: DataPlane) -> None:
-    vm, state_dir = config.vm, FilePath(config.host.state_dir)
-    chosen, why = await accel.choose(vm.accel, vm.qemu, vm.kernel, state_dir)
-    _log.info("accelerator: %s (%s)", chosen, why)
-    machine = QemuMachine(settings.vm_spec(config, chosen))
-    await Daemon(config, plane, machine, why).run()
+def _serve(config: Config, plane: DataPlane) -> None:
+    pulse = Pulse()
+
+    async def run() -> None:
+        vm, state_dir = config.vm, FilePath(config.host.state_dir)
+        chosen, why = await accel.choose(vm.accel, vm.qemu, vm.kernel, state_dir)
+        _log.info("accelerator: %s (%s)", chosen, why)
+        machine = QemuMachine(settings.vm_spec(config, chosen))
+        await Daemon(config, plane, machine, why, pulse).run()
+
+    with asyncio.Runner(loop_factory=lambda: loop_of(pulse)) as runner:
+        runner.run(run())

@@ -7,7 +7,6 @@ host that is gone. A path that cannot be opened or written is tried again at the
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import socket
@@ -15,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from colo_ebpf.control.peer import Path
+from colo_ebpf.control.pulse import Pulse
 
 _log = logging.getLogger(__name__)
 _CONTROL_CLASS = 6  # SO_PRIORITY TC_PRIO_INTERACTIVE: ahead of bulk data in the link's queue
 _LARGEST_BYTES = 4096
-_BURST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,37 +31,37 @@ class Wire:
     port: int
 
 
-class Heartbeats:
-    """Sends on all paths, hands over what comes in and what is refused."""
+class _Way:
+    """One path; it is opened, and after an error opened again, by the next datagram to be sent."""
 
     def __init__(
         self,
-        wires: tuple[Wire, ...],
-        heard: Callable[[bytes, Path], None],
+        wire: Wire,
+        pulse: Pulse,
+        heard: Callable[[bytes, Path], bool],
         refused: Callable[[Path], None],
     ) -> None:
-        self._wires = {wire.path: wire for wire in wires}
+        self._wire, self._pulse = wire, pulse
         self._heard, self._refused = heard, refused
-        self._sockets: dict[Path, socket.socket] = {}
-        self._complained: set[Path] = set()
+        self._socket: socket.socket | None = None
+        self._complained = False
 
-    def send(self, path: Path, datagram: bytes) -> None:
-        """Send once on one path; a path that is down loses it."""
-        wire = self._wires[path]
+    def send(self, datagram: bytes) -> None:
+        """Once; while the path is down it is lost."""
         try:
-            endpoint = self._sockets.get(path) or self._open(wire)
-            endpoint.send(datagram)
+            (self._socket or self._open()).send(datagram)
         except ConnectionRefusedError:
-            self._refused(path)
+            self._refused(self._wire.path)
         except BlockingIOError:
             pass  # a full queue: the next beat says the same
         except OSError as e:
-            self._complain(wire, e)
-            self._close(path)
+            self._complain(e)
+            self.close()
         else:
-            self._complained.discard(path)
+            self._complained = False
 
-    def _open(self, wire: Wire) -> socket.socket:
+    def _open(self) -> socket.socket:
+        wire = self._wire
         endpoint = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             endpoint.setblocking(False)
@@ -72,37 +71,57 @@ class Heartbeats:
         except OSError:
             endpoint.close()
             raise
-        self._sockets[wire.path] = endpoint
-        asyncio.get_running_loop().add_reader(endpoint, self._read, wire.path, endpoint)
+        self._socket = endpoint
+        self._pulse.listen(endpoint.fileno(), lambda: self._read(endpoint))
         return endpoint
 
-    def _read(self, path: Path, endpoint: socket.socket) -> None:
-        for _ in range(_BURST):
-            try:
-                datagram = endpoint.recv(_LARGEST_BYTES)
-            except BlockingIOError:
-                return
-            except ConnectionRefusedError:
-                self._refused(path)
-            except OSError:
-                return  # the next send finds out what is wrong
-            else:
-                self._heard(datagram, path)
+    def _read(self, endpoint: socket.socket) -> bool:
+        """One datagram: to ask whether there is another one costs as much as to be told so."""
+        path = self._wire.path
+        try:
+            datagram = endpoint.recv(_LARGEST_BYTES)
+        except ConnectionRefusedError:
+            self._refused(path)
+        except OSError:
+            pass  # none after all, or the next send finds out what is wrong
+        else:
+            return self._heard(datagram, path)
+        return False
 
-    def _complain(self, wire: Wire, error: OSError) -> None:
-        if wire.path not in self._complained:
-            self._complained.add(wire.path)
+    def _complain(self, error: OSError) -> None:
+        if not self._complained:
+            self._complained, wire = True, self._wire
             where = f"{wire.local} to {wire.remote}, UDP port {wire.port}"
             _log.warning("heartbeats on the %s path (%s): %s", wire.path.value, where, error)
 
-    def _close(self, path: Path) -> None:
-        endpoint = self._sockets.pop(path, None)
+    def close(self) -> None:
+        """Until the next `send`."""
+        endpoint, self._socket = self._socket, None
         if endpoint is not None:
-            asyncio.get_running_loop().remove_reader(endpoint)
+            self._pulse.ignore(endpoint.fileno())
             with contextlib.suppress(OSError):
                 endpoint.close()
 
+
+class Heartbeats:
+    """Sends on all paths, hands over what comes in and what is refused."""
+
+    def __init__(
+        self,
+        wires: tuple[Wire, ...],
+        pulse: Pulse,
+        heard: Callable[[bytes, Path], bool],
+        refused: Callable[[Path], None],
+    ) -> None:
+        """`heard` says whether it may have left work for the loop."""
+        self._ways = [_Way(wire, pulse, heard, refused) for wire in wires]
+
+    def send(self, datagram: bytes) -> None:
+        """Once on each path."""
+        for way in self._ways:
+            way.send(datagram)
+
     def close(self) -> None:
         """Close every path."""
-        for path in self._wires:
-            self._close(path)
+        for way in self._ways:
+            way.close()

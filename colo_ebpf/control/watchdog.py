@@ -68,11 +68,13 @@ class Watchdog:
 
     def feed(self, mode: Mode, now_ns: int) -> None:
         """In every beat. Never raises: without it the VM is as safe as with it."""
+        if not self._device:
+            return
         if mode not in SPEAKS:
             self.disarm()
             return
         due_ns = self._timeout_s * 1_000_000_000 // 4
-        if not self._device or (self._tried_ns is not None and now_ns - self._tried_ns < due_ns):
+        if self._tried_ns is not None and now_ns - self._tried_ns < due_ns:
             return
         self._tried_ns = now_ns
         try:

@@ -20,7 +20,6 @@ from colo_ebpf.control.notefile import NoteFile
 from colo_ebpf.control.notify import Notifier
 from colo_ebpf.control.rests import Rests
 from colo_ebpf.control.taps import Taps
-from colo_ebpf.control.ticker import Ticker
 from colo_ebpf.control.vm import Qemu
 from colo_ebpf.datapath import abi, loader, reap
 from colo_ebpf.errors import LoadError, VmError
@@ -189,29 +188,3 @@ def test_a_rest_doubles_up_to_half_a_minute_and_begins_anew_with_the_peer() -> N
     rests.paired()
     rests.failed(9 * second)
     assert rests.until_ns == 10 * second
-
-
-def test_a_ticker_ticks_until_it_is_stopped() -> None:
-    async def run() -> int:
-        ticks = 0
-
-        def tick() -> None:
-            nonlocal ticks
-            ticks += 1
-            if ticks == 3:
-                ticker.stop()
-
-        ticker = Ticker(0.001, tick)
-        await ticker.ended
-        await asyncio.sleep(0.01)
-        return ticks
-
-    assert asyncio.run(run()) == 3
-
-
-def test_a_tick_that_fails_ends_the_ticker() -> None:
-    async def run() -> None:
-        await Ticker(0.001, lambda: {}["nothing"]).ended
-
-    with pytest.raises(KeyError, match="nothing"):
-        asyncio.run(run())

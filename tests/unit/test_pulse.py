@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Beats and datagrams are served inside the loop's own wait; the loop is served all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from typing import TypeVar
+
+import pytest
+
+from colo_ebpf.control.heartbeat import Heartbeats, Wire
+from colo_ebpf.control.peer import Path
+from colo_ebpf.control.pulse import Pulse, loop_of
+
+_T = TypeVar("_T")
+_PERIOD_S = 0.001
+
+
+def _run(pulse: Pulse, work: Callable[[], Coroutine[None, None, _T]]) -> _T:
+    with asyncio.Runner(loop_factory=lambda: loop_of(pulse)) as runner:
+        return runner.run(work())
+
+
+def test_it_beats_until_it_is_put_to_rest() -> None:
+    pulse, beats = Pulse(), 0
+
+    def beat() -> bool:
+        nonlocal beats
+        beats += 1
+        if beats == 3:
+            pulse.rest()
+        return True
+
+    async def run() -> int:
+        await pulse.beat(_PERIOD_S, beat)
+        await asyncio.sleep(10 * _PERIOD_S)
+        return beats
+
+    assert _run(pulse, run) == 3
+
+
+def test_a_beat_that_fails_is_the_last_one() -> None:
+    pulse = Pulse()
+
+    async def run() -> None:
+        await pulse.beat(_PERIOD_S, lambda: {}["nothing"])
+
+    with pytest.raises(KeyError, match="nothing"):
+        _run(pulse, run)
+
+
+def _rounds(pulse: Pulse, beats: int, wanted: bool) -> int:
+    """How often the loop got its turn while it beat so often."""
+    rounds, left = 0, beats
+    inner = pulse.select
+
+    def select(timeout: float | None = None) -> object:
+        nonlocal rounds
+        rounds += 1
+        return inner(timeout)
+
+    pulse.select = select  # type: ignore[method-assign,assignment]
+
+    def beat() -> bool:
+        nonlocal left
+        left -= 1
+        if not left:
+            pulse.rest()
+        return wanted or not left
+
+    async def run() -> None:
+        await pulse.beat(_PERIOD_S, beat)
+
+    _run(pulse, run)
+    return rounds
+
+
+def test_the_loop_has_its_turn_only_when_a_beat_may_have_left_work() -> None:
+    assert _rounds(Pulse(), 20, wanted=True) >= 20
+    assert _rounds(Pulse(), 20, wanted=False) < 10
+
+
+def test_timers_and_descriptors_of_the_loop_are_served_while_every_beat_is_quiet() -> None:
+    pulse = Pulse()
+
+    async def run() -> bytes:
+        beats = pulse.beat(_PERIOD_S, lambda: False)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            loop = asyncio.get_running_loop()
+            loop.call_later(20 * _PERIOD_S, theirs.send, b"late")
+            said = await loop.sock_recv(ours, 10)
+        assert not beats.done()
+        return said
+
+    assert _run(pulse, run) == b"late"
+
+
+def test_what_another_thread_asks_for_wakes_the_loop() -> None:
+    pulse = Pulse()
+
+    async def run() -> int:
+        pulse.beat(_PERIOD_S, lambda: False)
+        return await asyncio.to_thread(lambda: 7)
+
+    assert _run(pulse, run) == 7
+
+
+def test_a_reader_that_fails_or_goes_away_stops_nothing() -> None:
+    pulse = Pulse()
+    read: list[bytes] = []
+
+    async def run() -> None:
+        done = asyncio.get_running_loop().create_future()
+        pairs = [socket.socketpair() for _ in range(2)]
+        first, second = (ours for ours, _ in pairs)
+
+        def fail() -> bool:
+            read.append(first.recv(10))
+            if len(read) == 1:
+                raise ValueError("of the test")
+            pulse.ignore(first.fileno())
+            pulse.ignore(first.fileno())
+            pulse.listen(second.fileno(), end)
+            return False
+
+        def end() -> bool:
+            done.set_result(None)
+            pulse.ignore(second.fileno())
+            return True
+
+        pulse.listen(first.fileno(), fail)
+        for text in (b"one", b"two", b"three"):
+            pairs[0][1].send(text)
+        pairs[1][1].send(b"end")
+        await done
+        for pair in pairs:
+            for one in pair:
+                one.close()
+
+    _run(pulse, run)
+    assert b"".join(read).startswith(b"one")
+
+
+def _heartbeats(
+    pulse: Pulse, mine: str, peers: str, port: int, heard: Callable[[bytes, Path], bool]
+) -> Heartbeats:
+    wires = (Wire(Path.LINK, mine, peers, port), Wire(Path.MANAGEMENT, mine, peers, port + 1))
+    return Heartbeats(wires, pulse, heard, lambda path: None)
+
+
+def test_a_datagram_goes_over_both_paths_and_is_heard_on_both() -> None:
+    pulse = Pulse()
+    heard: list[tuple[bytes, Path]] = []
+
+    async def run() -> None:
+        done = asyncio.get_running_loop().create_future()
+
+        def take(datagram: bytes, path: Path) -> bool:
+            heard.append((datagram, path))
+            if len(heard) == 4:
+                done.set_result(None)
+            return len(heard) == 4
+
+        a = _heartbeats(pulse, "127.0.0.8", "127.0.0.9", 17460, take)
+        b = _heartbeats(pulse, "127.0.0.9", "127.0.0.8", 17460, take)
+        a.send(b"nobody listens yet")
+        b.send(b"one")
+        b.send(b"two")
+        await done
+        a.close()
+        b.close()
+
+    _run(pulse, run)
+    for path in Path:
+        assert [datagram for datagram, on in heard if on is path] == [b"one", b"two"]
