@@ -24,7 +24,7 @@ from colo_ebpf.control.fitness import Fitness
 from colo_ebpf.control.guest import Guest
 from colo_ebpf.control.peer import PeerState
 from colo_ebpf.control.ports import Effects, Plane, Vm
-from colo_ebpf.model import Mode, PlaneEvent, PlaneEventKind, VmEvent, VmEventKind
+from colo_ebpf.model import Mode, OverlayUse, PlaneEvent, PlaneEventKind, VmEvent, VmEventKind
 
 _REASONS = {
     PlaneEventKind.MISMATCH: Reason.MISMATCH,
@@ -68,7 +68,8 @@ class Checkpoints:
         self._side = Turns.NONE
         self._vm: Vm | None = None
         self._held_due_ns: int | None = now_ns
-        self._overlays_due_ns = now_ns
+        self._overlays_due_ns = self._looked_ns = now_ns
+        self._overlays: tuple[OverlayUse, ...] | None = None  # as last looked at
         self._ahead = ""
 
     @property
@@ -97,6 +98,7 @@ class Checkpoints:
         self.primary.end()
         self.secondary.end()
         self._side, self._vm, self.announced = side, vm, 0
+        self._overlays = None
         if vm is None:
             self._side = Turns.NONE
         elif side is Turns.PRIMARY:
@@ -141,6 +143,7 @@ class Checkpoints:
 
     def look(self, peer: PeerState | None, listening: bool, now_ns: int) -> None:
         """A turn of the decision cycle; `peer` only if it speaks of the same pairing."""
+        self._looked_ns = now_ns
         if self._side is Turns.PRIMARY:
             self._look_primary(peer, listening, now_ns)
         elif self._side is Turns.SECONDARY and self._vm is not None:
@@ -152,13 +155,40 @@ class Checkpoints:
             self._ahead = self.guest.ahead(now_ns, self._timing.arm_timeout_ns)
         self._flush()
 
+    def quiet_until_ns(self, now_ns: int) -> int:
+        """Until then `look` would do nothing, while the peer is heard and says what it has said.
+        0: it has something to do."""
+        if self.flush_wanted or self._vm is None:
+            return 0
+        if self._side is Turns.PRIMARY:
+            return self._primary_quiet_until_ns()
+        replica_well = self.guest.off_at_s is None and not self.fitness.passing
+        if not replica_well or not self._overlays_as_before(self._vm, now_ns):
+            return 0
+        return min(self._overlays_due_ns, self.secondary.quiet_until_ns())
+
+    def _primary_quiet_until_ns(self) -> int:
+        if not self._rested(self._looked_ns):
+            return 0
+        quiet_ns, held_due_ns = self.primary.quiet_until_ns(), self._held_due_ns
+        return quiet_ns if held_due_ns is None else min(quiet_ns, held_due_ns)
+
+    def _overlays_as_before(self, vm: Vm, now_ns: int) -> bool:
+        if now_ns < self._overlays_due_ns:
+            return True
+        if vm.overlay_use() != self._overlays:
+            return False
+        self._overlays_due_ns = now_ns + _OVERLAYS_EVERY_NS
+        return True
+
     def _look_overlays(self, vm: Vm, now_ns: int) -> None:
         """The primary cannot see them. Under a load they are about to be emptied."""
         early = now_ns < self._overlays_due_ns and not self.fitness.passing
         if early or self.secondary.stopped:
             return
         self._overlays_due_ns = now_ns + _OVERLAYS_EVERY_NS
-        self.fitness.overlays(vm.overlay_use(), self.secondary.loads)
+        self._overlays = vm.overlay_use()
+        self.fitness.overlays(self._overlays, self.secondary.loads)
         self.fitness.loaded(vm.loads())
 
     def _look_primary(self, peer: PeerState | None, listening: bool, now_ns: int) -> None:
@@ -178,12 +208,14 @@ class Checkpoints:
 
     def _hear_wants(self, peer: PeerState, now_ns: int) -> None:
         """The secondary is not in our epoch, and had time to say that it is."""
-        loaded = self.primary.loaded
-        if self.primary.stage is not Stage.IDLE or loaded is None:
+        if self.primary.stage is not Stage.IDLE or self.primary.loaded is None:
             return
-        rested = now_ns - loaded.resumed_ns > self._timing.arm_timeout_ns
-        if rested and (peer.want or peer.loaded != self.primary.epoch):
+        if self._rested(now_ns) and (peer.want or peer.loaded != self.primary.epoch):
             self._do(self.primary.ask(Reason.PEER, now_ns))
+
+    def _rested(self, now_ns: int) -> bool:
+        loaded = self.primary.loaded
+        return loaded is None or now_ns - loaded.resumed_ns > self._timing.arm_timeout_ns
 
     def _look_held(self, now_ns: int) -> None:
         """Frames may not be held longer than the compare timeout."""

@@ -4,7 +4,8 @@
 The daemon and the simulation drive the same `Core`. Events change facts (`peer_datagram`,
 `vm_event`, `plane_event`, `step_done`, ...); each ends in `cycle`, which takes a snapshot, lets
 `decide` say what should be and makes it so: the data plane's mode at once, everything that awaits
-an outsider as the one step under way. Checkpoints run beside it (`epoch`, `epoch_secondary`).
+an outsider as the one step under way. Checkpoints run beside it (`epoch`, `epoch_secondary`). A
+`beat` in which only time has passed does without (`calm`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from colo_ebpf.control import facts
+from colo_ebpf.control.calm import Calm, lasts
 from colo_ebpf.control.checkpoints import Checkpoints, of_peer
 from colo_ebpf.control.decide import decide
 from colo_ebpf.control.epoch import Command, Stage
@@ -96,6 +98,7 @@ class Core:
         self._pairing: Pairing | None = None
         self._pairing_known = False
         self.said: PeerState | None = None  # at the end of the last cycle
+        self.calm = Calm(self.checkpoints, peer, timing.peer_timeout_ns)
         self._wanted = ""
 
     # --- events ------------------------------------------------------------------------
@@ -132,6 +135,7 @@ class Core:
     def peer_refused(self, path: Path, now_ns: int) -> None:
         """The peer's host says that its daemon does not run."""
         self.peer.nobody_listens(path, now_ns)
+        self.calm.ends()
 
     def vm_event(self, vm: Vm, event: VmEvent, now_ns: int) -> None:
         """One event of a QEMU; those of one that is not ours any more are ignored."""
@@ -275,16 +279,26 @@ class Core:
 
     # --- the decision cycle ---------------------------------------------------------------
 
+    def beat(self, now_ns: int) -> bool:
+        """`cycle`, unless nothing would come of it. False: it was left out."""
+        if self.calm.holds(self.said, now_ns):
+            return False
+        self.cycle(now_ns)
+        return True
+
     def cycle(self, now_ns: int) -> None:
         """Decide and make it so, until nothing changes any more."""
         self.wishes.hear(self.peer.state, self.record, now_ns)
         if self.peer.state is not None and self.peer.state.pause.newer_than(self.pause):
             self.take_pause(self.peer.state.pause, now_ns)
+        self.calm.ends()
         for _ in range(_SETTLE_ROUNDS):
-            before = self.decision
-            self._apply(decide(self.snapshot(now_ns)), now_ns)
+            before, s = self.decision, self.snapshot(now_ns)
+            self._apply(decide(s), now_ns)
             self._checkpoints(now_ns)
             if self.decision == before:
+                if self.running is None and lasts(s, before):
+                    self.calm.begins()
                 break
         if self._news():
             self.effects.publish(1)

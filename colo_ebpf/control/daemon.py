@@ -163,11 +163,11 @@ class Daemon:
         now_ns = boot_ns()
         self.plane.beacon()
         self.plane.reap(now_ns)
-        self.core.cycle(now_ns)
+        decided = self.core.beat(now_ns)
         self._send(self.core.said or self.core.my_state())
         self._notifier.feed(now_ns)
         self._watchdog.feed(self.plane.mode(), now_ns)
-        return True
+        return decided
 
     def _leave(self) -> None:
         """The peer is told; VM and data plane go on without us."""

@@ -241,14 +241,11 @@ class PrimaryTurns:
             return self._break(f"checkpoint stuck, {self.stage.value} at epoch {self.target}")
         return []
 
-    def deadline_ns(self) -> int | None:
-        """When `look` has something to do even if nothing happens."""
-        if self.stage in (Stage.OFF, Stage.BROKEN):
-            return None
-        if self.stage is Stage.IDLE:
-            return self._rested_ns + self.limits.longest_epoch_ns
-        waits = self.limits.arm_ns if self.stage is Stage.ANNOUNCED else self.limits.checkpoint_ns
-        return self._since_ns + waits
+    def quiet_until_ns(self) -> int:
+        """Until then `look` finds nothing to do, whatever the peer says of its turns."""
+        if self.stage is not Stage.IDLE or self._asked:
+            return 0
+        return self._rested_ns + self.limits.longest_epoch_ns
 
     def vm_event(self, event: VmEvent) -> list[Action]:
         """One event of the VM, in order."""

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from colo_ebpf.control.epoch import WriteTurn
 from colo_ebpf.model import Phase, Settled, Turn, VmEvent, VmEventKind
 
+NEVER_NS = 1 << 63
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -109,6 +111,12 @@ class SecondaryTurns:
         if due:
             self._check_at_ns = None
         return due
+
+    def quiet_until_ns(self) -> int:
+        """Until then `look` says False. 0: not while it is under a load."""
+        if self._stopped:
+            return 0
+        return NEVER_NS if self._check_at_ns is None else self._check_at_ns
 
     def counted(self, loads: int) -> list[WriteTurn]:
         """What the trace shows while the SVM runs undisturbed."""

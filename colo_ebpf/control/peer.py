@@ -224,6 +224,11 @@ class PeerView:
         heard = self._paths[path].heard_ns
         return now_ns - (self.started_ns if heard is None else heard)
 
+    @property
+    def link_heard_ns(self) -> int:
+        """When the link last carried a state; 0: never."""
+        return self._paths[Path.LINK].heard_ns or 0
+
     def longest_ns(self, path: Path) -> int:
         """The longest silence of a path since the peer's daemon runs."""
         return self._paths[path].longest_ns

@@ -126,6 +126,8 @@ class Host:
         self._backlog: list[Callable[[], None]] = []
         self._run = 0  # of the daemon
         self._speech = Speech(SEAL)
+        self.beats = self.calm_beats = 0
+        self.effects = 0  # that a core asked for
         self._booted_ns = world.now_ns - world.delay_ns(60_000, 10_000_000)
         world.hosts[name] = self
 
@@ -177,9 +179,32 @@ class Host:
             return
         if not self.paused:
             self.plane.beacon()
-            self.core.cycle(self.now_ns)
+            self._decide(self.core)
             self.publish(1)
         self.world.after(self.world.delay_ns(45, 60), lambda: self._beat(run))
+
+    def _decide(self, core: Core) -> None:
+        """In every other history what a beat leaves out is done all the same: nothing may come of
+        it."""
+        calm = core.calm.holds(core.said, self.now_ns)
+        self.beats += 1
+        self.calm_beats += calm
+        if not calm or self.world.seed % 2:
+            core.beat(self.now_ns)
+            return
+        before = self._all_that_a_cycle_changes(core)
+        core.cycle(self.now_ns)
+        after = self._all_that_a_cycle_changes(core)
+        assert before == after, f"{self.name} left out more than nothing: {before}, {after}"
+
+    def _all_that_a_cycle_changes(self, core: Core) -> tuple[object, ...]:
+        plane, points = self.plane, core.checkpoints
+        return (
+            (core.decision, core.my_state(), core.running, core.record, core.wishes.wish),
+            (plane.mode(), plane.turn(), plane.pairing, self.effects),
+            (points.primary.stage, points.primary.pending, points.flush_wanted, points.want),
+            (self.note, self.pause_file, tuple(core.history)),
+        )
 
     def kill_daemon(self) -> None:
         """kill -9; VM and plane go on."""
@@ -246,6 +271,7 @@ class Host:
 
     def publish(self, copies: int) -> None:
         """On both paths."""
+        self.effects += 1
         if self.core is None:
             return
         for _ in range(copies):
@@ -270,6 +296,7 @@ class Host:
 
     def command(self, vm: object, command: Command) -> None:
         """On QEMU's monitor."""
+        self.effects += 1
         assert isinstance(vm, ToyVm)
         run = self._run
 
@@ -288,6 +315,7 @@ class Host:
 
     def start_step(self, step: facts.Step) -> None:
         """In its time."""
+        self.effects += 1
         run = self._run
         slow = isinstance(step, facts.StartVm | facts.Synchronise | facts.EnterColo | facts.Fence)
         delay_ns = self.world.delay_ns(30, 200) if slow else self.world.delay_ns(0.3, 20)

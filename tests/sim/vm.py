@@ -167,7 +167,7 @@ class Session:
 
     def _loads(self) -> None:
         s = self.secondary
-        if self.world.random.random() < 0.01:  # the load fails: new RAM, old disk
+        if self.world.random.random() < self.world.bad_loads:
             self.world.lost_vms += 1
             self.end()
             return

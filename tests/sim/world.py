@@ -31,6 +31,7 @@ class World:
     cut: set[tuple[str, Path]] = field(default_factory=set)  # (from, path): one way each
     arbiter_cut: set[str] = field(default_factory=set)
     loss: float = 0.0
+    bad_loads: float = 0.01  # that leave new RAM on the old disk
     lost_vms: int = 0
     fence: FenceWhen = FenceWhen.OFF
     fence_works: bool = True  # else it fails at random

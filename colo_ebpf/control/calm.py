@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""When time alone cannot change a decision: then a beat does without. Pure, but for `Calm`.
+
+Most of a pair's life nothing happens, and to decide that fifty times a second takes more processor
+time than all else a daemon does.
+"""
+
+from __future__ import annotations
+
+from colo_ebpf.control.checkpoints import Checkpoints
+from colo_ebpf.control.facts import Decision, Snapshot, State
+from colo_ebpf.control.peer import PeerState, PeerView
+
+
+def lasts(s: Snapshot, d: Decision) -> bool:
+    """`d`, which was decided on `s`, holds until an event comes or the peer falls silent.
+
+    Of a protected pair that is well: there all other deadlines are those of the checkpoints. That
+    its VM was loaded by halves is nothing a secondary's trace says before COLO has ended.
+    """
+    peer, vm = s.peer, s.vm
+    nothing_due = d.step is None and d.ask is None and d.answer is None
+    nothing_open = s.wish is None and s.pending is None and s.failure is None
+    return (
+        d.state in (State.PRIMARY, State.SECONDARY)
+        and nothing_due
+        and nothing_open
+        and not d.still
+        and vm is not None
+        and vm.colo_exit_ns is None
+        and vm.off_at_s is None
+        and peer.link_age_ns <= s.timing.peer_timeout_ns
+        and peer.away_since_ns is None
+    )
+
+
+class Calm:
+    """What one core remembers of it. Every event ends it, mostly by the cycle that follows."""
+
+    def __init__(self, checkpoints: Checkpoints, peer: PeerView, silence_ns: int) -> None:
+        self._checkpoints, self._peer, self._silence_ns = checkpoints, peer, silence_ns
+        self._lasts = False
+        self._until_ns = 0
+
+    def begins(self) -> None:
+        """The last cycle has decided what lasts, and nothing is left to do."""
+        self._lasts = True
+
+    def ends(self) -> None:
+        """A fact has changed."""
+        self._lasts, self._until_ns = False, 0
+
+    def holds(self, said: PeerState | None, now_ns: int) -> bool:
+        """A cycle would do nothing now. `said`: what the last one told the peer."""
+        if now_ns >= self._until_ns:
+            self._until_ns = self._checkpoints.quiet_until_ns(now_ns) if self._lasts else 0
+        peer = self._peer
+        return (
+            now_ns < self._until_ns
+            and now_ns - peer.link_heard_ns <= self._silence_ns
+            and said is not None
+            and said.echo == peer.echo
+        )

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""When a beat may do without a decision: only time has passed, and no deadline with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from colo_ebpf.control import calm, record
+from colo_ebpf.control.decide import decide
+from colo_ebpf.control.epoch import Reason
+from colo_ebpf.control.facts import Failure, Read, Snapshot, State, Swap, Wish
+from colo_ebpf.control.peer import GREET_AFTER_NS, Path, PeerState, Speech
+from colo_ebpf.model import OverlayUse
+from tests.sim.host import SEAL, Host
+from tests.sim.test_pair import _check, _until_protected
+from tests.sim.world import MS, World
+from tests.unit.test_decide import ACTIVE, HEARD, NOW, PAIRED, SILENT, A, B, _at, _silent
+
+_LATER_NS = tuple(span * MS for span in (1, 20, 300, 5_000, 60_000, 3_600_000))
+
+
+def _lasts(s: Snapshot) -> bool:
+    return calm.lasts(s, decide(s))
+
+
+def _later(s: Snapshot, ns: int, management_age_ns: int) -> Snapshot:
+    """The link was heard meanwhile."""
+    peer = replace(s.peer, link_age_ns=HEARD, management_age_ns=management_age_ns)
+    return replace(s, now_ns=s.now_ns + ns, peer=peer, plane_hears=not s.plane_hears)
+
+
+def _vm(me: str, **change: Any) -> Snapshot:
+    s = _at(me, PAIRED)
+    assert s.vm is not None
+    return replace(s, vm=replace(s.vm, **change))
+
+
+def _peer(me: str, **change: Any) -> Snapshot:
+    s = _at(me, PAIRED)
+    assert s.peer.state is not None
+    state = msgspec.structs.replace(s.peer.state, **change)
+    return replace(s, peer=replace(s.peer, state=state))
+
+
+def _swap_failed() -> Failure:
+    return Failure(Swap(PAIRED, record.claim(PAIRED, A)), "of the test", NOW)
+
+
+@pytest.mark.parametrize("me", ["a", "b"])
+@pytest.mark.parametrize("paused", [False, True])
+def test_what_is_decided_of_a_pair_that_is_well_lasts(me: str, paused: bool) -> None:
+    s = _at(me, PAIRED, paused=paused)
+    decided = decide(s)
+    assert calm.lasts(s, decided)
+    for ns in _LATER_NS:
+        for management_age_ns in (HEARD, SILENT, ns):
+            assert decide(_later(s, ns, management_age_ns)) == decided
+
+
+@pytest.mark.parametrize("me", ["a", "b"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pending": record.claim(PAIRED, B)},
+        {"failure": _swap_failed()},
+        {"wish": Wish("t", NOW, B)},
+        {"wish": Wish("t", NOW, A, overrides=PAIRED.generation)},
+    ],
+)
+def test_nothing_lasts_while_anything_is_open(me: str, change: dict[str, Any]) -> None:
+    assert not _lasts(_at(me, PAIRED, **change))
+
+
+@pytest.mark.parametrize(
+    "s",
+    [
+        *(_silent(_at(me, PAIRED)) for me in "ab"),
+        *(_silent(_at(me, PAIRED), management=HEARD) for me in "ab"),
+        *(_vm(me, alive=False) for me in "ab"),
+        *(_vm(me, off_at_s=1) for me in "ab"),
+        _vm("b", colo_exit_ns=NOW),
+        *(_peer(me, generation=PAIRED.generation + 1) for me in "ab"),
+        *(_peer(me, fit=False) for me in "ab"),
+        *(_at(me, ACTIVE) for me in "ab"),
+        *(_at(me, None) for me in "ab"),
+    ],
+)
+def test_what_may_end_by_itself_does_not_last(s: Snapshot) -> None:
+    assert not _lasts(s)
+
+
+def test_a_peer_whose_daemon_is_away_is_looked_at() -> None:
+    s = _at("a", PAIRED)
+    assert not _lasts(replace(s, peer=replace(s.peer, away_since_ns=NOW)))
+
+
+def test_a_step_that_rests_is_not_forgotten() -> None:
+    """The decision itself has none to run just now."""
+    s = _peer("a", generation=PAIRED.generation + 1)
+    resting = replace(s, failure=Failure(Read(), "of the test", NOW))
+    assert decide(resting).step is None
+    assert not _lasts(resting)
+
+
+# --- the core -----------------------------------------------------------------------------
+
+
+def _pair() -> tuple[World, Host, Host]:
+    world = World(1)
+    a, b = Host(world, "a"), Host(world, "b")
+    for host in (a, b):
+        host.start_daemon()
+    assert _until_protected(world, 20_000, lambda: _check(world))
+    world.run(2_000 * MS, lambda: None)
+    return world, a, b
+
+
+def _is_calm(host: Host) -> bool:
+    assert host.core is not None
+    return host.core.calm.holds(host.core.said, host.now_ns)
+
+
+def test_a_pair_at_rest_decides_nothing() -> None:
+    world, a, b = _pair()
+    for host in (a, b):
+        host.beats = host.calm_beats = 0
+    world.run(5_000 * MS, lambda: None)
+    for host in (a, b):
+        assert host.beats > 50
+        assert host.calm_beats == host.beats
+
+
+def test_a_peer_that_falls_silent_is_looked_at_when_it_is_late_and_not_before() -> None:
+    world, a, b = _pair()
+    b.pause()
+    assert a.core is not None
+    timeout_ns = a.core.timing.peer_timeout_ns
+    while a.now_ns - a.core.peer.link_heard_ns <= timeout_ns:
+        assert _is_calm(a)
+        world.run(MS, lambda: None)
+    assert not _is_calm(a)
+    world.run(100 * MS, lambda: None)
+    assert a.core.decision.state is not State.PRIMARY or a.core.decision.step is not None
+
+
+def test_a_refused_port_is_looked_at() -> None:
+    world, a, b = _pair()
+    b.kill_daemon()
+    while _is_calm(a):
+        world.run(MS, lambda: None)
+    assert a.core is not None
+    assert a.now_ns - a.core.peer.link_heard_ns <= a.core.timing.peer_timeout_ns
+    assert a.core.peer.away_since_ns(a.now_ns) is not None
+
+
+def test_overlays_that_fill_are_seen_although_nothing_else_happens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, a, b = _pair()
+    assert b.vm is not None
+    full = OverlayUse(0, 600 << 20, 1000 << 20, 100 << 20)
+    monkeypatch.setattr(b.vm, "overlay_use", lambda: (full,))
+    while _is_calm(b):
+        world.run(MS, lambda: None)
+    world.run(200 * MS, lambda: None)
+    assert a.core is not None
+    assert "peer" in {reason.value for reason in a.core.checkpoints.primary.by_cause}
+
+
+def test_a_new_run_of_the_peers_daemon_is_greeted_in_the_next_beat() -> None:
+    world, a, b = _pair()
+    b.pause()
+    assert a.core is not None
+    while min(a.core.peer.age_ns(path, a.now_ns) for path in Path) < GREET_AFTER_NS:
+        world.run(MS, lambda: None)
+    assert _is_calm(a)
+    hello = Speech(SEAL).say(PeerState(vm="v", host="b", boot="another run"))
+    a.core.peer_datagram(hello, Path.MANAGEMENT, a.now_ns)
+    assert not _is_calm(a)
+
+
+def test_loads_are_counted_although_nothing_else_happens() -> None:
+    """A checkpoint nobody told of shows in the trace alone."""
+    world, a, b = _pair()
+    assert a.core is not None
+    assert b.core is not None
+    assert b.vm is not None
+    a.core.checkpoints.primary.ask(Reason.OPERATOR, a.now_ns)
+    a.core.cycle(a.now_ns)
+    epoch = b.core.checkpoints.secondary.loaded
+    while b.core.checkpoints.secondary.loaded in (0, epoch):
+        world.run(MS, lambda: None)
+    b.vm.loaded += 1
+    world.run(2_000 * MS, lambda: None)
+    assert "peer" in {reason.value for reason in a.core.checkpoints.primary.by_cause}
