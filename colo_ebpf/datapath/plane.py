@@ -40,6 +40,8 @@ _FLUSH_SLOTS = 256  # COLO_FLUSH_MAX: slots one run looks at
 _FLUSH_ROUNDS = 256  # times round the ring; a frame may wait for the one before it
 _FLUSH_IDLE = 8  # rounds without a frame: another CPU holds on to what is left
 _AGE_PLACES = 256  # COLO_AGE_MAX: places one run looks at
+_AGE_BUSY = 1 / 16  # of the flow table's entries: below, a run finds next to nothing, and rests
+AGE_REST_NS = 160_000_000
 _FAREWELLS = 3  # copies: the link may lose some
 _HIGH_MARK = 3 / 4  # of the hold store: from here on a checkpoint is due
 
@@ -107,7 +109,7 @@ class DataPlane:
         self._tables = [RawMap(obj_get(str(pins / name))) for name in names]
         self._of_a_vm = (*self._tables, self._maps["colo_hold"])
         offsets, lasting = self._tables[:2]
-        self._aged_to = 0
+        self._aged_to = self._age_due_ns = 0
         self._lasting = LastingOffsets(offsets, lasting)
         self._reap_offsets, self._reap_lasting = reap.Reaper(offsets), reap.Reaper(lasting)
         self._held = HeldSlots(self._maps["colo_hold"].fd)
@@ -365,16 +367,24 @@ class DataPlane:
 
     def reap(self, now_ns: int) -> None:
         """Take a few entries of ended connections out of the tables."""
-        if self._live(LiveWord.FLOWS):
+        if now_ns >= self._age_due_ns:
+            self._age(now_ns)
+        if self._reap_offsets.due(now_ns):
+            epoch = self.turn().epoch
+            epochs = epoch, epoch + 1, int(self._conf.lasting_epoch)
+            self._reap_offsets.step(now_ns, lambda raw: reap.offset_ended(raw, now_ns, epochs))
+        if self._reap_lasting.due(now_ns):
+            self._reap_lasting.step(now_ns, lambda raw: reap.lasting_ended(raw, now_ns))
+
+    def _age(self, now_ns: int) -> None:
+        """The next places of the flow table; in every beat only if there is much to find."""
+        used, flows = self._live(LiveWord.FLOWS), self._spec.sizes.flows
+        if used:
             self._age_run.put(struct.pack("=I", self._aged_to))
             self._age_run.run()
-            self._aged_to = (self._aged_to + _AGE_PLACES) % (2 * self._spec.sizes.flows)
-        epoch = self.turn().epoch
-        lasting = int(self._conf.lasting_epoch)
-        self._reap_offsets.step(
-            now_ns, lambda raw: reap.offset_ended(raw, now_ns, (epoch, epoch + 1, lasting))
-        )
-        self._reap_lasting.step(now_ns, lambda raw: reap.lasting_ended(raw, now_ns))
+            self._aged_to = (self._aged_to + _AGE_PLACES) % (2 * flows)
+        if used < flows * _AGE_BUSY:
+            self._age_due_ns = now_ns + AGE_REST_NS
 
     # -- events, counters ----------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from colo_ebpf.datapath.sysbpf import RawMap
 ENDED_NS = 60_000_000_000  # twice the time a late segment may live
 FORGOTTEN_NS = 5 * 86_400_000_000_000  # what connection tracking gives an idle connection
 _PER_STEP = 24
-REST_NS = 1_000_000_000  # between walks: the end of an empty table is behind all its buckets
+REST_NS = 10_000_000_000  # between walks: the end of an empty table is behind all its buckets
 
 
 def offset_ended(raw: bytes, now_ns: int, epochs: Collection[int]) -> bool:
@@ -41,11 +41,13 @@ class Reaper:
         self._key: bytes | None = None
         self._begin_ns = 0  # no walk before
 
+    def due(self, now_ns: int) -> bool:
+        """In the middle of a walk, or rested since the last one."""
+        return self._key is not None or now_ns >= self._begin_ns
+
     def step(self, now_ns: int, ended: Callable[[bytes], bool]) -> int:
         """Look at the next entries. Returns how many went."""
         gone = 0
-        if self._key is None and now_ns < self._begin_ns:
-            return gone
         for _ in range(_PER_STEP):
             key, self._key = self._key, self._table.next_key(self._key)
             if key is not None:

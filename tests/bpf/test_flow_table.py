@@ -12,6 +12,7 @@ from scapy.packet import Packet
 
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.datapath.abi import FlowFlag
+from colo_ebpf.datapath.plane import AGE_REST_NS
 from colo_ebpf.model import Mode
 from tests.bpf.rig import Rig, established, request, segment
 from tests.capabilities import require
@@ -42,8 +43,9 @@ def _change(rig: Rig, idle_ns: int, **fields: int) -> None:
 
 def _sweep(rig: Rig) -> None:
     """The daemon goes once round all places."""
-    for _ in range(0, 2 * FLOWS, 256):
-        rig.plane.reap(boot_ns())
+    begin_ns = boot_ns()
+    for run in range(2 * FLOWS // 256 + 1):
+        rig.plane.reap(begin_ns + run * AGE_REST_NS)
 
 
 def _refused(rig: Rig) -> int:
@@ -91,6 +93,22 @@ def test_a_crowded_table_does_not_wait_for_idle_ones() -> None:
         rig.run_many("colo_mir_cli", _syns(1, FLOWS))
         _sweep(rig)
         assert rig.count("age", "drop", "ended") > 0, "three quarters are in use"
+
+
+@pytest.mark.parametrize(("entries", "rests"), [(1, True), (FLOWS // 8, False)])
+def test_a_table_with_little_in_it_is_swept_now_and_then(entries: int, rests: bool) -> None:
+    with Rig() as rig:
+        rig.pair()
+        rig.run_many("colo_mir_cli", _syns(entries))
+        begin_ns = boot_ns()
+        rig.plane.reap(begin_ns)
+        _change(rig, 2 * MINUTE, c_known=0)
+        for _ in range(2):
+            rig.plane.reap(begin_ns + AGE_REST_NS - 1)
+        assert (rig.count("age", "drop", "ended") == 0) == rests
+        for later in range(1, 4):
+            rig.plane.reap(begin_ns + later * AGE_REST_NS)
+        assert rig.count("age", "drop", "ended") == entries
 
 
 def test_c4_without_a_daemon_ended_entries_make_room() -> None:

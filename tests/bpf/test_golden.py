@@ -22,6 +22,7 @@ from scapy.packet import Packet
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.datapath import abi, netdev
 from colo_ebpf.datapath.abi import Reason
+from colo_ebpf.datapath.plane import AGE_REST_NS
 from colo_ebpf.datapath.sysbpf import RawMap
 from colo_ebpf.model import Mode, Phase, VmRole
 from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig, beacon, datagram, farewell, request, segment
@@ -181,8 +182,8 @@ def aged(rig: Rig) -> None:
     """The one connection was reset; two minutes later the control plane sweeps the table."""
     flags = rig.flow().flags | abi.FlowFlag.RESET
     rig.change_flows(flags=flags, seen_ns=boot_ns() - 120_000_000_000)
-    for _ in range(2):
-        rig.plane.reap(boot_ns())
+    for run in range(2):
+        rig.plane.reap(boot_ns() + run * AGE_REST_NS)
 
 
 @dataclass(frozen=True, slots=True)
