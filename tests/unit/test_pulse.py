@@ -177,3 +177,56 @@ def test_a_datagram_goes_over_both_paths_and_is_heard_on_both() -> None:
     _run(pulse, run)
     for path in Path:
         assert [datagram for datagram, on in heard if on is path] == [b"one", b"two"]
+
+
+class _Clock:
+    """Of a pulse whose time passes by hand."""
+
+    def __init__(self, pulse: Pulse, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s, self.beats = 1000.0, 0
+        self._pulse = pulse
+        self._ours, self._theirs = socket.socketpair()
+        monkeypatch.setattr("colo_ebpf.control.pulse.time.monotonic", lambda: self.now_s)
+        pulse.listen(self._ours.fileno(), self._read)
+        pulse.beat(20.0, self._beat)
+
+    def _beat(self) -> bool:
+        self.beats += 1
+        return False
+
+    def _read(self) -> bool:
+        self._ours.recv(10)
+        return False
+
+    def beats_at(self, now_s: float, heard: bool) -> int:
+        """How many there are then, if a datagram has come or not."""
+        self.now_s, before = 1000.0 + now_s, self.beats
+        if heard:
+            self._theirs.send(b"x")
+        self._pulse.select(0)
+        return self.beats - before
+
+    def close(self) -> None:
+        self._pulse.close()
+        self._ours.close()
+        self._theirs.close()
+
+
+def test_a_beat_that_is_nearly_due_joins_a_heartbeat_and_none_is_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run() -> None:
+        clock = _Clock(Pulse(), monkeypatch)
+        assert clock.beats_at(0, heard=False) == 1
+        assert clock.beats_at(14.9, heard=True) == 0
+        assert clock.beats_at(15.1, heard=False) == 0
+        assert clock.beats_at(15.2, heard=True) == 1
+        assert clock.beats_at(15.3, heard=True) == 0, "one is enough"
+        assert clock.beats_at(35.1, heard=False) == 0
+        assert clock.beats_at(35.2, heard=False) == 1, "a period after the one before"
+        assert clock.beats_at(60.0, heard=False) == 1
+        assert clock.beats_at(75.1, heard=False) == 0
+        assert clock.beats_at(75.3, heard=False) == 1, "as if that had not been late"
+        clock.close()
+
+    asyncio.run(run())
