@@ -182,21 +182,18 @@ class OurLane(Lane):
             plane, role = self.planes[host], roles[guest]
             self.wires.inside(host, partial(asyncio.run, attach(plane, role)))
 
-    def _plane(self, host: str) -> DataPlane:
+    def _spec(self, host: str) -> PlaneSpec:
         wires, sizes = self.wires, Datapath()
-        bpffs = wires.directory / f"bpf-{host}"
-        mounts.mount_bpf(bpffs)
-        wires.stack.callback(mounts.unmount, bpffs)
-        address, frame = _LINK_ADDRESSES[host], frame_bytes(GUEST_MTU)
-        spec = PlaneSpec(
+        frame = frame_bytes(GUEST_MTU)
+        return PlaneSpec(
             vm=_VM,
-            bpffs=bpffs,
+            bpffs=wires.directory / f"bpf-{self.name}-{host}",
             cache=wires.directory / "headers",
             nics=(PlaneNic(TAP, BRIDGE, GUEST_MTU),),
             link_device=LINK_DEVICE,
             underlay=LINK,
             vxlan_port=4789,
-            link_address=address,
+            link_address=_LINK_ADDRESSES[host],
             link_timeout_ms=_TIMING.link_timeout_ms,
             compare_timeout_ms=_TIMING.compare_timeout_ms,
             sizes=Sizes(
@@ -204,7 +201,11 @@ class OurLane(Lane):
             ),
         )
 
-        wires.inside(host, lambda: netdev.add_address(LINK, address, PREFIX_LENGTH))
+    def _plane(self, host: str) -> DataPlane:
+        wires, spec = self.wires, self._spec(host)
+        mounts.mount_bpf(spec.bpffs)
+        wires.stack.callback(mounts.unmount, spec.bpffs)
+        wires.inside(host, lambda: netdev.add_address(LINK, spec.link_address, PREFIX_LENGTH))
         plane = wires.inside(host, lambda: DataPlane.open(spec))
         wires.stack.callback(plane.close)
         return plane

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 LANES = "lanes"  # the part
 PLAIN, TWO, QEMU, OURS = "plain", "plain, two servers", "qemu", "ours"
+LIMIT = "limit"  # ours, but nothing is compared
 
 BULK_DOWNLOAD = "bulk download"
 BULK_UPLOAD = "bulk upload"

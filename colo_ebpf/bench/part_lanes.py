@@ -18,12 +18,21 @@ from pathlib import Path
 from colo_ebpf.bench import names
 from colo_ebpf.bench.cpu import busy_s
 from colo_ebpf.bench.lane import Lane, PlainLane, SecondPlainLane
+from colo_ebpf.bench.lane_limit import LimitLane
 from colo_ebpf.bench.lane_ours import OurLane
 from colo_ebpf.bench.lane_qemu import QemuLane
 from colo_ebpf.bench.results import Curve, Recorder
 from colo_ebpf.bench.suite import Effort
 from colo_ebpf.bench.wires import guest_cpus, workshop
-from colo_ebpf.bench.workload import DOWNLOAD, LOADS, REQUEST, Load, Outcome, distribution
+from colo_ebpf.bench.workload import (
+    DOWNLOAD,
+    LIMITED,
+    LOADS,
+    REQUEST,
+    Load,
+    Outcome,
+    distribution,
+)
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.topology import DEFAULT_GUEST_ADDRESS
 
@@ -109,10 +118,12 @@ def measure(recorder: Recorder, lanes: Sequence[str], plan: Plan) -> None:
         for name in lanes:
             recorder.say(f"{names.LANES}: building {name}")
             opened.append(_open(_KINDS[name](directory), stack))
+        limit = _open(LimitLane(directory), stack) if names.OURS in lanes else None
         second = _open(SecondPlainLane(directory), stack) if names.PLAIN in lanes else None
         for load in plan.loads:
             with _kept_awake(directory) if load.awake else contextlib.nullcontext():
-                measure_load(recorder, opened, second, load, plan)
+                asked = [*opened, limit] if limit and load.name in LIMITED else opened
+                measure_load(recorder, asked, second, load, plan)
         _measure_offsets(recorder, [lane for lane in opened if lane.name != names.PLAIN])
 
 
@@ -209,7 +220,7 @@ def _record(recorder: Recorder, load: Load, lane: str, readings: Readings) -> No
     for name, fraction in _PERCENTILES if load.percentiles else ():
         found = [one.percentile_us(fraction) for one in outcomes]
         add(name.format(load.name), "us", [one for one in found if one is not None])
-    if lane != names.PLAIN:
+    if lane not in (names.PLAIN, names.LIMIT):
         asked = [one.requests.total() for one in readings.taken]
         add(names.REQUESTS.format(load.name), "requests", asked, readings.why())
     if load is REQUEST:

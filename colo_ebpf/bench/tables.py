@@ -11,6 +11,9 @@ from colo_ebpf.bench.results import Results, Row, number
 from colo_ebpf.bench.targets import TARGETS
 from colo_ebpf.errors import BenchError
 
+_LANES = (names.PLAIN, names.QEMU, names.OURS, names.LIMIT)
+_PEERS = (names.PLAIN, names.QEMU, names.LIMIT)
+
 
 def write(results: Results, directory: Path) -> Path:
     """Raises BenchError."""
@@ -39,16 +42,13 @@ def lanes(results: Results) -> list[str]:
     """One line per measure; ratios are medians of pairs."""
     measures = dict.fromkeys(row.measure for row in results.rows if row.part == names.LANES)
     rows = (_measure(results, measure) for measure in measures)
-    head = ("measure", "plain", "qemu", "ours", "ours/plain", "ours/qemu")
+    head = ("measure", *_LANES, *(f"ours/{peer}" for peer in _PEERS))
     return _table(head, rows)
 
 
 def _measure(results: Results, measure: str) -> list[str]:
-    lanes_of = (names.PLAIN, names.QEMU, names.OURS)
-    found = [results.row(names.LANES, measure, lane) for lane in lanes_of]
-    ratios = [
-        results.ratio(names.LANES, measure, names.OURS, peer) for peer in (names.PLAIN, names.QEMU)
-    ]
+    found = [results.row(names.LANES, measure, lane) for lane in _LANES]
+    ratios = [results.ratio(names.LANES, measure, names.OURS, peer) for peer in _PEERS]
     shares = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
     return [measure, *map(_told, found), *shares]
 

@@ -14,7 +14,7 @@ from colo_ebpf.bench import names, results, wires
 from colo_ebpf.bench.part_lanes import Plan, measure
 from colo_ebpf.bench.results import Recorder, Results
 from colo_ebpf.bench.suite import LANES
-from colo_ebpf.bench.workload import LOADS, Load
+from colo_ebpf.bench.workload import LIMITED, LOADS, Load
 from colo_ebpf.datapath import netdev
 from tests.capabilities import require
 
@@ -52,6 +52,13 @@ def test_without_a_proxy_everything_is_answered(found: Results) -> None:
         assert row is not None
         assert row.note == "", (load.name, row.note)
         assert row.values[0] > 0
+
+
+def test_the_limit_is_measured_where_a_target_needs_it(found: Results) -> None:
+    for load in LOADS:
+        row = found.row(names.LANES, load.name, names.LIMIT)
+        assert (row is not None) == (load.name in LIMITED)
+        assert row is None or (row.note == "" and row.values[0] > 0)
 
 
 def test_requests_are_answered_in_every_lane(found: Results) -> None:

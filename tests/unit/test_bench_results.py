@@ -77,7 +77,7 @@ def test_the_report_shows_every_row_and_picture(tmp_path: Path) -> None:
 
 def test_the_tables_have_a_line_for_each_measure() -> None:
     lines = tables.lanes(_recorder().results(quick=False))
-    assert lines[2:] == ["| bulk download | 2,000 MB/s | wedged | 500 MB/s | 0.50 | - |"]
+    assert lines[2:] == ["| bulk download | 2,000 MB/s | wedged | 500 MB/s | - | 0.50 | - | - |"]
     assert len(tables.targets(_recorder().results(quick=False))) == 2 + len(TARGETS)
 
 
@@ -91,3 +91,8 @@ def test_a_target_is_met_missed_or_not_measured() -> None:
     assert replace(of_plain, bound=0.6, at_most=True).judge(found).outcome is Outcome.MET
     unknown = replace(of_plain, find=lambda r: r.ratio("lanes", "x", "ours", "plain"))
     assert unknown.judge(found).outcome is Outcome.NOT_MEASURED
+    missed = replace(of_plain, bound=0.6)
+    at_limit, below = (replace(missed, share=lambda _, s=s: s) for s in (0.9, 0.89))
+    assert at_limit.judge(found).outcome is Outcome.LIMIT
+    assert below.judge(found).outcome is Outcome.MISSED
+    assert below.judge(found).found.endswith(", 89% of the limit")

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * For the benchmarks, never part of a data plane: the same way for every frame as behind the shipped
+ * programs, with nothing compared and nothing held. What is left is what nobody can do without: the
+ * input goes to both VMs, the SVM's output crosses the link, and one of two answers leaves when both
+ * could be there. How fast that goes on a machine is the limit for any comparer on it.
+ *
+ * The SVM's frames leave, for the PVM's come first nearly always. IPv4 without options, and a port of
+ * the client is a connection: that is all the lanes send.
+ */
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/pkt_cls.h>
+#include <bcc/proto.h>
+
+#include "colo_abi.h"
+#include "colo_maps.h"
+#include "colo_link.h"
+
+#define LIMIT_L4	(ETH_HLEN + 20)
+#define LIMIT_FIN	0x01
+#define LIMIT_SYN	0x02
+#define LIMIT_ACK	0x10
+#define LIMIT_PVM	1
+#define LIMIT_SVM	2
+#define LIMIT_EPOCH	1	/* the only one of the lanes */
+
+struct limit_flow {
+	__u32 isn;	/* the PVM's */
+	__u32 next;	/* behind what it has sent */
+	__u64 came;	/* the first SYN-ACK: what it acknowledges, and whose it is (LIMIT_...) */
+};
+
+struct limit_head {
+	__be16 from;
+	__be16 to;
+	__be32 seq;
+	__be32 ack;
+	__u8 words;
+	__u8 flags;
+	__be16 window;
+};
+
+BPF_ARRAY(limit_flows, struct limit_flow, 65536);
+
+static __always_inline struct colo_conf *limit_conf(void)
+{
+	__u32 zero = 0;
+
+	return colo_conf.lookup(&zero);
+}
+
+static __always_inline int limit_after(__u32 a, __u32 b)
+{
+	return (__s32)(a - b) > 0;
+}
+
+/* TCP's header, and its flow by the client's port; 0: not TCP. */
+static __always_inline struct limit_flow *limit_tcp(struct __sk_buff *skb, struct limit_head *tcp,
+						    int from_client)
+{
+	__u8 proto = 0;
+	__u32 port;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + 9, &proto, 1) || proto != IPPROTO_TCP ||
+	    bpf_skb_load_bytes(skb, LIMIT_L4, tcp, sizeof(*tcp)))
+		return 0;
+	port = bpf_ntohs(from_client ? tcp->from : tcp->to);
+	return limit_flows.lookup(&port);
+}
+
+static __always_inline int limit_put(struct __sk_buff *skb, __u32 off, __be32 was, __be32 now)
+{
+	bpf_l4_csum_replace(skb, LIMIT_L4 + 16, was, now, 4);
+	return bpf_skb_store_bytes(skb, LIMIT_L4 + off, &now, 4, 0);
+}
+
+/* Is this SYN-ACK the second of two that answer the same SYN? */
+static __always_inline int limit_second(struct limit_flow *flow, struct limit_head *tcp, __u32 whose)
+{
+	__u64 mine = (__u64)tcp->ack << 8 | whose, other = mine ^ LIMIT_PVM ^ LIMIT_SVM;
+
+	if (__sync_val_compare_and_swap(&flow->came, other, 0) == other)
+		return 1;
+	flow->came = mine;
+	return __sync_val_compare_and_swap(&flow->came, other, 0) == other;
+}
+
+/* Tap egress: the client's frame goes to both. The PVM is not shown an ACK of what only the SVM sent. */
+int limit_cli(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = limit_conf();
+	struct limit_flow *flow;
+	struct limit_head tcp;
+
+	if (!conf || colo_link_tag(skb, conf, LIMIT_EPOCH, 0) ||
+	    bpf_clone_redirect(skb, conf->link_ifindex, 0))
+		return TC_ACT_SHOT;
+	flow = limit_tcp(skb, &tcp, 1);
+	if (flow && tcp.flags & LIMIT_ACK && limit_after(bpf_ntohl(tcp.ack), flow->next))
+		limit_put(skb, 8, tcp.ack, bpf_htonl(flow->next));
+	return TC_ACT_OK;
+}
+
+/* Tap ingress: what was sent before goes on; the PVM's own frame ends here. */
+int limit_pvm(struct __sk_buff *skb)
+{
+	struct limit_flow *flow;
+	struct limit_head tcp;
+	__u32 end;
+
+	if (skb->mark == COLO_MARK_RELEASED) {
+		skb->mark = 0;
+		return TC_ACT_UNSPEC;
+	}
+	flow = limit_tcp(skb, &tcp, 0);
+	if (!flow)
+		return skb->protocol == bpf_htons(ETH_P_ARP) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+	end = bpf_ntohl(tcp.seq) + skb->len - LIMIT_L4 - (tcp.words >> 4) * 4 + (tcp.flags & LIMIT_FIN);
+	if (tcp.flags & LIMIT_SYN) {
+		flow->isn = bpf_ntohl(tcp.seq);
+		flow->next = end + 1;
+		if (limit_second(flow, &tcp, LIMIT_PVM))
+			return TC_ACT_UNSPEC;
+	} else if (limit_after(end, flow->next)) {
+		flow->next = end;
+	}
+	return TC_ACT_SHOT;
+}
+
+/* Link ingress: the SVM's frame leaves, in the PVM's numbers. */
+int limit_svm(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = limit_conf();
+	struct limit_flow *flow;
+	struct limit_head tcp;
+
+	if (!conf || (skb->protocol != bpf_htons(ETH_P_IP)))
+		return TC_ACT_SHOT;
+	flow = limit_tcp(skb, &tcp, 0);
+	if (flow && tcp.flags & LIMIT_SYN) {
+		if (!limit_second(flow, &tcp, LIMIT_SVM))
+			return TC_ACT_SHOT;
+		limit_put(skb, 4, tcp.seq, bpf_htonl(flow->isn));
+	}
+	skb->mark = COLO_MARK_RELEASED;
+	return bpf_redirect(conf->tap_ifindex[0], BPF_F_INGRESS);
+}
