@@ -90,7 +90,6 @@ static __always_inline void colo_now_get(struct colo_conf *conf, struct colo_now
 	struct colo_turn *turn;
 	__u32 zero = 0;
 	__u64 word = 0;
-	int silent;
 
 	turn = colo_turn.lookup(&zero);
 	if (turn)
@@ -99,9 +98,8 @@ static __always_inline void colo_now_get(struct colo_conf *conf, struct colo_now
 	now->phase = word & COLO_TURNING_BIT ? COLO_TURNING : COLO_OPEN;
 	now->mode = conf->mode;
 	/* Signed: the link's CPU may have heard it again since the clock was read. */
-	silent = !heard ||
-		 (__s64)(bpf_ktime_get_boot_ns() - *heard) > (__s64)conf->link_timeout_ns;
-	now->may_release = now->mode == COLO_PRIMARY && now->phase == COLO_OPEN && !silent;
+	now->heard = heard && (__s64)(bpf_ktime_get_boot_ns() - *heard) <= (__s64)conf->link_timeout_ns;
+	now->may_release = now->mode == COLO_PRIMARY && now->phase == COLO_OPEN && now->heard;
 }
 
 /* Compared as a stream: TCP, but for resets and fragments. */
@@ -431,6 +429,8 @@ int colo_flush(struct __sk_buff *skb)
 	colo_now_get(conf, &work->now);
 	if (conf->mode != COLO_PRIMARY && conf->mode != COLO_SOLO)
 		return 0;
+	if (conf->mode == COLO_PRIMARY && !work->now.heard)	/* the other may serve already */
+		return 1 << 16;
 	for (i = 0; i < COLO_FLUSH_MAX; i++) {
 		ix = (start[0] + i) & (conf->hold_slots - 1);
 		slot = colo_hold.lookup(&ix);

@@ -30,8 +30,8 @@ MUTANTS = [
     Mutant(
         "heard a moment later is silence",
         "compare.c",
-        "(__s64)(bpf_ktime_get_boot_ns() - *heard) > (__s64)conf->link_timeout_ns",
-        "bpf_ktime_get_boot_ns() - *heard > conf->link_timeout_ns",
+        "(__s64)(bpf_ktime_get_boot_ns() - *heard) <= (__s64)conf->link_timeout_ns",
+        "bpf_ktime_get_boot_ns() - *heard <= conf->link_timeout_ns",
         COMPARE,
     ),
     Mutant(
@@ -51,14 +51,14 @@ MUTANTS = [
     Mutant(
         "verified frames leave during a turn",
         "compare.c",
-        "now->mode == COLO_PRIMARY && now->phase == COLO_OPEN && !silent;",
-        "now->mode == COLO_PRIMARY && !silent;",
+        "now->mode == COLO_PRIMARY && now->phase == COLO_OPEN && now->heard;",
+        "now->mode == COLO_PRIMARY && now->heard;",
         COMPARE,
     ),
     Mutant(
         "a primary that is cut off goes on talking",
         "compare.c",
-        "now->phase == COLO_OPEN && !silent;",
+        "now->phase == COLO_OPEN && now->heard;",
         "now->phase == COLO_OPEN;",
         COMPARE,
     ),
@@ -677,5 +677,12 @@ MUTANTS = [
         "	if (flow->gen != slot->gen || (work",
         "	if ((work",
         PARK,
+    ),
+    Mutant(
+        "a flush lets frames out while the peer is not heard",
+        "compare.c",
+        "conf->mode == COLO_PRIMARY && !work->now.heard)",
+        "0)",
+        ATTACKS,
     ),
 ]

@@ -45,7 +45,7 @@ struct colo_now {
 	__u32 phase;
 	__u32 mode;
 	__u32 may_release;	/* PRIMARY, OPEN, and the peer was heard */
-	__u32 pad;
+	__u32 heard;		/* within the link timeout */
 };
 
 enum colo_step {		/* what the prepare stage leaves to do */

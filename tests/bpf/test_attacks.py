@@ -20,6 +20,7 @@ from tests.bpf.rig import (
     VM,
     VM_MAC,
     Rig,
+    beacon,
     datagram,
     established,
     request,
@@ -392,3 +393,19 @@ def test_a12_syn_acks_that_answer_different_syns_are_not_the_same() -> None:
         assert _said(rig) == []
         rig.from_peer(segment(71000, ack=5001, flags="SA"), 1)
         assert [seq for seq, _ in _said(rig)] == [1000]
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_flush_lets_nothing_out_while_the_peer_is_not_heard(epoch: int) -> None:
+    """A host that hung does not speak once more before its daemon knows that the other serves."""
+    with established() as rig:
+        answer = segment(1001, b"said by both", ack=5001)
+        rig.from_peer(answer, 1)
+        rig.silence()
+        rig.from_vm(answer)
+        rig.plane.set_turn(epoch, Phase.OPEN)  # 2: what was held is in a checkpoint
+        assert rig.plane.flush().left > 0
+        assert rig.to_client() == []
+        rig.from_peer(beacon(), epoch)
+        assert rig.plane.flush().left == 0
+        assert [bytes(f[TCP].payload) for f in rig.to_client()] == [b"said by both"]
