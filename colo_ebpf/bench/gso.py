@@ -25,6 +25,7 @@ from colo_ebpf.lab.bed import LOCAL, PEER, PEER_END, PORT, VNET_HEADER, VNI, Bed
 
 MSS = 1448
 MAX_MTU = 65535
+PARKED_FROM = 8  # segments; shorter frames are copied (COLO_PARK_CUTS)
 _TUNNEL = "vx1"
 _SOL_PACKET, _PACKET_VNET_HDR = 263, 15
 _PATIENCE_S = 5.0
@@ -82,17 +83,22 @@ def _path(scale: Scale, cuts: int, order: str, bed: GsoBed) -> dict[str, list[fl
     data = [
         frames.offloaded(ISN + 1 + n * size, body, CLIENT_ISN + 1, MSS) for n in range(scale.frames)
     ]
-    vm: list[float] = []
-    svm: list[float] = []
+    lanes = _lanes(cuts, order)
+    found: dict[str, list[float]] = {names.sized(lane, size): [] for lane in lanes}
     for _ in range(scale.rounds):
         _accept(bed)
-        mine, its = _exchange(bed, data, order)
-        vm.append(mine.ns / len(data))
-        svm.append(its.ns / len(data))
-        _check(bed, order, len(data))
+        for values, spent in zip(found.values(), _exchange(bed, data, order, cuts), strict=False):
+            values.append(spent.ns / len(data))
+    return found
+
+
+def _lanes(cuts: int, order: str) -> tuple[str, ...]:
+    """What the PVM's frame costs, what the SVM's, and what the delay line."""
     if order == names.SVM_FIRST:
-        return {names.sized(names.NOTED, size): svm, names.sized(names.PASSES, size): vm}
-    return {names.sized(names.HELD, size): vm, names.sized(names.CARRIES, size): svm}
+        return names.PASSES, names.NOTED
+    if cuts < PARKED_FROM:
+        return names.HELD, names.CARRIES
+    return names.PARKED, names.VERIFIES, names.ROUNDS
 
 
 def _accept(bed: GsoBed) -> None:
@@ -104,8 +110,8 @@ def _accept(bed: GsoBed) -> None:
     _until(lambda: bed.count("cmp-pvm", "pass", "verified") == 1, "the connection")
 
 
-def _exchange(bed: GsoBed, data: list[bytes], order: str) -> tuple[Spent, Spent]:
-    """Run time while the PVM's frames were handled, and while the SVM's were."""
+def _exchange(bed: GsoBed, data: list[bytes], order: str, cuts: int) -> tuple[Spent, Spent, Spent]:
+    """Run time while the PVM's frames were handled, while the SVM's were, and of `colo_park`."""
     programs = bed.plane.programs
     fds = [programs[name] for name in ("colo_cmp_pvm", "colo_cmp_svm", "colo_last_out")]
     senders: dict[str, Callable[[bytes], None]] = {
@@ -114,19 +120,25 @@ def _exchange(bed: GsoBed, data: list[bytes], order: str) -> tuple[Spent, Spent]
     }
     turns = ("svm", "pvm") if order == names.SVM_FIRST else ("pvm", "svm")
     spent = {vm: Spent(0, 0) for vm in turns}
-    with run_time_kept():
+
+    def all_of_them() -> None:
         for frame in data:
             for vm in turns:
                 spent[vm] += spent_by(fds, partial(senders[vm], frame))
-    return spent["pvm"], spent["svm"]
+        _check(bed, order, cuts, len(data))
+
+    with run_time_kept():
+        line = spent_by([programs["colo_park"]], all_of_them)
+    return spent["pvm"], spent["svm"], line
 
 
-def _check(bed: GsoBed, order: str, sent: int) -> None:
-    row, wanted = (
-        (("cmp-pvm", "pass", "verified"), sent + 1)
-        if order == names.SVM_FIRST
-        else (("drain", "carry", "whole"), sent)
-    )
+def _check(bed: GsoBed, order: str, cuts: int, sent: int) -> None:
+    if order == names.SVM_FIRST:
+        row, wanted = ("cmp-pvm", "pass", "verified"), sent + 1
+    elif cuts < PARKED_FROM:
+        row, wanted = ("drain", "carry", "whole"), sent
+    else:
+        row, wanted = ("park", "pass", "verified"), sent
     _until(lambda: bed.count(*row) == wanted, f"{wanted} frames by {' '.join(row)}")
 
 

@@ -84,9 +84,10 @@ def test_programs() -> None:
     costs = {row.lane for row in found.rows if row.measure == names.COST}
     steps = [step for case in part_programs.cases((64,)) for step in case.steps]
     assert costs >= {step.path for step in steps}
-    for size in (2 * gso.MSS, 44 * gso.MSS):
-        whats = (names.NOTED, names.PASSES, names.HELD, names.CARRIES)
-        assert costs >= {names.sized(what, size) for what in whats}
+    short = (names.NOTED, names.PASSES, names.HELD, names.CARRIES)
+    long = (names.NOTED, names.PASSES, names.PARKED, names.VERIFIES, names.ROUNDS)
+    assert costs >= {names.sized(what, 2 * gso.MSS) for what in short}
+    assert costs >= {names.sized(what, 44 * gso.MSS) for what in long}
     for measure in (names.INSTRUCTIONS, names.VERIFIED, names.MACHINE_CODE):
         programs = {row.lane for row in found.rows if row.measure == measure}
         assert programs == {one for source in loader.PROGRAMS.values() for one in source}
