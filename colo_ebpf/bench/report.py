@@ -86,11 +86,18 @@ def _table(head: Iterable[tuple[str, bool]], rows: Iterable[str]) -> str:
     return f"<table><tr>{cells}</tr>{''.join(rows)}</table>"
 
 
+_CLASSES = {
+    Outcome.MET: "met",
+    Outcome.LIMIT: "not",
+    Outcome.MISSED: "missed",
+    Outcome.NOT_MEASURED: "not",
+}
+
+
 def _targets(found: list[Verdict]) -> str:
-    classes = {Outcome.MET: "met", Outcome.MISSED: "missed", Outcome.NOT_MEASURED: "not"}
     rows = (
         f"<tr><td>{_text(v.measure)}</td><td>{_text(v.target)}</td><td class=n>{_text(v.found)}"
-        f"</td><td class={classes[v.outcome]}>{v.outcome.value}</td></tr>"
+        f"</td><td class={_CLASSES[v.outcome]}>{v.outcome.value}</td></tr>"
         for v in found
     )
     head = (("measure", False), ("target", False), ("found", True), ("", False))

@@ -10,7 +10,7 @@ import pytest
 
 from colo_ebpf.bench import report, results, suite, tables
 from colo_ebpf.bench.results import Curve, Recorder
-from colo_ebpf.bench.targets import TARGETS, Outcome, Target
+from colo_ebpf.bench.targets import TARGETS, Outcome, Target, Verdict
 from colo_ebpf.errors import BenchError
 
 
@@ -79,6 +79,12 @@ def test_the_tables_have_a_line_for_each_measure() -> None:
     lines = tables.lanes(_recorder().results(quick=False))
     assert lines[2:] == ["| bulk download | 2,000 MB/s | wedged | 500 MB/s | - | 0.50 | - | - |"]
     assert len(tables.targets(_recorder().results(quick=False))) == 2 + len(TARGETS)
+
+
+def test_every_outcome_of_a_target_can_be_shown() -> None:
+    shown = [Verdict("m", "t", "f", one) for one in Outcome]
+    table = report._targets(shown)
+    assert all(f">{one.value}</td>" in table for one in Outcome)
 
 
 def test_a_target_is_met_missed_or_not_measured() -> None:
