@@ -78,7 +78,7 @@ def test_latencies_checkpoints_and_cpu_have_rows(found: Results) -> None:
         for lane in (*LANES, names.TWO):
             assert found.row(names.LANES, measured, lane) is not None
         assert found.row(names.LANES, names.BEYOND.format(measured), names.OURS) is not None
-    assert {curve.line for curve in found.curves} == set(LANES)
+    assert {curve.line for curve in found.curves} == {*LANES, names.LIMIT}
 
 
 def test_guests_with_other_timestamps_are_reached_through_ours_only(found: Results) -> None:
