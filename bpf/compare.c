@@ -126,6 +126,14 @@ static __always_inline int colo_skb_lower(struct __sk_buff *skb, struct colo_wor
 	return 0;
 }
 
+/* After the unlock: the PVM's frame says what it may, and is counted. */
+static __always_inline void colo_pvm_told(struct __sk_buff *skb, struct colo_work *work, __u32 prog)
+{
+	if (work->plan.lower && colo_skb_lower(skb, work))
+		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_MALFORMED);
+	colo_count(prog, work->plan.verdict, work->plan.reason, skb->len);
+}
+
 static __always_inline void colo_plan_event(struct colo_work *work)
 {
 	struct colo_mismatch event = {};
@@ -214,7 +222,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	if (work->step == COLO_STEP_HASH)
 		colo_walk_hash(work, buf);
 	colo_pvm_conclude(skb, conf, work, flow);
-	work->scale = flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
+	work->scale = colo_flow_scale(flow);
 	colo_unlock(&flow->lock);
 	/* After the unlock: whom we kept from sending has said before that there is more. */
 	if (flow->more && work->plan.verdict != COLO_V_PASS)
@@ -222,9 +230,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 
 	if (work->plan.event)
 		colo_plan_event(work);
-	if (work->plan.lower && colo_skb_lower(skb, work))
-		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_MALFORMED);
-	colo_count(PVM, work->plan.verdict, work->plan.reason, skb->len);
+	colo_pvm_told(skb, work, PVM);
 	if (work->parked) {
 		skb->mark = COLO_PARK_MARK | work->parked;
 		if (!work->plan.drain)
@@ -262,12 +268,10 @@ int colo_park(struct __sk_buff *skb)
 		return bpf_redirect(conf->park_ifindex, 0);
 	}
 	colo_unpark(skb, conf, work, flow, slot);
-	work->scale = flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
+	work->scale = colo_flow_scale(flow);
 	colo_unlock(&flow->lock);
 
-	if (work->plan.lower && colo_skb_lower(skb, work))
-		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_MALFORMED);
-	colo_count(PARK, work->plan.verdict, work->plan.reason, skb->len);
+	colo_pvm_told(skb, work, PARK);
 	if (work->parked)
 		return bpf_redirect(conf->park_ifindex, 0);
 	if (work->plan.verdict == COLO_V_PASS) {

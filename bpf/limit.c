@@ -11,17 +11,20 @@
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>
 #include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
+#include <uapi/linux/tcp.h>
+#include <uapi/linux/udp.h>
 #include <uapi/linux/pkt_cls.h>
 #include <bcc/proto.h>
 
 #include "colo_abi.h"
+#include "colo_verifier.h"
 #include "colo_maps.h"
+#include "colo_parse.h"
 #include "colo_link.h"
 
 #define LIMIT_L4	(ETH_HLEN + 20)
-#define LIMIT_FIN	0x01
-#define LIMIT_SYN	0x02
-#define LIMIT_ACK	0x10
 #define LIMIT_PVM	1
 #define LIMIT_SVM	2
 #define LIMIT_EPOCH	1	/* the only one of the lanes */
@@ -49,11 +52,6 @@ static __always_inline struct colo_conf *limit_conf(void)
 	__u32 zero = 0;
 
 	return colo_conf.lookup(&zero);
-}
-
-static __always_inline int limit_after(__u32 a, __u32 b)
-{
-	return (__s32)(a - b) > 0;
 }
 
 /* TCP's header, and its flow by the client's port; 0: not TCP. */
@@ -99,7 +97,7 @@ int limit_cli(struct __sk_buff *skb)
 	    bpf_clone_redirect(skb, conf->link_ifindex, 0))
 		return TC_ACT_SHOT;
 	flow = limit_tcp(skb, &tcp, 1);
-	if (flow && tcp.flags & LIMIT_ACK && limit_after(bpf_ntohl(tcp.ack), flow->next))
+	if (flow && tcp.flags & COLO_TCP_ACK && COLO_AFTER(bpf_ntohl(tcp.ack), flow->next))
 		limit_put(skb, 8, tcp.ack, bpf_htonl(flow->next));
 	return TC_ACT_OK;
 }
@@ -118,13 +116,13 @@ int limit_pvm(struct __sk_buff *skb)
 	flow = limit_tcp(skb, &tcp, 0);
 	if (!flow)
 		return skb->protocol == bpf_htons(ETH_P_ARP) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
-	end = bpf_ntohl(tcp.seq) + skb->len - LIMIT_L4 - (tcp.words >> 4) * 4 + (tcp.flags & LIMIT_FIN);
-	if (tcp.flags & LIMIT_SYN) {
+	end = bpf_ntohl(tcp.seq) + skb->len - LIMIT_L4 - (tcp.words >> 4) * 4 + (tcp.flags & COLO_TCP_FIN);
+	if (tcp.flags & COLO_TCP_SYN) {
 		flow->isn = bpf_ntohl(tcp.seq);
 		flow->next = end + 1;
 		if (limit_second(flow, &tcp, LIMIT_PVM))
 			return TC_ACT_UNSPEC;
-	} else if (limit_after(end, flow->next)) {
+	} else if (COLO_AFTER(end, flow->next)) {
 		flow->next = end;
 	}
 	return TC_ACT_SHOT;
@@ -137,10 +135,10 @@ int limit_svm(struct __sk_buff *skb)
 	struct limit_flow *flow;
 	struct limit_head tcp;
 
-	if (!conf || (skb->protocol != bpf_htons(ETH_P_IP)))
+	if (!conf || skb->protocol != bpf_htons(ETH_P_IP))
 		return TC_ACT_SHOT;
 	flow = limit_tcp(skb, &tcp, 0);
-	if (flow && tcp.flags & LIMIT_SYN) {
+	if (flow && tcp.flags & COLO_TCP_SYN) {
 		if (!limit_second(flow, &tcp, LIMIT_SVM))
 			return TC_ACT_SHOT;
 		limit_put(skb, 4, tcp.seq, bpf_htonl(flow->isn));

@@ -72,14 +72,14 @@ MUTANTS = [
     Mutant(
         "frames that wait for a checkpoint are flushed before it",
         "include/colo_drain.h",
-        "int due = work->now.mode == COLO_SOLO || slot->epoch != work->now.epoch;",
+        "int due = colo_slot_due(&work->now, slot);",
         "int due = 1;",
         COMPARE,
     ),
     Mutant(
         "a checkpoint frees nothing",
         "include/colo_drain.h",
-        "int due = work->now.mode == COLO_SOLO || slot->epoch != work->now.epoch;",
+        "int due = colo_slot_due(&work->now, slot);",
         "int due = work->now.mode == COLO_SOLO;",
         COMPARE,
     ),
@@ -684,5 +684,12 @@ MUTANTS = [
         "conf->mode == COLO_PRIMARY && !work->now.heard)",
         "0)",
         ATTACKS,
+    ),
+    Mutant(
+        "what a checkpoint has freed leaves the line while the peer is not heard",
+        "include/colo_drain.h",
+        "now->mode == COLO_PRIMARY && now->heard && slot->epoch",
+        "now->mode == COLO_PRIMARY && slot->epoch",
+        PARK,
     ),
 ]

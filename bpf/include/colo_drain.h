@@ -212,6 +212,16 @@ enum colo_flush_result {
 	COLO_FLUSH_LATER,	/* due, but busy or not its turn */
 };
 
+/*
+ * There is no replica, or the frame is in a checkpoint it has loaded; while that one is not heard it
+ * may serve already.
+ */
+static __always_inline int colo_slot_due(struct colo_now *now, struct colo_slot *slot)
+{
+	return now->mode == COLO_SOLO ||
+	       (now->mode == COLO_PRIMARY && now->heard && slot->epoch != now->epoch);
+}
+
 /* A verified frame of this epoch that waits at the head of its flow. */
 static __always_inline int colo_flush_verified(struct colo_slot *slot, struct colo_flow *flow)
 {
@@ -281,7 +291,7 @@ static __always_inline int colo_flush_parked(struct colo_slot *slot, struct colo
 static __always_inline int colo_flush_take(struct colo_conf *conf, struct colo_work *work,
 					   struct colo_slot *slot, __u32 ref)
 {
-	int due = work->now.mode == COLO_SOLO || slot->epoch != work->now.epoch;
+	int due = colo_slot_due(&work->now, slot);
 	struct colo_flow *flow = 0;
 	int result;
 

@@ -187,6 +187,11 @@ static __always_inline void colo_bounds_pass(struct colo_flow *flow, __u32 n)
 		flow->stride = 0;
 }
 
+static __always_inline __u32 colo_flow_scale(struct colo_flow *flow)
+{
+	return flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
+}
+
 /* Append slot ref - 1 to the flow's held frames. */
 static __always_inline void colo_flow_append(struct colo_flow *flow, struct colo_slot *slot,
 					     __u32 ref)

@@ -2,7 +2,7 @@
 /*
  * The delay line. A long GSO frame of the PVM that is not verified yet is not copied at once: it goes
  * to a device of ours, behind whose TBF queue colo_park looks at it again, some ten microseconds later,
- * and so on for a millisecond. In bulk the SVM has caught up by then, and the frame leaves as the one
+ * and so on for ten milliseconds. In bulk the SVM has caught up by then, and the frame leaves as the one
  * skb it came as. One for which that takes longer is cut and held as any other.
  *
  * All the while it has a slot in its flow's list, with the digest at its end, as a held frame has: the
@@ -75,11 +75,10 @@ static __always_inline void colo_park_in(struct __sk_buff *skb, struct colo_conf
 	work->plan.reason = COLO_R_PARKED;
 }
 
-/* Its skb was lost on the way: it is nobody's any more. */
+/* The skb of a parked slot was lost on the way: it is nobody's any more. */
 static __always_inline int colo_park_lost(struct colo_slot *slot)
 {
-	return slot->kind == COLO_SLOT_PARKED &&
-	       bpf_ktime_get_boot_ns() - slot->at_ns > COLO_PARK_LOST_NS;
+	return bpf_ktime_get_boot_ns() - slot->at_ns > COLO_PARK_LOST_NS;
 }
 
 /* Take such a one from the head of its flow's list. Its bytes come again, as the PVM resends them. */

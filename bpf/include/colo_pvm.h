@@ -184,7 +184,7 @@ static __always_inline void colo_pvm_label(struct colo_work *work, struct colo_f
 	slot->len = copy->head + copy->tag + copy->len;
 	slot->tcp_off = pkt->flags & COLO_TCP_ACK ? pkt->l4 + copy->tag : 0;
 	slot->ack = pkt->ack;
-	slot->scale = flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
+	slot->scale = colo_flow_scale(flow);
 	slot->edge = colo_pvm_edge(flow, pkt);
 	slot->l3_off = pkt->l3 + copy->tag;
 	slot->data_off = pkt->payload + copy->tag;

@@ -34,15 +34,6 @@ static __always_inline int colo_unpark_verified(struct colo_work *work, struct c
 	       flow->flags & COLO_F_HAS_FLOOR && !COLO_AFTER(slot->end, flow->verified);
 }
 
-/* As colo_flush has it: the loaded checkpoint contains the frame, or there is no replica. */
-static __always_inline int colo_unpark_due(struct colo_work *work, struct colo_slot *slot)
-{
-	struct colo_now *now = &work->now;
-
-	return now->mode == COLO_SOLO ||
-	       (now->mode == COLO_PRIMARY && slot->epoch != now->epoch);
-}
-
 /* It leaves, and what waits behind it may be next. */
 static __always_inline void colo_unpark_pass(struct colo_work *work, struct colo_flow *flow,
 					     struct colo_slot *slot, int due)
@@ -50,11 +41,10 @@ static __always_inline void colo_unpark_pass(struct colo_work *work, struct colo
 	struct colo_slot *next;
 	__u32 ix;
 
-	if (due) {
+	if (due)
 		colo_plan_set(&work->plan, COLO_V_PASS, COLO_R_FLUSHED);
-	} else {
+	else
 		colo_pvm_pass(work, flow, COLO_R_VERIFIED);
-	}
 	colo_flow_pop(flow, slot);
 	colo_slot_free(slot);
 	work->parked = 0;
@@ -139,7 +129,7 @@ static __always_inline void colo_unpark(struct __sk_buff *skb, struct colo_conf 
 					struct colo_work *work, struct colo_flow *flow,
 					struct colo_slot *slot)
 {
-	int first = flow->head == work->parked, due = colo_unpark_due(work, slot);
+	int first = flow->head == work->parked, due = colo_slot_due(&work->now, slot);
 
 	if (flow->gen != slot->gen || (work->now.mode != COLO_PAIRING &&
 				       work->now.mode != COLO_PRIMARY &&

@@ -84,7 +84,8 @@ static __always_inline void colo_whole_drop(struct colo_flow *flow, struct colo_
 		ix = flow->head - 1;
 		slot = colo_hold.lookup(&ix);
 		if ((!i && flow->head != ref) || !slot || slot->epoch != work->now.epoch ||
-		    slot->kind != COLO_SLOT_STREAM || COLO_AFTER(slot->end, work->end) || colo_slot_claim(slot))
+		    slot->kind != COLO_SLOT_STREAM || COLO_AFTER(slot->end, work->end) ||
+		    colo_slot_claim(slot))
 			break;
 		colo_flow_pop(flow, slot);
 		colo_slot_free(slot);

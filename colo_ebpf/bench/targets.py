@@ -73,9 +73,10 @@ def _lanes(measure: str, peer: str) -> Find:
     return lambda results: results.ratio(names.LANES, measure, names.OURS, peer)
 
 
-def _limit(measure: str) -> Find:
-    """Ours over the lane in which nothing is compared."""
-    return _lanes(measure, names.LIMIT)
+def _of_peer(measure: str, target: str, peer: str, bound: float) -> Target:
+    """Ours over the peer's, and how much of the limit that is, where it was measured."""
+    share = _lanes(measure, names.LIMIT)
+    return Target(measure, target, _lanes(measure, peer), bound, share=share)
 
 
 def _alone(payload_bytes: int) -> Find:
@@ -134,45 +135,15 @@ _IDLE = ("primary", "secondary")
 TARGETS: tuple[Target, ...] = (
     Target("compare alone, 1448 B", ">= 10x colo-compare", _alone(1448), 10),
     Target("compare alone, 64 B", ">= 10x colo-compare", _alone(64), 10),
-    Target(
-        names.BULK_DOWNLOAD,
-        ">= 10x qemu",
-        _lanes(names.BULK_DOWNLOAD, names.QEMU),
-        10,
-        share=_limit(names.BULK_DOWNLOAD),
-    ),
-    Target(
-        names.BULK_DOWNLOAD,
-        ">= 25 % of plain",
-        _lanes(names.BULK_DOWNLOAD, names.PLAIN),
-        0.25,
-        share=_limit(names.BULK_DOWNLOAD),
-    ),
-    Target(names.BULK_UPLOAD, ">= 25 % of plain", _lanes(names.BULK_UPLOAD, names.PLAIN), 0.25),
-    Target(
-        names.REQUEST_1B,
-        ">= 3x qemu",
-        _lanes(names.REQUEST_1B, names.QEMU),
-        3,
-        share=_limit(names.REQUEST_1B),
-    ),
+    _of_peer(names.BULK_DOWNLOAD, ">= 10x qemu", names.QEMU, 10),
+    _of_peer(names.BULK_DOWNLOAD, ">= 25 % of plain", names.PLAIN, 0.25),
+    _of_peer(names.BULK_UPLOAD, ">= 25 % of plain", names.PLAIN, 0.25),
+    _of_peer(names.REQUEST_1B, ">= 3x qemu", names.QEMU, 3),
     Target(_AWAKE_P50, "<= 2x plain", _lanes(_AWAKE_P50, names.PLAIN), 2, at_most=True),
-    Target(names.CONNECTIONS, ">= 3x qemu", _lanes(names.CONNECTIONS, names.QEMU), 3),
-    Target(names.CONNECTIONS, ">= half of plain", _lanes(names.CONNECTIONS, names.PLAIN), 0.5),
-    Target(
-        names.UDP_8,
-        ">= 5x qemu",
-        _lanes(names.UDP_8, names.QEMU),
-        5,
-        share=_limit(names.UDP_8),
-    ),
-    Target(
-        names.UDP_8,
-        ">= 40 % of plain",
-        _lanes(names.UDP_8, names.PLAIN),
-        0.4,
-        share=_limit(names.UDP_8),
-    ),
+    _of_peer(names.CONNECTIONS, ">= 3x qemu", names.QEMU, 3),
+    _of_peer(names.CONNECTIONS, ">= half of plain", names.PLAIN, 0.5),
+    _of_peer(names.UDP_8, ">= 5x qemu", names.QEMU, 5),
+    _of_peer(names.UDP_8, ">= 40 % of plain", names.PLAIN, 0.4),
     Target(
         "false checkpoints, all loads",
         "none",

@@ -60,11 +60,6 @@ def guest_cpus() -> tuple[int, int]:
     return cpus[0], cpus[-1]
 
 
-def cpu_mask(cpu: int) -> str:
-    """One CPU as /sys wants it: hexadecimal, in groups of 32."""
-    return f"{1 << cpu % 32:x}" + ",00000000" * (cpu // 32)
-
-
 @contextlib.contextmanager
 def workshop() -> Iterator[Path]:
     """A directory with the programs, for the time of a run; what dead runs left is removed."""
@@ -161,7 +156,7 @@ class Wires:
         name = self.name(guest)
         self._address(name, MAC, DEFAULT_GUEST_ADDRESS, _CLIENT_MAC, CLIENT_ADDRESS)
         path = f"/sys/class/net/{ETH}/queues/rx-0/rps_cpus"
-        run(["ip", "netns", "exec", name, "tee", path], f"{cpu_mask(cpu)}\n")
+        run(["ip", "netns", "exec", name, "tee", path], f"{netdev.cpu_mask((cpu,))}\n")
 
     def _address(self, name: str, mac: str, address: str, their_mac: str, theirs: str) -> None:
         ip(

@@ -18,7 +18,7 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -185,7 +185,7 @@ def create_tap(ifname: str, mtu: int) -> None:
             os.close(fd)
     _no_router_solicitation(ifname)
     set_up(ifname, mtu)
-    _no_steering(ifname)
+    _steer(ifname, ())  # it would run the programs later, in another epoch than the frame's
 
 
 def _no_router_solicitation(ifname: str) -> None:
@@ -195,17 +195,17 @@ def _no_router_solicitation(ifname: str) -> None:
         path.write_text("1\n")
 
 
-def _no_steering(ifname: str) -> None:
-    """RPS off: it runs the programs after the VM's frame was produced, in another epoch."""
-    for queue in Path(f"/sys/class/net/{ifname}/queues").glob("rx-*/rps_cpus"):
-        with contextlib.suppress(OSError):
-            queue.write_text("0\n")
+def cpu_mask(cpus: Iterable[int]) -> str:
+    """CPUs as /sys wants them: hexadecimal, in groups of 32 bits."""
+    digits = f"{sum(1 << cpu for cpu in cpus):x}"
+    first = len(digits) % 8
+    groups = [digits[at : at + 8] for at in range(first, len(digits), 8)]
+    return ",".join([digits[:first], *groups] if first else groups)
 
 
-def _steer(ifname: str) -> None:
-    """RPS: frames of one connection are looked at by one CPU, and so stay in order."""
-    cpus = os.sysconf("SC_NPROCESSORS_CONF")
-    mask = f"{(1 << cpus) - 1:x}"
+def _steer(ifname: str, cpus: Iterable[int]) -> None:
+    """RPS: frames of one connection go to one of these CPUs; of none: they stay where they are."""
+    mask = cpu_mask(cpus)
     for queue in Path(f"/sys/class/net/{ifname}/queues").glob("rx-*/rps_cpus"):
         with contextlib.suppress(OSError):
             queue.write_text(f"{mask}\n")
@@ -244,7 +244,7 @@ def create_delay_line(first: str, last: str, mtu: int) -> None:
         _no_router_solicitation(one)
         set_up(one, mtu)
     _delay(first)
-    _steer(last)
+    _steer(last, range(os.sysconf("SC_NPROCESSORS_CONF")))  # or a connection's order would be lost
 
 
 def _delay(ifname: str) -> None:

@@ -70,7 +70,6 @@ class PlaneSpec:
     link_timeout_ms: int
     compare_timeout_ms: int
     sizes: loader.Sizes
-    parks: bool = True  # long frames wait in the delay line before they are copied
 
     @property
     def mtu(self) -> int:
@@ -185,7 +184,7 @@ class DataPlane:
             for nic in spec.nics:
                 netdev.create_tap(nic.tap, nic.mtu)
             netdev.create_vxlan(spec.link_device, spec.vxlan_port, spec.mtu)
-            self._conf.park_ifindex = self._make_delay_line() if spec.parks else 0
+            self._conf.park_ifindex = self._make_delay_line()
 
         await asyncio.to_thread(make)
         for number, nic in enumerate(spec.nics):

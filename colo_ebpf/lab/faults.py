@@ -7,7 +7,6 @@ import signal
 
 from colo_ebpf.control.cmdline import REPLICAS
 from colo_ebpf.datapath import netdev
-from colo_ebpf.datapath.netdev import delay_line
 from colo_ebpf.errors import LabError
 from colo_ebpf.lab import mounts, network, processes
 from colo_ebpf.lab.lab import Lab
@@ -40,7 +39,7 @@ def kill(lab: Lab, host: str, what: str) -> list[int]:
 
 
 def _forget() -> None:
-    for device in (TAP, LINK_DEVICE, *delay_line(LINK_DEVICE)):
+    for device in (TAP, LINK_DEVICE, *netdev.delay_line(LINK_DEVICE)):
         netdev.remove(device)
 
 

@@ -27,6 +27,7 @@ from colo_ebpf.datapath import abi, netdev
 from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.inspect import held_slots
 from colo_ebpf.datapath.loader import Sizes, frame_bytes
+from colo_ebpf.datapath.netdev import Offload
 from colo_ebpf.datapath.ring import Ring
 from colo_ebpf.datapath.sysbpf import RawMap, Runner, TestRun, test_run
 from colo_ebpf.lab.bed import (
@@ -229,6 +230,12 @@ class Rig:
     def from_peer_raw(self, frame: bytes, tag: int, vni: int = VNI, nic: int = 0) -> None:
         """A frame arrives over the link."""
         self._bed.from_peer_raw(frame, tag, vni, nic)
+
+    @staticmethod
+    def let_the_wire_cut(cut: bool) -> None:
+        """The client's side of the host cuts and sums what passes, or leaves it as it is."""
+        for offload in (Offload.TSO, Offload.TX_CHECKSUM):
+            netdev.set_offload(UPLINK, offload, not cut)
 
     def silence(self) -> None:
         """Nothing of the peer was heard for long enough."""

@@ -18,9 +18,7 @@ from scapy.packet import Packet
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.datapath import abi, netdev, sysbpf
 from colo_ebpf.datapath.inspect import held_slots
-from colo_ebpf.datapath.netdev import Offload
 from colo_ebpf.errors import AttachError
-from colo_ebpf.lab.bed import UPLINK
 from colo_ebpf.model import Mode, Phase
 from tests.bpf.rig import Rig, established, request, segment, stream, sums_are_right
 
@@ -98,8 +96,7 @@ def _payload(frames: list[Packet]) -> bytes:
 def line() -> Iterator[Rig]:
     """The same connection; the SVM's frames come as large as its NIC took them."""
     with Rig(large=True) as made:
-        netdev.set_offload(UPLINK, Offload.TSO, True)
-        netdev.set_offload(UPLINK, Offload.TX_CHECKSUM, True)
+        made.let_the_wire_cut(False)
         made.pair()
         _accept(made)
         yield made
@@ -263,6 +260,15 @@ def test_a_loaded_checkpoint_lets_it_out(cut: Rig) -> None:
     assert _come_out(cut, number)[0] == REDIRECT
     assert cut.count("park", "pass", "flushed") == 1
     assert _slots(cut) == []
+
+
+def test_a_loaded_checkpoint_lets_nothing_out_while_the_link_is_silent(cut: Rig) -> None:
+    number = _send(cut)
+    cut.plane.set_turn(2, Phase.OPEN)
+    cut.silence()
+    _come_out(cut, number)
+    assert cut.count("park", "pass", "flushed") == 0
+    assert _kinds(cut) == ["PARKED"]
 
 
 def test_held_across_a_turn_it_is_of_the_epoch_it_came_in(cut: Rig) -> None:

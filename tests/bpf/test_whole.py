@@ -15,8 +15,6 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet
 
 from colo_ebpf.datapath import netdev
-from colo_ebpf.datapath.netdev import Offload
-from colo_ebpf.lab.bed import UPLINK
 from colo_ebpf.model import Phase
 from tests.bpf.rig import (
     CLIENT,
@@ -38,8 +36,7 @@ Wrap = Callable[..., Packet]
 def rig() -> Iterator[Rig]:
     """A connection that both VMs have accepted."""
     with Rig(large=True) as made:
-        netdev.set_offload(UPLINK, Offload.TSO, False)
-        netdev.set_offload(UPLINK, Offload.TX_CHECKSUM, False)
+        made.let_the_wire_cut(True)
         made.pair()
         _connect(made, _four)
         yield made
