@@ -22,6 +22,7 @@ from colo_ebpf.control.eventlog import Past
 from colo_ebpf.control.facts import Timing, TurnFacts, Turns
 from colo_ebpf.control.fitness import Fitness
 from colo_ebpf.control.guest import Guest
+from colo_ebpf.control.overdue import Overdue
 from colo_ebpf.control.peer import PeerState
 from colo_ebpf.control.ports import Effects, Plane, Vm
 from colo_ebpf.model import Mode, OverlayUse, PlaneEvent, PlaneEventKind, VmEvent, VmEventKind
@@ -67,7 +68,7 @@ class Checkpoints:
         self._note = note
         self._side = Turns.NONE
         self._vm: Vm | None = None
-        self._held_due_ns: int | None = now_ns
+        self._overdue = Overdue(timing.compare_timeout_ns, now_ns)
         self._overlays_due_ns = self._looked_ns = now_ns
         self._overlays: tuple[OverlayUse, ...] | None = None  # as last looked at
         self._ahead = ""
@@ -104,7 +105,7 @@ class Checkpoints:
         elif side is Turns.PRIMARY:
             restarted = self._plane.mode() is Mode.PRIMARY
             self._do(self.primary.begin(self._plane.turn(), now_ns, restarted=restarted))
-            self._held_due_ns = now_ns
+            self._overdue = Overdue(self._timing.compare_timeout_ns, now_ns)
         elif side is Turns.SECONDARY:
             note = None if fresh else self._note
             cell, loads, settled = self._plane.turn(), vm.loads(), vm.settled()
@@ -130,7 +131,7 @@ class Checkpoints:
     def plane_event(self, event: PlaneEvent, now_ns: int) -> None:
         """The data plane saw a reason for a checkpoint, or held the first frame."""
         if event.kind is PlaneEventKind.HELD:
-            self._held_due_ns = now_ns
+            self._overdue.first(now_ns)
         else:
             self._do(self.primary.ask(_REASONS[event.kind], event.at_ns, event.epoch))
 
@@ -170,7 +171,7 @@ class Checkpoints:
     def _primary_quiet_until_ns(self) -> int:
         if not self._rested(self._looked_ns):
             return 0
-        quiet_ns, held_due_ns = self.primary.quiet_until_ns(), self._held_due_ns
+        quiet_ns, held_due_ns = self.primary.quiet_until_ns(), self._overdue.due_ns
         return quiet_ns if held_due_ns is None else min(quiet_ns, held_due_ns)
 
     def _overlays_as_before(self, vm: Vm, now_ns: int) -> bool:
@@ -218,22 +219,19 @@ class Checkpoints:
         return loaded is None or now_ns - loaded.resumed_ns > self._timing.arm_timeout_ns
 
     def _look_held(self, now_ns: int) -> None:
-        """Frames may not be held longer than the compare timeout."""
-        due = self._held_due_ns
+        """A frame that stays held for the compare timeout costs a checkpoint."""
+        due = self._overdue.due_ns
         if due is None or now_ns < due or self.primary.stage is not Stage.IDLE:
             return
         oldest = self._plane.held_since_ns()
         if oldest is None:
-            self._held_due_ns = None
+            self._overdue.none()
             self._plane.rearm_held()
             if self._plane.held_since_ns() is None:
                 return
-            oldest = now_ns
-        timeout_ns = self._timing.compare_timeout_ns
-        if now_ns - oldest >= timeout_ns:
+            self._overdue.first(now_ns)
+        elif self._overdue.look(oldest, now_ns):
             self._do(self.primary.ask(Reason.HOLD_AGE, now_ns))
-            oldest = now_ns
-        self._held_due_ns = oldest + timeout_ns
 
     def _flush(self) -> None:
         """Once a checkpoint is loaded, or solo, until nothing is left."""

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""When the oldest held frame has waited so long that only a checkpoint can help. Pure.
+
+Frames leave about in the order in which they came. While those before it still leave, the SVM is
+behind but comes along, and a checkpoint would only put it back further. A frame that has become the
+oldest and stays it is the one the SVM does not send.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_STAYS = 3  # a part of the timeout: so long it has to have been the oldest
+_LONGEST = 3  # timeouts: below the 200 ms after which Linux's TCP sends again
+
+
+@dataclass(slots=True)
+class Overdue:
+    """Of one primary. Times are boot times in nanoseconds."""
+
+    timeout_ns: int
+    due_ns: int | None  # when to look; None: at the next frame that is held
+    _oldest_ns: int = 0  # none is older, since
+    _since_ns: int = 0
+
+    def first(self, now_ns: int) -> None:
+        """A frame is held, and none was before."""
+        self._oldest_ns = self._since_ns = self.due_ns = now_ns
+
+    def none(self) -> None:
+        """Nothing is held."""
+        self.due_ns = None
+
+    def look(self, oldest_ns: int, now_ns: int) -> bool:
+        """A checkpoint is due. `oldest_ns`: when the oldest held frame came."""
+        if oldest_ns > self._oldest_ns:
+            self._oldest_ns, self._since_ns = oldest_ns, now_ns
+        stays_ns = self._since_ns + self.timeout_ns // _STAYS
+        latest_ns = oldest_ns + _LONGEST * self.timeout_ns
+        due_ns = max(oldest_ns + self.timeout_ns, min(stays_ns, latest_ns))
+        late = now_ns >= due_ns
+        self.due_ns = now_ns + self.timeout_ns if late else due_ns
+        return late
