@@ -4,30 +4,23 @@
 QEMU gets a third monitor on a pair of plain files (a chardev `pipe`): the one it reads holds the
 word that begins QMP, the other takes every event of its life. A daemon that adopts the VM reads
 what it missed: a failed disk, a write that the secondary's image lacks, when its guest ended it.
-
-What was read is summed up beside the file and cut off from time to time: a busy pair takes many
-checkpoints, and each is a few lines.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from colo_ebpf.control.cmdline import SYNC_JOB, is_peer_node
+from colo_ebpf.control.summed import Summed
 from colo_ebpf.errors import VmError
 
 _GREETING = b'{"execute": "qmp_capabilities"}\n'
-_CUT_BYTES = 128 << 10  # what the daemon can read between two heartbeats
-_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02  # linux/falloc.h
 _log = logging.getLogger(__name__)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Past(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,11 +64,8 @@ def _disk_bad(past: Past, data: dict[str, Any]) -> Past:
     return msgspec.structs.replace(past, disk=reason)
 
 
-class _Sum(msgspec.Struct, forbid_unknown_fields=True):
-    """Of all that is before `at`."""
-
-    at: int = 0
-    past: Past = Past()
+def _follow_lines(past: Past, lines: Sequence[bytes]) -> Past:
+    return follow(past, (_event(line) for line in lines))
 
 
 class EventLog:
@@ -83,7 +73,7 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self._greeting, self._events = path.with_suffix(".in"), path.with_suffix(".out")
-        self._sum_path = path.with_suffix(".sum")
+        self._summed = Summed(self._events, Past(), _follow_lines)
 
     def make(self) -> None:
         """Before QEMU starts. VmError if it cannot be made."""
@@ -95,40 +85,19 @@ class EventLog:
 
     def read(self) -> Past:
         """All that happened; a line that is half written is left for the next look."""
-        return self._read().past
-
-    def _read(self) -> _Sum:
-        known = self._known()
         try:
-            with self._events.open("rb") as file:
-                file.seek(known.at)
-                data = file.read()
+            return self._summed.read()
         except OSError as e:
             _log.warning("what happened to the VM without a daemon is not known: %s", e)
-            return known
-        whole = data[: data.rfind(b"\n") + 1]
-        past = follow(known.past, (_event(line) for line in whole.splitlines()))
-        return _Sum(known.at + len(whole), past)
-
-    def _known(self) -> _Sum:
-        try:
-            return msgspec.json.decode(self._sum_path.read_bytes(), type=_Sum)
-        except (OSError, msgspec.DecodeError):
-            return _Sum()
+            return self._summed.last
 
     def cut(self) -> None:
-        """If it has grown: sum up, then give back the room. QEMU writes on where it was."""
-        try:
-            size = self._events.stat().st_blocks * 512
-            if size < _CUT_BYTES:
-                return
-            total = self._read()
-            temporary = self._sum_path.with_suffix(".tmp")
-            temporary.write_bytes(msgspec.json.encode(total))
-            temporary.replace(self._sum_path)
-            _punch(self._events, total.at)
-        except OSError as e:
-            _log.warning("%s cannot be cut: %s", self._events, e)
+        """If it has grown: give back the room of what was read."""
+        self._summed.cut()
+
+    def close(self) -> None:
+        """Once the VM is ended."""
+        self._summed.close()
 
 
 def _event(line: bytes) -> dict[str, Any]:
@@ -136,13 +105,3 @@ def _event(line: bytes) -> dict[str, Any]:
         return dict(msgspec.json.decode(line))
     except (msgspec.DecodeError, TypeError, ValueError):
         return {}
-
-
-def _punch(path: Path, size: int) -> None:
-    fd = os.open(path, os.O_RDWR)
-    try:
-        mode, zero = ctypes.c_int(_KEEP_SIZE | _PUNCH_HOLE), ctypes.c_long(0)
-        if _libc.fallocate(fd, mode, zero, ctypes.c_long(size)):
-            raise OSError(ctypes.get_errno(), "fallocate")
-    finally:
-        os.close(fd)

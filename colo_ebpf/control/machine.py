@@ -28,6 +28,7 @@ from colo_ebpf.storage import image
 
 _log = logging.getLogger(__name__)
 _LOG_TAIL_BYTES = 2000
+_LOGS = ("colo-*.trace", "colo-*.sum", "events-*")  # of one instance each
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class QemuMachine:
     def _logs(self) -> list[Path]:
         """Traces and events of QEMUs before this one."""
         run_dir = self._spec.run_dir
-        return [*run_dir.glob("colo-*.trace"), *run_dir.glob("events-*")]
+        return [path for kind in _LOGS for path in run_dir.glob(kind)]
 
     async def _spawn(self, argv: list[str]) -> int:
         spec = self._spec

@@ -8,6 +8,7 @@ or ``colo_vm_state_change Change 'run' => 'stop'``.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from colo_ebpf.model import Settled
@@ -26,9 +27,10 @@ class TraceState:
     new: bool = False  # the last STOP ended in a load
 
 
-def follow(state: TraceState, lines: list[str]) -> TraceState:
-    """The state after `lines` more lines of the trace."""
-    for line in lines:
+def follow(state: TraceState, lines: Sequence[bytes]) -> TraceState:
+    """The state after some more lines of the trace."""
+    for raw in lines:
+        line = raw.decode(errors="replace")
         if sent := _SENT.search(line):
             if sent["message"] == "vmstate-received":
                 state = replace(state, received=True)

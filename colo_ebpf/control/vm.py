@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from io import FileIO
 from typing import Any
 
 from colo_ebpf.clock import boot_ns
@@ -19,6 +18,7 @@ from colo_ebpf.control.disks import Disks
 from colo_ebpf.control.eventlog import EventLog, Past
 from colo_ebpf.control.lineage import Lineage
 from colo_ebpf.control.qmp import Monitors
+from colo_ebpf.control.summed import Summed
 from colo_ebpf.control.taps import Taps
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import (
@@ -55,9 +55,8 @@ class Qemu:
         self._callbacks: list[Callable[[VmEvent], None]] = []
         self._waiters: list[tuple[VmEventKind, asyncio.Future[VmEvent]]] = []
         self._colo_exited = False
-        self._trace = trace.TraceState()
-        self._trace_at = 0
-        self._trace_file: FileIO | None = None
+        path = cmdline.trace_path(spec, instance)
+        self._trace = Summed(path, trace.TraceState(), trace.follow)
         self._asking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._qmp = Monitors(instance, spec.qmp_timeout_ms, self._on_event)
         self._disks = Disks(spec, instance, self._qmp)
@@ -144,6 +143,7 @@ class Qemu:
                     VmEvent(VmEventKind.HUNG if hung else VmEventKind.ANSWERS, boot_ns())
                 )
             self._log.cut()
+            self._trace.cut()
             await asyncio.sleep(limit_ms / 1000 / _ASKS)
 
     async def check_name(self) -> None:
@@ -295,30 +295,20 @@ class Qemu:
 
     def settled(self) -> Settled:
         """Secondary: is its state whole, and which is it?"""
-        self._follow_trace()
-        return trace.settled(self._trace, self._colo_exited)
+        return trace.settled(self._follow_trace(), self._colo_exited)
 
     def loads(self) -> int:
         """Secondary: checkpoints loaded since it was started."""
-        self._follow_trace()
-        return self._trace.loads
+        return self._follow_trace().loads
 
-    def _follow_trace(self) -> None:
+    def _follow_trace(self) -> trace.TraceState:
         """In every beat: the file stays open until the VM is ended."""
+        if not self._alive and self._trace.closed:
+            return self._trace.last
         try:
-            if self._trace_file is None:
-                if not self._alive:
-                    return
-                self._trace_file = cmdline.trace_path(self._spec, self._instance).open("rb", 0)
-            self._trace_file.seek(self._trace_at)
-            data = self._trace_file.read()
+            return self._trace.read()
         except OSError:
-            return
-        if not data:
-            return
-        whole = data[: data.rfind(b"\n") + 1]
-        self._trace_at += len(whole)
-        self._trace = trace.follow(self._trace, whole.decode(errors="replace").splitlines())
+            return self._trace.last
 
     async def overlays_committed(self) -> bool:
         """After a takeover: the replication driver has merged its overlays into the image."""
@@ -363,8 +353,7 @@ class Qemu:
                 ) from e
         self._taps.close()
         self._asking.cancel()
-        if self._trace_file is not None:
-            self._follow_trace()
-            self._trace_file.close()
-            self._trace_file = None
+        self._follow_trace()
+        self._trace.close()
+        self._log.close()
         await self._qmp.close()

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from colo_ebpf.control import eventlog
+from colo_ebpf.control import summed, trace
 from colo_ebpf.control.eventlog import EventLog, Past, follow
+from colo_ebpf.control.summed import Summed
 
 
 def _event(name: str, **data: Any) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def test_a_log_that_is_gone_says_nothing(tmp_path: Path) -> None:
 def test_what_was_cut_off_is_remembered_and_its_room_given_back(
     log: EventLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eventlog, "_CUT_BYTES", 64 << 10)
+    monkeypatch.setattr(summed, "_CUT_BYTES", 64 << 10)
     out = tmp_path / "events-ab.out"
     log.cut()
     assert not (tmp_path / "events-ab.sum").exists(), "not before it has grown"
@@ -93,3 +94,43 @@ def test_what_was_cut_off_is_remembered_and_its_room_given_back(
     assert EventLog(tmp_path / "events-ab").read() == Past(
         peer_disk=True, disk="No space left on device"
     )
+
+
+def _trace(path: Path) -> Summed[trace.TraceState]:
+    return Summed(path, trace.TraceState(), trace.follow)
+
+
+def test_a_trace_is_cut_as_well_and_its_loads_still_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summed, "_CUT_BYTES", 64 << 10)
+    path = tmp_path / "colo-ab.trace"
+    load = b"".join(
+        f"1@2.{line}\n".encode()
+        for line in (
+            "3:colo_vm_state_change Change 'run' => 'stop'",
+            "4:colo_send_message Send 'vmstate-received' message",
+            "5:colo_vm_state_change Change 'stop' => 'run'",
+            "6:colo_send_message Send 'vmstate-loaded' message",
+        )
+    )
+    with path.open("wb", 0) as file:
+        file.write(load * 1_000 + load[:100])
+        first = _trace(path)
+        first.cut()
+        assert path.stat().st_blocks * 512 <= 8192
+        file.write(load[100:] + load[:40])
+        adopted = _trace(path)
+        assert (
+            adopted.read()
+            == first.read()
+            == trace.TraceState(stopped=False, received=True, loads=1_001, new=True)
+        )
+
+
+def test_a_file_that_is_not_there_yet_is_an_error_and_no_loss(tmp_path: Path) -> None:
+    summing = _trace(tmp_path / "colo-ab.trace")
+    with pytest.raises(FileNotFoundError):
+        summing.read()
+    assert summing.last == trace.TraceState()
+    assert summing.closed

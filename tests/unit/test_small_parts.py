@@ -47,7 +47,7 @@ LOADED = "colo_send_message Send 'vmstate-loaded' message"
     ],
 )
 def test_what_the_trace_says(lines: list[str], exited: bool, wanted: Settled, loads: int) -> None:
-    state = trace.follow(trace.TraceState(), lines)
+    state = trace.follow(trace.TraceState(), [line.encode() for line in lines])
     assert trace.settled(state, exited) is wanted
     assert state.loads == loads
 
