@@ -9,17 +9,29 @@
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
+#include <uapi/linux/tcp.h>
+#include <uapi/linux/udp.h>
 #include <uapi/linux/pkt_cls.h>
 #include <bcc/proto.h>
 
 #include "colo_abi.h"
+#include "colo_verifier.h"
 #include "colo_maps.h"
+#include "colo_parse.h"
+#include "colo_work.h"
+#include "colo_hold.h"
+#include "colo_hash.h"
 
 #define BENCH_STAGES	8	/* programs to hand frames to; the first place stays empty */
 #define BENCH_PORTS	15	/* bits of a flow's number that make the client's port */
 #define BENCH_L4	(ETH_HLEN + 20)
 #define BENCH_ODD	0x9E3779B1u	/* flows are visited in no order a cache could foresee */
 #define BENCH_LINES	20	/* of 64 bytes, in an entry of the flow table */
+#define BENCH_HEAD	(BENCH_L4 + 20)
+#define BENCH_MTU	1500
 
 enum bench_kind {
 	BENCH_AS_IS = 0,
@@ -43,6 +55,7 @@ struct bench_plan {
 	__u32 lines;		/* bench_look: what it reads of an entry */
 	struct colo_flow_key key;	/* bench_look: without ports */
 	__u32 first;		/* number of the first flow */
+	__u32 tap;		/* bench_least_svm: where the frame goes */
 };
 
 struct bench_head {		/* what changes from segment to segment */
@@ -139,23 +152,80 @@ int bench_link(struct __sk_buff *skb)
 	return TC_ACT_SHOT;
 }
 
+static __always_inline struct colo_flow *bench_find(struct bench_plan *plan, __u32 number)
+{
+	struct colo_flow_key key = plan->key;
+
+	key.vm_port = bench_vm_port(number);
+	key.client_port = bench_client_port(number);
+	return colo_flows.lookup(&key);
+}
+
+/*
+ * What no comparer can do without that holds what was not compared: each frame's connection is
+ * looked up and its payload hashed once. Nothing is parsed, decided or remembered.
+ */
+static __always_inline struct colo_frame *bench_least(struct __sk_buff *skb,
+						      struct bench_plan *plan)
+{
+	struct colo_flow *flow = bench_find(plan, bench_flow(plan, plan->n));
+	__u64 len = skb->len - BENCH_HEAD;
+	__u32 zero = 0, ix = plan->n & (COLO_HOLD_SLOTS - 1);
+	struct colo_buf *buf = colo_buf_get();
+	struct colo_walk *walk;
+	struct colo_work *work;
+
+	bench_fresh(skb, plan);
+	work = colo_work.lookup(&zero);
+	COLO_OPAQUE(len);
+	if (!flow || !work || !buf || len < 1 || len > BENCH_MTU)
+		return 0;
+	if (bpf_skb_load_bytes(skb, BENCH_HEAD, &buf->word[COLO_START / 8], len))
+		return 0;
+	walk = &work->walk;
+	colo_lanes_begin(walk->lane, flow->epoch);
+	walk->pos = COLO_START;
+	walk->limit = COLO_START + len;
+	work->digest = colo_walk_plain(walk, buf);
+	return colo_frames.lookup(&ix);
+}
+
+/* The PVM's frame is copied: it may have to leave by itself. */
+int bench_least_pvm(struct __sk_buff *skb)
+{
+	struct bench_plan *plan = bench_plan_get(skb);
+	struct colo_frame *frame = plan ? bench_least(skb, plan) : 0;
+	__u64 len = skb->len;
+
+	COLO_OPAQUE(len);
+	if (!frame || len < BENCH_HEAD || len > COLO_FRAME_MAX)
+		return 0;
+	return !bpf_skb_load_bytes(skb, 0, frame->data, len);
+}
+
+/* The SVM's leaves in its place, under the header that was kept, and passes the tap's hook. */
+int bench_least_svm(struct __sk_buff *skb)
+{
+	struct bench_plan *plan = bench_plan_get(skb);
+	struct colo_frame *frame = plan ? bench_least(skb, plan) : 0;
+
+	if (!frame || bpf_skb_store_bytes(skb, 0, frame->data, BENCH_HEAD, BPF_F_INVALIDATE_HASH))
+		return 0;
+	skb->mark = COLO_MARK_RELEASED;
+	return !bpf_clone_redirect(skb, plan->tap, BPF_F_INGRESS);
+}
+
 /* The least a frame costs in a table of this size: one look-up, and reading some of the entry. */
 int bench_look(struct __sk_buff *skb)
 {
 	struct bench_plan *plan = bench_plan_get(skb);
-	struct colo_flow_key key;
 	struct colo_flow *flow;
 	__u64 sum = 0;
-	__u32 number;
 	int i;
 
 	if (!plan)
 		return 0;
-	number = bench_flow(plan, plan->n++);
-	key = plan->key;
-	key.vm_port = bench_vm_port(number);
-	key.client_port = bench_client_port(number);
-	flow = colo_flows.lookup(&key);
+	flow = bench_find(plan, bench_flow(plan, plan->n++));
 	if (!flow)
 		return 0;
 	for (i = 0; i < BENCH_LINES; i++)

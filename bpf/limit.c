@@ -5,8 +5,10 @@
  * input goes to both VMs, the SVM's output crosses the link, and one of two answers leaves when both
  * could be there. How fast that goes on a machine is the limit for any comparer on it.
  *
- * The SVM's frames leave, for the PVM's come first nearly always. IPv4 without options, and a port of
- * the client is a connection: that is all the lanes send.
+ * Of small frames the second leaves, whosever it is, so that a client never acknowledges what one VM
+ * has still to send: on a connection that ends there is nothing to acknowledge it by. Of long ones,
+ * which the VMs cut differently, the SVM's leave, for the PVM's come first nearly always. IPv4 without
+ * options, TCP with timestamps, and a port of the client is a connection: that is all the lanes send.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>
@@ -29,9 +31,16 @@
 #define LIMIT_SVM	2
 #define LIMIT_EPOCH	1	/* the only one of the lanes */
 
+#define LIMIT_SMALL	1448	/* bytes of payload */
+#define LIMIT_SYN_TS	28	/* TSval in a SYN-ACK of Linux: behind MSS and SACK-permitted */
+#define LIMIT_TS	24	/* and in all that follows: behind two NOPs */
+
 struct limit_flow {
 	__u32 isn;	/* the PVM's */
+	__be32 tsval;	/* its last: what leaves tells no other clock */
 	__u32 next;	/* behind what it has sent */
+	__u32 svm;	/* behind what the SVM has sent */
+	__u64 order;	/* nothing: what is written before it is seen by who is behind it */
 	__u64 came;	/* the first SYN-ACK: what it acknowledges, and whose it is (LIMIT_...) */
 };
 
@@ -75,15 +84,42 @@ static __always_inline int limit_put(struct __sk_buff *skb, __u32 off, __be32 wa
 	return bpf_skb_store_bytes(skb, LIMIT_L4 + off, &now, 4, 0);
 }
 
+/* The SVM's frame tells the PVM's time, or the client would drop what the PVM sends next (PAWS). */
+static __always_inline void limit_clock(struct __sk_buff *skb, struct limit_flow *flow, __u32 off)
+{
+	__be32 tsval;
+
+	if (!bpf_skb_load_bytes(skb, LIMIT_L4 + off, &tsval, sizeof(tsval)))
+		limit_put(skb, off, tsval, flow->tsval);
+}
+
 /* Is this SYN-ACK the second of two that answer the same SYN? */
 static __always_inline int limit_second(struct limit_flow *flow, struct limit_head *tcp, __u32 whose)
 {
-	__u64 mine = (__u64)tcp->ack << 8 | whose, other = mine ^ LIMIT_PVM ^ LIMIT_SVM;
+	__u64 mine = (__u64)tcp->ack << 8 | whose, other = mine ^ LIMIT_PVM ^ LIMIT_SVM, was;
+	int i;
 
-	if (__sync_val_compare_and_swap(&flow->came, other, 0) == other)
-		return 1;
-	flow->came = mine;
-	return __sync_val_compare_and_swap(&flow->came, other, 0) == other;
+	for (i = 0; i < 3; i++) {	/* once more if the other came in between */
+		was = *(volatile __u64 *)&flow->came;
+		if (__sync_val_compare_and_swap(&flow->came, was, was == other ? 0 : mine) == was)
+			return was == other;
+	}
+	return 0;
+}
+
+/* Bytes of payload, and one for FIN; 0: a pure ACK. */
+static __always_inline __u32 limit_len(struct __sk_buff *skb, struct limit_head *tcp)
+{
+	return skb->len - LIMIT_L4 - (tcp->words >> 4) * 4 + (tcp->flags & COLO_TCP_FIN);
+}
+
+/* Note that one VM has sent so much. The swap keeps two CPUs from both seeing the old state. */
+static __always_inline int limit_reached(struct limit_flow *flow, __u32 *mine, __u32 *other, __u32 end)
+{
+	if (COLO_AFTER(end, *mine))
+		*mine = end;
+	__sync_val_compare_and_swap(&flow->order, 0, 0);
+	return !COLO_AFTER(end, *(volatile __u32 *)other);
 }
 
 /* Tap egress: the client's frame goes to both. The PVM is not shown an ACK of what only the SVM sent. */
@@ -107,7 +143,7 @@ int limit_pvm(struct __sk_buff *skb)
 {
 	struct limit_flow *flow;
 	struct limit_head tcp;
-	__u32 end;
+	__u32 len, end;
 
 	if (skb->mark == COLO_MARK_RELEASED) {
 		skb->mark = 0;
@@ -116,15 +152,17 @@ int limit_pvm(struct __sk_buff *skb)
 	flow = limit_tcp(skb, &tcp, 0);
 	if (!flow)
 		return skb->protocol == bpf_htons(ETH_P_ARP) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
-	end = bpf_ntohl(tcp.seq) + skb->len - LIMIT_L4 - (tcp.words >> 4) * 4 + (tcp.flags & COLO_TCP_FIN);
 	if (tcp.flags & COLO_TCP_SYN) {
 		flow->isn = bpf_ntohl(tcp.seq);
-		flow->next = end + 1;
-		if (limit_second(flow, &tcp, LIMIT_PVM))
-			return TC_ACT_UNSPEC;
-	} else if (COLO_AFTER(end, flow->next)) {
-		flow->next = end;
+		flow->next = flow->svm = flow->isn + 1;
+		bpf_skb_load_bytes(skb, LIMIT_L4 + LIMIT_SYN_TS, &flow->tsval, 4);
+		return limit_second(flow, &tcp, LIMIT_PVM) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 	}
+	bpf_skb_load_bytes(skb, LIMIT_L4 + LIMIT_TS, &flow->tsval, 4);
+	len = limit_len(skb, &tcp);
+	end = bpf_ntohl(tcp.seq) + len;
+	if (limit_reached(flow, &flow->next, &flow->svm, end) && len && len <= LIMIT_SMALL)
+		return TC_ACT_UNSPEC;
 	return TC_ACT_SHOT;
 }
 
@@ -134,6 +172,7 @@ int limit_svm(struct __sk_buff *skb)
 	struct colo_conf *conf = limit_conf();
 	struct limit_flow *flow;
 	struct limit_head tcp;
+	__u32 len;
 
 	if (!conf || skb->protocol != bpf_htons(ETH_P_IP))
 		return TC_ACT_SHOT;
@@ -142,6 +181,13 @@ int limit_svm(struct __sk_buff *skb)
 		if (!limit_second(flow, &tcp, LIMIT_SVM))
 			return TC_ACT_SHOT;
 		limit_put(skb, 4, tcp.seq, bpf_htonl(flow->isn));
+		limit_clock(skb, flow, LIMIT_SYN_TS);
+	} else if (flow) {
+		len = limit_len(skb, &tcp);
+		if (!limit_reached(flow, &flow->svm, &flow->next, bpf_ntohl(tcp.seq) + len) && len &&
+		    len <= LIMIT_SMALL)
+			return TC_ACT_SHOT;
+		limit_clock(skb, flow, LIMIT_TS);
 	}
 	skb->mark = COLO_MARK_RELEASED;
 	return bpf_redirect(conf->tap_ifindex[0], BPF_F_INGRESS);

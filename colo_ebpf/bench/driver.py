@@ -24,6 +24,7 @@ BLOCK = 32  # frames of one VM before the other's turn: half of what a flow reme
 CLIENT_ISN = 5000
 ISN = 1000
 _MAKERS = ("bench_run", "bench_link")
+LEAST = ("bench_least_pvm", "bench_least_svm")  # makers that do by themselves what has to be done
 _PLANS = 64
 _STAGES = ("colo_cmp_pvm", "colo_cmp_svm", "colo_mir_cli", "colo_mir_link", "colo_mir_svm")
 _CALIBRATION_RUNS = 20_000
@@ -57,6 +58,7 @@ class _Plan(ctypes.Structure):
         ("lines", ctypes.c_uint32),
         ("key", abi.FlowKey),
         ("first", ctypes.c_uint32),
+        ("tap", ctypes.c_uint32),
     ]
 
 
@@ -127,7 +129,7 @@ class Driver:
         self._where = where
         plane, sizes = where.plane, where.spec.sizes
         source = loader.source_directory() / "bench.c"
-        names = (*_MAKERS, "bench_look")
+        names = (*_MAKERS, "bench_look", *LEAST)
         maps = ("bench_stages", "bench_plans")
         with loader.Compiler() as compiler:
             self._module = compiler.load(
@@ -160,6 +162,10 @@ class Driver:
         """Nothing but a look-up in the flow table, and reading so many lines of the entry."""
         return self._stream("bench_look", "", segment(0), self._plan(flows, lines=lines))
 
+    def least(self, maker: str, template: Template) -> Stream:
+        """One of `LEAST`."""
+        return self._stream(maker, "", template, self._plan())
+
     @staticmethod
     def _plan(flows: int = 1, first: int = 0, lines: int = 0) -> _Plan:
         if flows & (flows - 1):
@@ -170,6 +176,7 @@ class Driver:
         plan.seq, plan.step, plan.ack = template.seq, template.step, template.ack
         plan.kind, plan.inbound = template.kind, template.inbound
         plan.stage = _STAGES.index(program) + 1 if program else 0
+        plan.tap = self._ifindex
         plan.vni = bed.VNI * abi.NICS
         (plan.peer,) = struct.unpack("!I", bytes(map(int, bed.PEER.split("."))))
         for words, address in ((plan.key.vm, frames.VM), (plan.key.client, frames.CLIENT)):
@@ -186,9 +193,9 @@ class Driver:
         plan.tag = self.tag
         self._plans.set(struct.pack("=I", number), bytes(plan))
 
-    def spent(self, work: Callable[[], None], *programs: str) -> dict[str, Spent]:
+    def spent(self, work: Callable[[], object], *programs: str) -> dict[str, Spent]:
         """Run time of the makers, with what they call, and of other programs, over some work."""
-        names = (*_MAKERS, "bench_look", *programs)
+        names = (*_MAKERS, "bench_look", *LEAST, *programs)
         with run_time_kept():
             before = {name: _so_far(self.programs[name]) for name in names}
             work()

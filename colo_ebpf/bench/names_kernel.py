@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-QEMU, OURS, WIRE = "qemu", "ours", "ours over devices"
+QEMU, OURS, WIRE, LEAST = "qemu", "ours", "ours over devices", "limit"
 
 # -- alone --
 
@@ -15,10 +15,12 @@ CPU_OF = {
     QEMU: "per second of CPU of its process",
     OURS: "per second of run time of the programs",
     WIRE: "per second of run time of the programs",
+    LEAST: "per second of run time of programs that do nothing but what has to be done",
 }
 WALL_OF = {
     QEMU: "with what feeds it, on the other CPU",
     OURS: "one CPU, frames made in the kernel",
+    LEAST: "one CPU, frames made in the kernel",
     WIRE: "one CPU, with tap, tunnel, bridge and what feeds them",
 }
 

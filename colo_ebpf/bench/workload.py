@@ -47,7 +47,13 @@ def _requests(name: str, port: int, size: int, connections: int = 1, awake: bool
 DOWNLOAD = Load(names.BULK_DOWNLOAD, "down", (_CHUNK_BYTES, 0), "MB/s")
 UPLOAD = Load(names.BULK_UPLOAD, "up", (_CHUNK_BYTES, 0), "MB/s")
 REQUEST = _requests(names.REQUEST_1B, 7001, 1)
-LIMITED = (names.BULK_DOWNLOAD, names.REQUEST_1B, names.REQUEST_AWAKE, names.UDP_8)  # of a target
+LIMITED = (  # of a target
+    names.BULK_DOWNLOAD,
+    names.REQUEST_1B,
+    names.REQUEST_AWAKE,
+    names.CONNECTIONS,
+    names.UDP_8,
+)
 LOADS = (
     DOWNLOAD,
     UPLOAD,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from colo_ebpf.bench import names_kernel as kernel
 from colo_ebpf.bench import report, results, suite, tables
 from colo_ebpf.bench.results import Curve, Recorder
 from colo_ebpf.bench.targets import TARGETS, Outcome, Target, Verdict
@@ -102,3 +103,14 @@ def test_a_target_is_met_missed_or_not_measured() -> None:
     assert at_limit.judge(found).outcome is Outcome.LIMIT
     assert below.judge(found).outcome is Outcome.MISSED
     assert below.judge(found).found.endswith(", 89% of the limit")
+
+
+def test_a_cold_look_up_is_the_limit_of_many_flows() -> None:
+    """From 800 to 1,700 ns, 750 of which the look-up alone became dearer: the limit is 1,550."""
+    recorder = Recorder(lambda _: None)
+    (target,) = (one for one in TARGETS if one.measure == "flows 1 to 1,000,000")
+    line = kernel.both(1448)
+    for name, ratio in ((line, 1700 / 800), (kernel.less_look(line), 950 / 800)):
+        recorder.add("growth", kernel.growth(kernel.FLOWS, name), kernel.OURS, "", values=(ratio,))
+    verdict = target.judge(recorder.results(quick=False))
+    assert (verdict.outcome, verdict.found) == (Outcome.LIMIT, "2.12 x, 91% of the limit")
