@@ -142,7 +142,7 @@ class Datapath(
     """``[datapath]``: capacities; the number of buckets is a power of two."""
 
     flows: Count = 65536
-    hold_mib: Annotated[int, Meta(ge=1, le=4096)] = 64
+    hold_mib: Annotated[int, Meta(ge=1, le=4096)] = 128
     datagram_buckets: Count = 2048
 
 

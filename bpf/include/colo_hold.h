@@ -15,7 +15,7 @@ BPF_TABLE_PINNED("array", __u32, struct colo_slot, colo_hold, COLO_HOLD_SLOTS,
 BPF_TABLE_PINNED("array", __u32, struct colo_frame, colo_frames, COLO_HOLD_SLOTS,
 		 COLO_PIN "/colo_frames");
 
-#define COLO_ALLOC_TRIES	6	/* slots looked at for a free one, each in another part of the ring */
+#define COLO_ALLOC_TRIES	16	/* slots looked at for a free one, each in another part of the ring */
 #define COLO_HEAD_MAX		256	/* headers of a held frame, a power of two */
 #define COLO_SUM_BYTES		508	/* a multiple of 4 below 512: what older kernels take at once */
 #define COLO_SUMS		((COLO_FRAME_MAX - COLO_HEAD_MAX) / COLO_SUM_BYTES)

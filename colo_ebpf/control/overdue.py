@@ -3,15 +3,15 @@
 
 Frames leave about in the order in which they came. While those before it still leave, the SVM is
 behind but comes along, and a checkpoint would only put it back further. A frame that has become the
-oldest and stays it is the one the SVM does not send.
+oldest and stays it is the one the SVM does not send: for half the timeout, or for half as long as
+the SVM was behind by then.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_STAYS = 3  # a part of the timeout: so long it has to have been the oldest
-_LONGEST = 3  # timeouts: below the 200 ms after which Linux's TCP sends again
+_LONGEST = 10  # timeouts: an SVM that falls ever further behind is put level again
 
 
 @dataclass(slots=True)
@@ -35,7 +35,8 @@ class Overdue:
         """A checkpoint is due. `oldest_ns`: when the oldest held frame came."""
         if oldest_ns > self._oldest_ns:
             self._oldest_ns, self._since_ns = oldest_ns, now_ns
-        stays_ns = self._since_ns + self.timeout_ns // _STAYS
+        behind_ns = self._since_ns - self._oldest_ns
+        stays_ns = self._since_ns + max(self.timeout_ns, behind_ns) // 2
         latest_ns = oldest_ns + _LONGEST * self.timeout_ns
         due_ns = max(oldest_ns + self.timeout_ns, min(stays_ns, latest_ns))
         late = now_ns >= due_ns
