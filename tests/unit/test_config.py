@@ -42,7 +42,7 @@ def test_a_vm_may_have_several_nics_of_any_mtu() -> None:
     assert [nic.tap for nic in spec.nics] == ["tapweb", "tapweb1"]
     assert spec.mtu == 9000
     assert spec.sizes.frame_bytes > 9000 + 256
-    assert spec.sizes.hold_slots * spec.sizes.frame_bytes <= 64 << 20
+    assert spec.sizes.hold_slots * spec.sizes.frame_bytes <= parsed.datapath.hold_mib << 20
     assert len(settings.vm_spec(parsed, "tcg").nics) == 2
 
 
