@@ -84,7 +84,7 @@ static __always_inline struct colo_work *colo_work_get(void)
 	return work;
 }
 
-static __always_inline void colo_now_get(struct colo_conf *conf, struct colo_now *now)
+static __always_inline void colo_now_get(struct colo_conf *conf, struct colo_now *now, __u64 at_ns)
 {
 	__u64 *heard = colo_live_word(COLO_LIVE_HEARD_NS);
 	struct colo_turn *turn;
@@ -98,7 +98,8 @@ static __always_inline void colo_now_get(struct colo_conf *conf, struct colo_now
 	now->phase = word & COLO_TURNING_BIT ? COLO_TURNING : COLO_OPEN;
 	now->mode = conf->mode;
 	/* Signed: the link's CPU may have heard it again since the clock was read. */
-	now->heard = heard && (__s64)(bpf_ktime_get_boot_ns() - *heard) <= (__s64)conf->link_timeout_ns;
+	now->at_ns = at_ns;
+	now->heard = heard && (__s64)(at_ns - *heard) <= (__s64)conf->link_timeout_ns;
 	now->may_release = now->mode == COLO_PRIMARY && now->phase == COLO_OPEN && now->heard;
 }
 
@@ -186,7 +187,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	if (!conf || !work || !buf || !conf->hold_slots)
 		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
 	work->walk.key = conf->key[1];
-	colo_now_get(conf, &work->now);
+	colo_now_get(conf, &work->now, bpf_ktime_get_boot_ns());
 	if (conf->mode != COLO_PAIRING && conf->mode != COLO_PRIMARY && conf->mode != COLO_SOLO)
 		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_WITHHELD);
 	pkt = &work->pkt;
@@ -252,7 +253,7 @@ int colo_park(struct __sk_buff *skb)
 
 	if (!conf || !work)
 		return colo_finish(skb, PARK, COLO_V_DROP, COLO_R_NO_CONF);
-	colo_now_get(conf, &work->now);
+	colo_now_get(conf, &work->now, bpf_ktime_get_boot_ns());
 	work->walk.key = conf->key[1];
 	slot = colo_unpark_slot(skb, work);
 	if (!slot)
@@ -317,12 +318,14 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	struct colo_pkt *pkt;
 	__u32 reason, nic;
 	__u16 tag = 0;
+	__u64 at_ns;
 
 	if (!conf || !work || !buf || !heard || !conf->vni)
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_PAIR);
 	if (colo_link_in(skb, conf, &tag, &nic))
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NOT_OURS);
-	*heard = bpf_ktime_get_boot_ns();
+	at_ns = bpf_ktime_get_boot_ns();
+	*heard = at_ns;
 	pkt = &work->pkt;
 	if (colo_parse(skb, pkt))
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_MALFORMED);
@@ -330,7 +333,7 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	if (reason)
 		return colo_finish(skb, SVM, COLO_V_DROP, reason);
 	work->walk.key = conf->key[1];
-	colo_now_get(conf, &work->now);
+	colo_now_get(conf, &work->now, at_ns);
 	if (conf->mode != COLO_PAIRING && conf->mode != COLO_PRIMARY)
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_WITHHELD);
 	reason = colo_tag_check(&work->now, tag);
@@ -430,7 +433,7 @@ int colo_flush(struct __sk_buff *skb)
 
 	if (!conf || !work || bpf_skb_load_bytes(skb, 0, start, 8))
 		return 0;
-	colo_now_get(conf, &work->now);
+	colo_now_get(conf, &work->now, bpf_ktime_get_boot_ns());
 	if (conf->mode != COLO_PRIMARY && conf->mode != COLO_SOLO)
 		return 0;
 	if (conf->mode == COLO_PRIMARY && !work->now.heard)	/* the other may serve already */

@@ -76,9 +76,9 @@ static __always_inline struct colo_bucket *colo_dgram_bucket(struct colo_conf *c
 
 /* Has the SVM produced the same, in this epoch, not too long ago? Uses one copy up. */
 static __always_inline int colo_dgram_use(struct colo_bucket *bucket, struct colo_conf *conf,
-					  __u64 digest, __u64 epoch)
+					  __u64 digest, struct colo_now *now)
 {
-	__u64 since = bpf_ktime_get_boot_ns() - conf->dgram_timeout_ns;
+	__u64 since = now->at_ns - conf->dgram_timeout_ns, epoch = now->epoch;
 	int i;
 
 	for (i = 0; i < COLO_DGRAM_WAYS; i++) {
@@ -116,24 +116,25 @@ static __always_inline struct colo_note *colo_dgram_way(struct colo_bucket *buck
 
 /* Note a held datagram of the PVM. Without a way it waits for a checkpoint. */
 static __always_inline void colo_dgram_wait(struct colo_bucket *bucket, __u64 digest,
-					    __u64 epoch, __u32 ref)
+					    struct colo_now *now, __u32 ref)
 {
-	struct colo_note *note = colo_dgram_way(bucket, epoch);
+	struct colo_note *note = colo_dgram_way(bucket, now->epoch);
 
 	if (!note)
 		return;
 	note->digest = digest;
-	note->at_ns = bpf_ktime_get_boot_ns();
-	note->epoch = epoch;
+	note->at_ns = now->at_ns;
+	note->epoch = now->epoch;
 	note->slot = ref;
 	note->copies = 0;
 }
 
 /* The SVM produced it: return the slot + 1 of the PVM's held copy, or note it and return 0. */
 static __always_inline __u32 colo_dgram_meet(struct colo_bucket *bucket, __u64 digest,
-					     __u64 epoch)
+					     struct colo_now *now)
 {
 	struct colo_note *same = 0, *held = 0, *note;
+	__u64 epoch = now->epoch;
 	__u32 ref;
 	int i;
 
@@ -157,7 +158,7 @@ static __always_inline __u32 colo_dgram_meet(struct colo_bucket *bucket, __u64 d
 		return 0;
 	note->copies = same ? same->copies + 1 : 1;
 	note->digest = digest;
-	note->at_ns = bpf_ktime_get_boot_ns();
+	note->at_ns = now->at_ns;
 	note->epoch = epoch;
 	note->slot = 0;
 	return 0;

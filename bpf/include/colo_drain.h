@@ -162,10 +162,11 @@ static __always_inline int colo_drain_flow(struct __sk_buff *skb, struct colo_co
 	if (__sync_val_compare_and_swap(&flow->emitter, 0, 1))
 		return 0;	/* who is sending looks once more */
 	flow->more = 0;
+	work->plan.done = 0;
 	if (work->plan.whole)
 		colo_whole_send(skb, conf, flow, work);
 	work->plan.whole = 0;
-	for (i = 0; i < COLO_DRAIN_MAX; i++) {
+	for (i = 0; i < COLO_DRAIN_MAX && !work->plan.done; i++) {
 		ref = colo_drain_next(flow, work, &floor, &edge, &part);
 		if (!ref)
 			break;

@@ -238,10 +238,11 @@ static __always_inline void colo_cut_tcp(struct colo_frame *frame, __u64 l4, __u
 }
 
 /* Returns how many more slots are in use. */
-static __always_inline __u32 colo_hold_publish(struct colo_slot *slot, __u64 epoch)
+static __always_inline __u32 colo_hold_publish(struct colo_slot *slot, __u64 epoch,
+						__u64 at_ns)
 {
 	slot->epoch = epoch;
-	slot->at_ns = bpf_ktime_get_boot_ns();
+	slot->at_ns = at_ns;
 	if (__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD) ==
 	    COLO_SLOT_LEAVING)
 		return 0;	/* an ACK that replaced an older one: counted already */
@@ -291,15 +292,18 @@ static __always_inline void colo_slot_lower(struct colo_slot *slot, struct colo_
 		return;
 	__builtin_memcpy(&from, &frame->data[off + 8], 4);
 	to = bpf_htonl(ack);
-	colo_sum_replace(&frame->data[off + 16], from, to);
-	__builtin_memcpy(&frame->data[off + 8], &to, 4);
-
+	if (from != to) {
+		colo_sum_replace(&frame->data[off + 16], from, to);
+		__builtin_memcpy(&frame->data[off + 8], &to, 4);
+	}
 	__builtin_memcpy(&window, &frame->data[off + 14], 2);
 	from = window;
 	window = bpf_htons(colo_window(ack, edge, slot->scale, bpf_ntohs(window)));
 	to = window;
-	colo_sum_replace(&frame->data[off + 16], from, to);
-	__builtin_memcpy(&frame->data[off + 14], &window, 2);
+	if (from != to) {
+		colo_sum_replace(&frame->data[off + 16], from, to);
+		__builtin_memcpy(&frame->data[off + 14], &window, 2);
+	}
 }
 
 /* What of a frame's headers says how long it is. */

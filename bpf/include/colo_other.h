@@ -35,7 +35,7 @@ static __always_inline __u32 colo_dgram_hold(struct __sk_buff *skb, struct colo_
 	slot->next = 0;
 	slot->len = copy.head + copy.tag + copy.len;
 	colo_hold_count(conf, &slot->flow, work->now.epoch,
-			colo_hold_publish(slot, work->now.epoch));
+			colo_hold_publish(slot, work->now.epoch, work->now.at_ns));
 	return ref;
 }
 
@@ -50,13 +50,13 @@ static __always_inline int colo_pvm_dgram(struct __sk_buff *skb, struct colo_con
 		return colo_finish(skb, COLO_PROG_CMP_PVM, COLO_V_DROP, COLO_R_TOO_BIG);
 	if (colo_lock(&bucket->lock, COLO_LOCK_SPINS))
 		return colo_finish(skb, COLO_PROG_CMP_PVM, COLO_V_DROP, COLO_R_BUSY);
-	if (now->may_release && colo_dgram_use(bucket, conf, work->digest, now->epoch)) {
+	if (now->may_release && colo_dgram_use(bucket, conf, work->digest, now)) {
 		colo_unlock(&bucket->lock);
 		return colo_finish(skb, COLO_PROG_CMP_PVM, COLO_V_PASS, COLO_R_VERIFIED);
 	}
 	ref = colo_dgram_hold(skb, conf, work);
 	if (ref && now->phase == COLO_OPEN)
-		colo_dgram_wait(bucket, work->digest, now->epoch, ref);
+		colo_dgram_wait(bucket, work->digest, now, ref);
 	colo_unlock(&bucket->lock);
 	if (ref)
 		return colo_finish(skb, COLO_PROG_CMP_PVM, COLO_V_HOLD,
@@ -87,7 +87,7 @@ static __always_inline int colo_svm_dgram(struct __sk_buff *skb, struct colo_con
 		return colo_finish(skb, COLO_PROG_CMP_SVM, COLO_V_DROP, COLO_R_TOO_BIG);
 	if (colo_lock(&bucket->lock, COLO_LOCK_SPINS))
 		return colo_finish(skb, COLO_PROG_CMP_SVM, COLO_V_DROP, COLO_R_BUSY);
-	ref = work->now.may_release ? colo_dgram_meet(bucket, work->digest, work->now.epoch) : 0;
+	ref = work->now.may_release ? colo_dgram_meet(bucket, work->digest, &work->now) : 0;
 	colo_unlock(&bucket->lock);
 	if (!ref) {
 		if (colo_is_reset(&work->pkt))

@@ -67,7 +67,7 @@ static __always_inline void colo_park_in(struct __sk_buff *skb, struct colo_conf
 	slot->end = work->end;
 	slot->digest = work->cut_digest[(work->cuts - 1) & (COLO_CUTS - 1)];
 	colo_hold_count(conf, &work->flow, work->now.epoch,
-			colo_hold_publish(slot, work->now.epoch));
+			colo_hold_publish(slot, work->now.epoch, work->now.at_ns));
 	colo_flow_append(flow, slot, ref);
 	flow->parked_ns = flow->seen_ns;
 	work->parked = ref;

@@ -148,7 +148,7 @@ static __always_inline void colo_pvm_prepare(struct __sk_buff *skb, struct colo_
 
 	work->end = pkt->seq + pkt->len + syn + fin;
 	colo_cuts(skb, work);
-	flow->seen_ns = bpf_ktime_get_boot_ns();
+	flow->seen_ns = now->at_ns;
 	if (open && flow->epoch != now->epoch)
 		colo_flow_turn(flow, now->epoch, conf->key[0]);
 	if (syn && !(flow->flags & COLO_F_PVM_SYN && flow->isn == pkt->seq)) {
@@ -239,7 +239,7 @@ static __always_inline int colo_pvm_hold_cut(struct __sk_buff *skb, struct colo_
 		return -1;
 	}
 	slot->digest = work->cut_digest[work->cut & (COLO_CUTS - 1)];
-	work->made += colo_hold_publish(slot, work->now.epoch);
+	work->made += colo_hold_publish(slot, work->now.epoch, work->now.at_ns);
 	if (work->kind == COLO_SLOT_ACK)
 		flow->ack_slot = ref;
 	else

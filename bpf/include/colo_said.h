@@ -69,7 +69,7 @@ static __always_inline void colo_said_keep(struct __sk_buff *skb, struct colo_pk
 	slot->kind = COLO_SLOT_SAID;
 	slot->len = copy.head + copy.tag + copy.len;
 	slot->tcp_off = 0;
-	colo_hold_publish(slot, epoch);
+	colo_hold_publish(slot, epoch, bpf_ktime_get_boot_ns());
 }
 
 #endif /* COLO_SAID_H */

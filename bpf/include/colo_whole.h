@@ -91,6 +91,7 @@ static __always_inline void colo_whole_drop(struct colo_flow *flow, struct colo_
 		colo_slot_free(slot);
 		colo_live_add(COLO_LIVE_CARRIED, 1);
 	}
+	work->plan.done = !flow->head && !flow->ack_slot;
 	colo_unlock(&flow->lock);
 }
 

@@ -34,6 +34,7 @@ struct colo_plan {
 	__u32 edge;
 	__u32 event;		/* enum colo_event_kind, 0: none */
 	__u32 offset;
+	__u32 done;		/* nothing else of the flow waits */
 	__u32 whole;		/* the SVM's frame is what a row of held frames is */
 	__u64 pvm_digest;
 	__u64 svm_digest;
@@ -42,6 +43,7 @@ struct colo_plan {
 /* The turn as the programs see it, read once per packet. */
 struct colo_now {
 	__u64 epoch;
+	__u64 at_ns;		/* boot time: reading the clock costs as much as a look-up */
 	__u32 phase;
 	__u32 mode;
 	__u32 may_release;	/* PRIMARY, OPEN, and the peer was heard */

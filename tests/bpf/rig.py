@@ -218,6 +218,12 @@ class Rig:
         """The SVM did the same: a large rig only."""
         self.from_peer_vnet(offloaded(frame, segment_bytes), tag)
 
+    def from_both_offloaded(self, ours: Packet, theirs: Packet, segment_bytes: int) -> None:
+        """Both at once, as far as a test can: the first waits 10 ms at most. A large rig only."""
+        pvm, svm = offloaded(ours, segment_bytes), offloaded(theirs, segment_bytes)
+        os.write(self.tap, pvm)
+        self.from_peer_vnet(svm, 1)
+
     def from_peer_vnet(self, frame: bytes, tag: int) -> None:
         """The SVM sends a frame with a virtio header of its own: a large rig only."""
         assert isinstance(self._bed, GsoBed)

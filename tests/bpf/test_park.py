@@ -110,8 +110,7 @@ def _accept(rig: Rig, wrap: Wrap = lambda frame: frame) -> None:
 
 
 def test_it_leaves_as_the_one_frame_it_came_as(line: Rig) -> None:
-    line.from_vm_offloaded(LONG, CUT)
-    line.from_peer_offloaded(LONG, CUT)
+    line.from_both_offloaded(LONG, LONG, CUT)
     (frame,) = line.to_client()
     assert bytes(frame[TCP].payload) == DATA
     assert line.count("park", "pass", "verified") == 1
@@ -135,8 +134,7 @@ def test_what_the_svm_does_not_say_is_held_after_a_while(rig: Rig) -> None:
 
 def test_what_differs_never_leaves(line: Rig) -> None:
     line.events()
-    line.from_vm_offloaded(LONG, CUT)
-    line.from_peer_offloaded(segment(1001, DATA[:-1] + b"x", ack=5001), CUT)
+    line.from_both_offloaded(LONG, segment(1001, DATA[:-1] + b"x", ack=5001), CUT)
     assert line.to_client() == []
     assert "mismatch" in line.events()
     assert _kinds(line) == ["STREAM"] * CUTS
@@ -172,8 +170,7 @@ def test_one_with_a_vlan_tag_keeps_it(line: Rig) -> None:
         return Ether(src=frame.src, dst=frame.dst) / Dot1Q(vlan=7) / frame.payload
 
     _accept(line, tagged)
-    line.from_vm_offloaded(tagged(LONG), CUT)
-    line.from_peer_offloaded(tagged(LONG), CUT)
+    line.from_both_offloaded(tagged(LONG), tagged(LONG), CUT)
     (frame,) = line.to_client()
     assert (frame[Dot1Q].vlan, bytes(frame[TCP].payload)) == (7, DATA)
     assert line.count("park", "pass", "verified") == 1
@@ -429,8 +426,7 @@ def test_a_short_one_behind_it_goes_the_same_way(cut: Rig) -> None:
 
 
 def test_what_is_verified_does_not_overtake_it(line: Rig) -> None:
-    line.from_vm_offloaded(LONG, CUT)
-    line.from_peer_offloaded(LONG, CUT)
+    line.from_both_offloaded(LONG, LONG, CUT)
     more = segment(1001 + len(DATA), b"and more", ack=5001)
     line.from_peer(more, 1)
     _just_now(line)
