@@ -121,14 +121,14 @@ def _largest(part: str, start: str, lanes: Sequence[str] = ()) -> Find:
 
 
 def _cold_share(results: Results) -> float | None:
-    """What a frame would cost if only one look-up had grown, over what it costs."""
-    shares = []
-    for row in results.rows:
-        line = row.measure.removeprefix(kernel.growth(kernel.FLOWS, ""))
-        less = results.row(row.part, kernel.growth(kernel.FLOWS, kernel.less_look(line)), row.lane)
-        if less is not None:
-            shares.append((1 + row.median - less.median) / row.median)
-    return min(shares, default=None)
+    """What a frame would cost if only one look-up had grown, over what it costs: the least."""
+    lines = {c.line: c.points for c in results.curves if c.plot == kernel.FLOWS}
+    look = lines.get(kernel.LOOK)
+    if look is None:
+        return None
+    grown_ns = look[-1][1] - look[0][1]
+    costs = [lines[line] for line in map(kernel.both, kernel.PAYLOADS) if line in lines]
+    return min(((cost[0][1] + grown_ns) / cost[-1][1] for cost in costs), default=None)
 
 
 def _control(measure: str, lane: str, peer: str) -> Find:

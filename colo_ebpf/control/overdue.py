@@ -2,9 +2,9 @@
 """When the oldest held frame has waited so long that only a checkpoint can help. Pure.
 
 Frames leave about in the order in which they came. While those before it still leave, the SVM is
-behind but comes along, and a checkpoint would only put it back further. A frame that has become the
-oldest and stays it is the one the SVM does not send: for half the timeout, or for half as long as
-the SVM was behind by then.
+behind but comes along: nothing differs, and a checkpoint would stop both VMs for that. A frame that
+has become the oldest and stays it is the one the SVM does not send: for half the timeout, or for
+half as long as the SVM was behind by then.
 """
 
 from __future__ import annotations

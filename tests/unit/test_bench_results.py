@@ -110,7 +110,18 @@ def test_a_cold_look_up_is_the_limit_of_many_flows() -> None:
     recorder = Recorder(lambda _: None)
     (target,) = (one for one in TARGETS if one.measure == "flows 1 to 1,000,000")
     line = kernel.both(1448)
-    for name, ratio in ((line, 1700 / 800), (kernel.less_look(line), 950 / 800)):
-        recorder.add("growth", kernel.growth(kernel.FLOWS, name), kernel.OURS, "", values=(ratio,))
+    recorder.add("growth", kernel.growth(kernel.FLOWS, line), "ours", "", values=(1700 / 800,))
+    assert target.judge(recorder.results(quick=False)).outcome is Outcome.MISSED
+    for name, points in ((line, (800, 900, 1700)), (kernel.LOOK, (80, 160, 830))):
+        recorder.curve(
+            Curve(
+                part="growth",
+                plot=kernel.FLOWS,
+                line=name,
+                x="flows",
+                y="ns",
+                points=tuple(zip((1, 1024, 1 << 20), points, strict=True)),
+            )
+        )
     verdict = target.judge(recorder.results(quick=False))
     assert (verdict.outcome, verdict.found) == (Outcome.LIMIT, "2.12 x, 91% of the limit")
