@@ -30,8 +30,8 @@ MUTANTS = [
     Mutant(
         "heard a moment later is silence",
         "compare.c",
-        "(__s64)(bpf_ktime_get_boot_ns() - *heard) <= (__s64)conf->link_timeout_ns",
-        "bpf_ktime_get_boot_ns() - *heard <= conf->link_timeout_ns",
+        "(__s64)(at_ns - *heard) <= (__s64)conf->link_timeout_ns",
+        "at_ns - *heard <= conf->link_timeout_ns",
         COMPARE,
     ),
     Mutant(
@@ -107,8 +107,16 @@ MUTANTS = [
     Mutant(
         "a lowered ACK leaves the checksum as it was",
         "include/colo_hold.h",
-        "	to = bpf_htonl(ack);\n	colo_sum_replace(&frame->data[off + 16], from, to);\n",
-        "	to = bpf_htonl(ack);\n",
+        "	if (from != to) {\n		colo_sum_replace(&frame->data[off + 16], from, to);\n"
+        "		__builtin_memcpy(&frame->data[off + 8]",
+        "	if (from != to) {\n		__builtin_memcpy(&frame->data[off + 8]",
+        COMPARE,
+    ),
+    Mutant(
+        "an ACK that waits is forgotten behind a whole row",
+        "include/colo_whole.h",
+        "work->plan.done = !flow->head && !flow->ack_slot;",
+        "work->plan.done = 1;",
         COMPARE,
     ),
     Mutant(

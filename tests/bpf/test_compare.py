@@ -50,6 +50,18 @@ def test_pvm_first_is_held_and_carried_out_to_the_byte() -> None:
         assert rig.plane.held().frames == 0
 
 
+def test_an_ack_that_waits_leaves_behind_the_row_that_raised_the_floor() -> None:
+    with established() as rig:
+        rig.from_vm(segment(1001, b"answer", ack=5001))
+        rig.from_vm(segment(1007, ack=6001))
+        assert rig.to_client() == []
+        rig.from_peer(segment(1001, b"answer", ack=6001), 1)
+        answer, ack = rig.to_client()
+        assert rig.count("drain", "carry", "whole") == 1
+        assert (bytes(answer[TCP].payload), ack[TCP].seq, ack[TCP].ack) == (b"answer", 1007, 6001)
+        assert rig.plane.held().frames == 0
+
+
 def _cuts(first: list[int], step: int) -> list[int]:
     return [0, *first, *range(max(first) + step, 4000, step), 4000]
 
