@@ -20,6 +20,8 @@
 #include "colo_abi.h"
 #include "colo_verifier.h"
 #include "colo_maps.h"
+#include "colo_finish.h"
+#include "colo_lock.h"
 #include "colo_parse.h"
 #include "colo_work.h"
 #include "colo_hold.h"
@@ -162,31 +164,36 @@ static __always_inline struct colo_flow *bench_find(struct bench_plan *plan, __u
 }
 
 /*
- * What no comparer can do without that holds what was not compared: each frame's connection is
- * looked up and its payload hashed once. Nothing is parsed, decided or remembered.
+ * What no comparer can do without that holds what was not compared: a frame is parsed, its connection
+ * looked up and locked, and its payload hashed once. Nothing is decided or remembered.
  */
 static __always_inline struct colo_frame *bench_least(struct __sk_buff *skb,
 						      struct bench_plan *plan)
 {
-	struct colo_flow *flow = bench_find(plan, bench_flow(plan, plan->n));
-	__u64 len = skb->len - BENCH_HEAD;
 	__u32 zero = 0, ix = plan->n & (COLO_HOLD_SLOTS - 1);
+	struct colo_work *work = colo_work.lookup(&zero);
 	struct colo_buf *buf = colo_buf_get();
 	struct colo_walk *walk;
-	struct colo_work *work;
+	struct colo_flow *flow;
+	__u64 len;
 
 	bench_fresh(skb, plan);
-	work = colo_work.lookup(&zero);
+	if (!work || !buf || colo_parse(skb, &work->pkt))
+		return 0;
+	colo_key_from_vm(&work->pkt, &work->flow);
+	flow = colo_flows.lookup(&work->flow);
+	len = work->pkt.len;
 	COLO_OPAQUE(len);
-	if (!flow || !work || !buf || len < 1 || len > BENCH_MTU)
+	if (!flow || len < 1 || len > BENCH_MTU || colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS))
 		return 0;
-	if (bpf_skb_load_bytes(skb, BENCH_HEAD, &buf->word[COLO_START / 8], len))
-		return 0;
-	walk = &work->walk;
-	colo_lanes_begin(walk->lane, flow->epoch);
-	walk->pos = COLO_START;
-	walk->limit = COLO_START + len;
-	work->digest = colo_walk_plain(walk, buf);
+	if (!bpf_skb_load_bytes(skb, work->pkt.payload, &buf->word[COLO_START / 8], len)) {
+		walk = &work->walk;
+		colo_lanes_begin(walk->lane, flow->epoch);
+		walk->pos = COLO_START;
+		walk->limit = COLO_START + len;
+		work->digest = colo_walk_plain(walk, buf);
+	}
+	colo_unlock(&flow->lock);
 	return colo_frames.lookup(&ix);
 }
 
@@ -212,7 +219,8 @@ int bench_least_svm(struct __sk_buff *skb)
 	if (!frame || bpf_skb_store_bytes(skb, 0, frame->data, BENCH_HEAD, BPF_F_INVALIDATE_HASH))
 		return 0;
 	skb->mark = COLO_MARK_RELEASED;
-	return !bpf_clone_redirect(skb, plan->tap, BPF_F_INGRESS);
+	colo_count(COLO_PROG_DRAIN, COLO_V_CARRY, COLO_R_WHOLE, skb->len);
+	return bpf_redirect(plan->tap, BPF_F_INGRESS);
 }
 
 /* The least a frame costs in a table of this size: one look-up, and reading some of the entry. */

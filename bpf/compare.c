@@ -414,6 +414,8 @@ int colo_drain(struct __sk_buff *skb)
 	flow = colo_flows.lookup(&work->flow);
 	if (flow && colo_drain_flow(skb, conf, flow, work) && ++work->drains < COLO_DRAIN_RUNS)
 		colo_stages.call(skb, COLO_STAGE_DRAIN);
+	if (work->plan.leaves)
+		return colo_send_last(skb, conf, work->pkt.nic);
 	return TC_ACT_SHOT;
 }
 

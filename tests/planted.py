@@ -86,8 +86,8 @@ MUTANTS = [
     Mutant(
         "the ACK of a passing frame is one too far",
         "include/colo_pvm.h",
-        "plan->ack = COLO_AFTER(pkt->ack, flow->floor) ? flow->floor : pkt->ack;",
-        "plan->ack = COLO_AFTER(pkt->ack, flow->floor) ? flow->floor + 1 : pkt->ack;",
+        "plan->ack = colo_told(pkt->ack, flow->floor);",
+        "plan->ack = colo_told(pkt->ack, flow->floor + 1);",
         MODEL,
     ),
     Mutant(
@@ -100,23 +100,22 @@ MUTANTS = [
     Mutant(
         "a carried frame keeps its ACK",
         "include/colo_hold.h",
-        "	to = bpf_htonl(ack);\n",
-        "	to = from;\n",
+        "	__builtin_memcpy(&frame->data[off + 8], &told, 4);\n",
+        "",
         COMPARE,
     ),
     Mutant(
-        "a lowered ACK leaves the checksum as it was",
-        "include/colo_hold.h",
-        "	if (from != to) {\n		colo_sum_replace(&frame->data[off + 16], from, to);\n"
-        "		__builtin_memcpy(&frame->data[off + 8]",
-        "	if (from != to) {\n		__builtin_memcpy(&frame->data[off + 8]",
+        "a held frame keeps the sum of its pseudo-header",
+        "include/colo_send.h",
+        "	if (slot->tcp_off)\n		colo_slot_sum(slot, frame, bytes);\n",
+        "",
         COMPARE,
     ),
     Mutant(
         "an ACK that waits is forgotten behind a whole row",
         "include/colo_whole.h",
-        "work->plan.done = !flow->head && !flow->ack_slot;",
-        "work->plan.done = 1;",
+        "	if (flow->ack_slot || work->plan.part)\n		return 0;\n",
+        "",
         COMPARE,
     ),
     Mutant(
@@ -208,13 +207,6 @@ MUTANTS = [
         "include/colo_flow.h",
         "flow->strode++;",
         "if (flow->strode++)\n		return;",
-        LEADS,
-    ),
-    Mutant(
-        "a carrier takes no more than one run's frames",
-        "compare.c",
-        "++work->drains < COLO_DRAIN_RUNS",
-        "0",
         LEADS,
     ),
     Mutant(
@@ -428,9 +420,9 @@ MUTANTS = [
         PROTOCOLS,
     ),
     Mutant(
-        "a held frame keeps the sum of its pseudo-header",
+        "a held SYN keeps the sum of its pseudo-header",
         "include/colo_pvm.h",
-        "	colo_hold_sum(frame, pkt, copy.tag, tcp_len, IPPROTO_TCP);\n",
+        "		colo_hold_sum(frame, pkt, copy.tag, tcp_len, IPPROTO_TCP);\n",
         "",
         PROTOCOLS,
     ),
@@ -570,8 +562,8 @@ MUTANTS = [
     Mutant(
         "the SVM's frame says what it has not received",
         "include/colo_whole.h",
-        "COLO_AFTER(slot->ack, floor) ? floor : slot->ack, edge);",
-        "slot->ack, edge);",
+        "colo_told(slot->ack, flow->floor),",
+        "slot->ack,",
         WHOLE,
     ),
     Mutant(
@@ -598,8 +590,8 @@ MUTANTS = [
     Mutant(
         "the row stays when the SVM's frame has left",
         "include/colo_whole.h",
-        "	colo_whole_drop(flow, work, slot, ref);\n",
-        "	colo_slot_unclaim(slot);\n",
+        "			colo_whole_drop(flow, work);\n",
+        "			colo_slot_unclaim(slot);\n",
         WHOLE,
     ),
     Mutant(

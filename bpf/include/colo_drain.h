@@ -29,7 +29,7 @@ static __always_inline int colo_emit_part(struct __sk_buff *skb, struct colo_con
 					  __u32 part)
 {
 	__u64 l3 = slot->l3_off, l4 = slot->tcp_off;
-	__u32 len = slot->data_off - slot->tcp_off + part, whole = slot->len;
+	__u32 whole = slot->len;
 	struct colo_length was, now;
 	int six, result;
 
@@ -43,12 +43,10 @@ static __always_inline int colo_emit_part(struct __sk_buff *skb, struct colo_con
 	now.ip_len = bpf_htons(slot->data_off - slot->l3_off - (six ? 40 : 0) + part);
 	now.ip_sum = was.ip_sum;
 	colo_sum_replace((__u8 *)&now.ip_sum, was.ip_len, now.ip_len);
-	now.tcp_sum = 0;
-	colo_length_put(frame, &now, l3, l4, six, 0);
-	now.tcp_sum = colo_l4_sum(frame, l3, l4, six, len, IPPROTO_TCP);
+	now.tcp_sum = was.tcp_sum;
 	colo_length_put(frame, &now, l3, l4, six, 0);
 	slot->len = slot->data_off + part;
-	result = colo_emit(skb, conf, ix, slot);
+	result = colo_emit(skb, conf, ix, slot, part);
 	slot->len = whole;
 	colo_length_put(frame, &was, l3, l4, six, 0);
 	return result;
@@ -164,8 +162,10 @@ static __always_inline int colo_drain_flow(struct __sk_buff *skb, struct colo_co
 	flow->more = 0;
 	work->plan.done = 0;
 	if (work->plan.whole)
-		colo_whole_send(skb, conf, flow, work);
+		colo_whole_take(skb, flow, work);
 	work->plan.whole = 0;
+	if (work->plan.leaves && !work->plan.done)
+		colo_whole_send(skb, conf, work);
 	for (i = 0; i < COLO_DRAIN_MAX && !work->plan.done; i++) {
 		ref = colo_drain_next(flow, work, &floor, &edge, &part);
 		if (!ref)
@@ -179,10 +179,9 @@ static __always_inline int colo_drain_flow(struct __sk_buff *skb, struct colo_co
 			colo_drain_failed(slot, part);
 			break;
 		}
-		colo_slot_lower(slot, frame, COLO_AFTER(slot->ack, floor) ? floor : slot->ack,
-				edge);
+		colo_slot_lower(slot, frame, colo_told(slot->ack, floor), edge);
 		if (part ? colo_emit_part(skb, conf, ix, slot, frame, part) :
-			   colo_emit(skb, conf, ix, slot)) {
+			   colo_emit(skb, conf, ix, slot, slot->bytes)) {
 			colo_count(COLO_PROG_DRAIN, COLO_V_HOLD, COLO_R_EMIT_FAILED, slot->len);
 			colo_drain_failed(slot, part);
 			break;
@@ -204,6 +203,8 @@ static __always_inline int colo_drain_flow(struct __sk_buff *skb, struct colo_co
 	__sync_val_compare_and_swap(&flow->emitter, 1, 0);
 	if (sent)
 		colo_live_add(COLO_LIVE_CARRIED, sent);
+	if (work->plan.leaves && flow->more)
+		colo_whole_send(skb, conf, work);
 	return flow->more;
 }
 
@@ -239,7 +240,7 @@ static __always_inline int colo_flush_unlink(struct colo_work *work, struct colo
 		if (slot->kind != COLO_SLOT_STREAM || !colo_flush_verified(slot, flow))
 			return COLO_FLUSH_SKIP;
 		work->plan.lower = 1;
-		work->plan.ack = COLO_AFTER(slot->ack, flow->floor) ? flow->floor : slot->ack;
+		work->plan.ack = colo_told(slot->ack, flow->floor);
 		work->plan.edge = colo_flow_edge(flow, slot->edge);
 	}
 	if (slot->kind == COLO_SLOT_STREAM) {
@@ -325,7 +326,7 @@ static __always_inline int colo_flush_send(struct __sk_buff *skb, struct colo_co
 
 	if (frame && work->plan.lower)
 		colo_slot_lower(slot, frame, work->plan.ack, work->plan.edge);
-	if (colo_emit(skb, conf, ix, slot)) {
+	if (colo_emit(skb, conf, ix, slot, slot->bytes)) {
 		colo_count(COLO_PROG_FLUSH, said ? COLO_V_DROP : COLO_V_HOLD, COLO_R_EMIT_FAILED, len);
 		if (said)
 			colo_slot_free(slot);	/* its VM sends it again by itself */

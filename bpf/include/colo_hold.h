@@ -132,16 +132,27 @@ static __always_inline int colo_hold_copy(struct __sk_buff *skb, struct colo_fra
 					  struct colo_copy *copy)
 {
 	__u64 head = copy->head, len = copy->len;
+	int result;
 
-	copy->tag = skb->vlan_present ? 4 : 0;
+	copy->tag = 0;
 	if (head < ETH_HLEN || head > COLO_HEAD_MAX - 8)
 		return -1;
+	if (!skb->vlan_present && copy->from == head) {		/* all in one: nearly always */
+		len += head;
+		COLO_OPAQUE(len);
+		if (copy->len > COLO_DATA_MAX || len < ETH_HLEN || len > COLO_FRAME_MAX - 4)
+			return -1;
+		result = bpf_skb_load_bytes(skb, 0, frame->data, len);
+		__builtin_memset(&frame->data[len], 0, 4);
+		return result;
+	}
 	if (bpf_skb_load_bytes(skb, 0, frame->data, ETH_HLEN - 2))
 		return -1;
 	if (skb->vlan_present) {
 		__u16 tci = bpf_htons(skb->vlan_tci);
 		__u16 proto = skb->vlan_proto;
 
+		copy->tag = 4;
 		__builtin_memcpy(&frame->data[12], &proto, 2);
 		__builtin_memcpy(&frame->data[14], &tci, 2);
 	}
@@ -168,7 +179,7 @@ static __always_inline int colo_hold_copy(struct __sk_buff *skb, struct colo_fra
 
 /*
  * A frame from an offloading tap carries only the sum of its pseudo-header, and nothing in the skb
- * that BPF can see tells: so the checksum of TCP and UDP is made here, always. A UDP checksum of
+ * that BPF can see tells: so the checksum of TCP and UDP is always made anew. A UDP checksum of
  * zero over IPv4 says that there is none.
  */
 static __always_inline void colo_hold_sum(struct colo_frame *frame, struct colo_pkt *pkt,
@@ -191,6 +202,27 @@ static __always_inline void colo_hold_sum(struct colo_frame *frame, struct colo_
 	if (!folded && proto == IPPROTO_UDP)
 		folded = 0xffff;
 	__builtin_memcpy(&frame->data[at], &folded, 2);
+}
+
+/*
+ * The same of a segment of a stream, when it leaves with `bytes` of its payload: most never do, for
+ * the SVM's frame leaves in their place.
+ */
+static __always_inline void colo_slot_sum(struct colo_slot *slot, struct colo_frame *frame,
+					  __u32 bytes)
+{
+	__u64 l3 = slot->l3_off, l4 = slot->tcp_off;
+	__u16 sum = 0;
+	int six;
+
+	COLO_OPAQUE(l3);
+	COLO_OPAQUE(l4);
+	if (l3 > COLO_HEAD_MAX || l4 > COLO_HEAD_MAX)
+		return;
+	six = frame->data[l3] >> 4 == 6;
+	__builtin_memcpy(&frame->data[l4 + 16], &sum, 2);
+	sum = colo_l4_sum(frame, l3, l4, six, slot->data_off - slot->tcp_off + bytes, IPPROTO_TCP);
+	__builtin_memcpy(&frame->data[l4 + 16], &sum, 2);
 }
 
 /* Length and identification of a cut's IP header; `n` cuts came before it in the GSO frame. */
@@ -264,10 +296,13 @@ static __always_inline void colo_sum_replace(__u8 *sum, __u32 from, __u32 to)
 	__builtin_memcpy(sum, &new, 2);
 }
 
-/*
- * I2: what leaves never acknowledges more than `floor`, and its window ends where the
- * smaller of both sides' ends. The window is raised by what the ACK is lowered.
- */
+/* I2: what leaves never acknowledges more than `floor`. */
+static __always_inline __u32 colo_told(__u32 ack, __u32 floor)
+{
+	return COLO_AFTER(ack, floor) ? floor : ack;
+}
+
+/* Its window ends where the smaller of both sides' ends: raised by what the ACK is lowered. */
 static __always_inline __u32 colo_window(__u32 ack, __u32 edge, __u32 scale, __u16 window)
 {
 	__u32 room;
@@ -278,11 +313,12 @@ static __always_inline __u32 colo_window(__u32 ack, __u32 edge, __u32 scale, __u
 	return room > 65535 ? 65535 : room;
 }
 
+/* The checksum is made when the frame leaves (colo_slot_sum). */
 static __always_inline void colo_slot_lower(struct colo_slot *slot, struct colo_frame *frame,
 					    __u32 ack, __u32 edge)
 {
 	__u64 off = slot->tcp_off;
-	__u32 from, to;
+	__u32 told = bpf_htonl(ack);
 	__u16 window;
 
 	if (!off)
@@ -290,20 +326,10 @@ static __always_inline void colo_slot_lower(struct colo_slot *slot, struct colo_
 	COLO_OPAQUE(off);
 	if (off > COLO_FRAME_MAX - 20)
 		return;
-	__builtin_memcpy(&from, &frame->data[off + 8], 4);
-	to = bpf_htonl(ack);
-	if (from != to) {
-		colo_sum_replace(&frame->data[off + 16], from, to);
-		__builtin_memcpy(&frame->data[off + 8], &to, 4);
-	}
+	__builtin_memcpy(&frame->data[off + 8], &told, 4);
 	__builtin_memcpy(&window, &frame->data[off + 14], 2);
-	from = window;
 	window = bpf_htons(colo_window(ack, edge, slot->scale, bpf_ntohs(window)));
-	to = window;
-	if (from != to) {
-		colo_sum_replace(&frame->data[off + 16], from, to);
-		__builtin_memcpy(&frame->data[off + 14], &window, 2);
-	}
+	__builtin_memcpy(&frame->data[off + 14], &window, 2);
 }
 
 /* What of a frame's headers says how long it is. */

@@ -82,6 +82,7 @@ static __always_inline int colo_svm_dgram(struct __sk_buff *skb, struct colo_con
 	struct colo_bucket *bucket = colo_dgram_bucket(conf, work->digest);
 	struct colo_slot *slot;
 	__u32 ref, ix;
+	int whole;
 
 	if (!work->digest || !bucket)
 		return colo_finish(skb, COLO_PROG_CMP_SVM, COLO_V_DROP, COLO_R_TOO_BIG);
@@ -101,14 +102,14 @@ static __always_inline int colo_svm_dgram(struct __sk_buff *skb, struct colo_con
 	    colo_slot_claim(slot))
 		return colo_finish(skb, COLO_PROG_CMP_SVM, COLO_V_DROP, COLO_R_OLD);
 	colo_count(COLO_PROG_CMP_SVM, COLO_V_CARRY, COLO_R_CARRIED, skb->len);
-	if (colo_whole_dgram(skb, conf, work, slot, ix) &&
-	    (colo_carrier_ready(skb) || colo_emit(skb, conf, ix, slot))) {
+	whole = !colo_whole_dgram(skb, work, slot, ix);
+	if (!whole && (colo_carrier_ready(skb) || colo_emit(skb, conf, ix, slot, 0))) {
 		colo_slot_orphan(slot);
 		return colo_finish(skb, COLO_PROG_CMP_SVM, COLO_V_HOLD, COLO_R_EMIT_FAILED);
 	}
 	colo_slot_free(slot);
 	colo_live_add(COLO_LIVE_CARRIED, 1);
-	return TC_ACT_SHOT;
+	return whole ? colo_send_last(skb, conf, work->pkt.nic) : TC_ACT_SHOT;
 }
 
 /* ARP and the like: nobody's stream. The PVM's passes while the peer is heard. */

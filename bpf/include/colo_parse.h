@@ -51,10 +51,11 @@ struct colo_pkt {
 	__u16 inner_vlan;
 	__u16 nic;
 	__u16 fragment;		/* offset and flags; 0: a whole datagram */
+	__u16 check;		/* network order: what TCP or UDP says it is */
 	__u8 proto;
 	__u8 flags;		/* COLO_TCP_* */
 	__u8 icmp_type;
-	__u8 pad;
+	__u8 pad[3];
 };
 
 static __always_inline int colo_parse_tcp(struct __sk_buff *skb, struct colo_pkt *pkt)
@@ -71,6 +72,7 @@ static __always_inline int colo_parse_tcp(struct __sk_buff *skb, struct colo_pkt
 	pkt->flags = tcp.fin | tcp.syn << 1 | tcp.rst << 2 | tcp.psh << 3 | tcp.ack << 4;
 	pkt->payload = pkt->l4 + tcp.doff * 4;
 	pkt->sum = pkt->l4 + offsetof(struct tcphdr, check);
+	pkt->check = tcp.check;
 	if (tcp.doff < 5 || pkt->payload > pkt->end)
 		return -1;
 	pkt->len = pkt->end - pkt->payload;
@@ -87,6 +89,7 @@ static __always_inline int colo_parse_udp(struct __sk_buff *skb, struct colo_pkt
 		return -1;
 	pkt->sport = udp.source;
 	pkt->dport = udp.dest;
+	pkt->check = udp.check;
 	return 0;
 }
 
@@ -107,23 +110,29 @@ static __always_inline int colo_parse_l4(struct __sk_buff *skb, struct colo_pkt 
 	return bpf_skb_load_bytes(skb, pkt->l4, &pkt->icmp_type, 1);
 }
 
-static __always_inline int colo_parse_ipv4(struct __sk_buff *skb, struct colo_pkt *pkt)
-{
-	struct iphdr ip;
+/* What nearly every frame begins with, read at once: a call costs more than what it copies. */
+struct colo_front {
+	__u16 mac;		/* the end of an address: so that what follows is aligned */
+	__be16 ethertype;
+	struct iphdr ip;	/* where there is no tag in the bytes */
+};
 
-	if (bpf_skb_load_bytes(skb, pkt->l3, &ip, sizeof(ip)))
+static __always_inline int colo_parse_ipv4(struct __sk_buff *skb, struct colo_pkt *pkt,
+					   struct iphdr *ip)
+{
+	if (pkt->l3 != ETH_HLEN && bpf_skb_load_bytes(skb, pkt->l3, ip, sizeof(*ip)))
 		return -1;
-	if (ip.version != 4 || ip.ihl < 5)
+	if (ip->version != 4 || ip->ihl < 5)
 		return -1;
-	pkt->l4 = pkt->l3 + ip.ihl * 4;
-	pkt->end = pkt->l3 + bpf_ntohs(ip.tot_len);
+	pkt->l4 = pkt->l3 + ip->ihl * 4;
+	pkt->end = pkt->l3 + bpf_ntohs(ip->tot_len);
 	if (pkt->end > skb->len || pkt->end < pkt->l4)
 		return -1;
 	pkt->src[2] = pkt->dst[2] = bpf_htonl(0xffff);
-	pkt->src[3] = ip.saddr;
-	pkt->dst[3] = ip.daddr;
-	pkt->proto = ip.protocol;
-	pkt->fragment = bpf_ntohs(ip.frag_off) & 0x3fff;	/* more fragments, or an offset */
+	pkt->src[3] = ip->saddr;
+	pkt->dst[3] = ip->daddr;
+	pkt->proto = ip->protocol;
+	pkt->fragment = bpf_ntohs(ip->frag_off) & 0x3fff;	/* more fragments, or an offset */
 	return colo_parse_l4(skb, pkt);
 }
 
@@ -172,11 +181,14 @@ static __always_inline int colo_parse_ipv6(struct __sk_buff *skb, struct colo_pk
 /* 0, or -1 for a frame whose lengths do not fit together. */
 static __always_inline int colo_parse(struct __sk_buff *skb, struct colo_pkt *pkt)
 {
+	struct colo_front front = {};
 	__u16 tag[2];
 
 	__builtin_memset(pkt, 0, sizeof(*pkt));
-	if (bpf_skb_load_bytes(skb, 12, &tag[1], 2))
+	if (bpf_skb_load_bytes(skb, ETH_HLEN - 4, &front, sizeof(front)) &&
+	    bpf_skb_load_bytes(skb, ETH_HLEN - 4, &front, 4))
 		return -1;
+	tag[1] = front.ethertype;
 	pkt->l3 = ETH_HLEN;
 	pkt->end = skb->len;
 	if (skb->vlan_present)
@@ -190,7 +202,7 @@ static __always_inline int colo_parse(struct __sk_buff *skb, struct colo_pkt *pk
 	pkt->ethertype = bpf_ntohs(tag[1]);
 	pkt->l4 = pkt->payload = pkt->l3;
 	if (pkt->ethertype == ETH_P_IP)
-		return colo_parse_ipv4(skb, pkt);
+		return colo_parse_ipv4(skb, pkt, &front.ip);
 	if (pkt->ethertype == ETH_P_IPV6)
 		return colo_parse_ipv6(skb, pkt);
 	return 0;

@@ -38,7 +38,7 @@ static __always_inline void colo_pvm_pass(struct colo_work *work, struct colo_fl
 	colo_plan_set(plan, COLO_V_PASS, reason);
 	if (!(pkt->flags & COLO_TCP_ACK) || pkt->flags & COLO_TCP_SYN)
 		return;	/* a SYN passes only when both SYNs answer the same */
-	plan->ack = COLO_AFTER(pkt->ack, flow->floor) ? flow->floor : pkt->ack;
+	plan->ack = colo_told(pkt->ack, flow->floor);
 	plan->edge = colo_flow_edge(flow, edge);
 	plan->lower = plan->ack != pkt->ack || plan->edge != edge;
 }
@@ -205,16 +205,15 @@ static __always_inline int colo_pvm_copy(struct __sk_buff *skb, struct colo_work
 	copy.from = pkt->payload + skip;
 	copy.len = last ? pkt->len - skip : work->cut_bytes;
 	tcp_len = pkt->payload - pkt->l4 + copy.len;
-	if (work->cuts == 1)	/* with what may follow the datagram */
-		copy.len = skb->len - pkt->payload;
 	if (colo_hold_copy(skb, frame, &copy))
 		return -1;
 	if (work->cuts > 1) {
 		colo_cut_ip(frame, pkt, pkt->l3 + copy.tag, tcp_len, cut);
 		colo_cut_tcp(frame, pkt->l4 + copy.tag, pkt->seq + skip, !cut, last);
 	}
-	colo_hold_sum(frame, pkt, copy.tag, tcp_len, IPPROTO_TCP);
 	colo_pvm_label(work, flow, slot, &copy);
+	if (!slot->tcp_off)
+		colo_hold_sum(frame, pkt, copy.tag, tcp_len, IPPROTO_TCP);
 	slot->start = slot->part = pkt->seq + skip;
 	slot->bytes = last ? pkt->len - skip : copy.len;
 	slot->end = last ? work->end : pkt->seq + skip + copy.len;

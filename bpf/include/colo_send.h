@@ -31,15 +31,24 @@ static __always_inline int colo_carrier_ready(struct __sk_buff *skb)
 	return bpf_skb_adjust_room(skb, -64, BPF_ADJ_ROOM_MAC, 0);
 }
 
-/* Send the stored frame. */
+/* The skb leaves instead, as the last thing its program does: what it returns. */
+static __always_inline int colo_send_last(struct __sk_buff *skb, struct colo_conf *conf, __u32 nic)
+{
+	skb->mark = COLO_MARK_RELEASED;
+	return bpf_redirect(conf->tap_ifindex[nic & (COLO_NICS - 1)], BPF_F_INGRESS);
+}
+
+/* Send the stored frame; of a segment the first `bytes` of payload. */
 static __always_inline int colo_emit(struct __sk_buff *skb, struct colo_conf *conf, __u32 ix,
-				     struct colo_slot *slot)
+				     struct colo_slot *slot, __u32 bytes)
 {
 	struct colo_frame *frame = colo_frames.lookup(&ix);
 	__u64 len = slot->len;
 
 	if (!frame || len < ETH_HLEN)
 		return -1;
+	if (slot->tcp_off)
+		colo_slot_sum(slot, frame, bytes);
 	COLO_OPAQUE(len);
 	if (len > COLO_FRAME_MAX)
 		return -1;

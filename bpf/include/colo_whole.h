@@ -11,9 +11,11 @@
 #ifndef COLO_WHOLE_H
 #define COLO_WHOLE_H
 
+#define COLO_TCP_MAX	60	/* bytes of a TCP header with all options */
+
 /*
- * Does the frame begin where the held one does, with headers of the same length? Where its checksum
- * has to be finished it is the held one's, so that must be all of the row.
+ * Does the frame begin where the held one does, with headers of the same length? One that nobody
+ * will cut any more, for its checksum is finished, must be no longer than that.
  */
 static __always_inline int colo_whole_fits(struct __sk_buff *skb, struct colo_work *work,
 					   struct colo_slot *slot, int due)
@@ -28,71 +30,38 @@ static __always_inline int colo_whole_fits(struct __sk_buff *skb, struct colo_wo
 
 /*
  * Is the checksum left to whoever sends the frame (CHECKSUM_PARTIAL)? No field of the skb tells, but
- * the kernel does not update a checksum that is not made yet. A GSO frame's never is.
+ * the kernel does not update a checksum that is not made yet. A GSO frame's never is; one the NIC has
+ * summed (CHECKSUM_COMPLETE) always is, and must not be touched. The checksum is not put back: whoever
+ * asks writes another.
  */
-static __always_inline int colo_sum_is_due(struct __sk_buff *skb, __u32 sum)
+static __always_inline int colo_sum_is_due(struct __sk_buff *skb, __u32 sum, __u16 before)
 {
-	__u16 before, after;
+	__u16 after;
 
 	if (skb->gso_size)
 		return 1;
-	if (bpf_skb_load_bytes(skb, sum, &before, 2) || bpf_l4_csum_replace(skb, sum, 0, 1, 2) ||
-	    bpf_skb_load_bytes(skb, sum, &after, 2))
-		return -1;
-	if (before == after)
-		return 1;
-	return bpf_l4_csum_replace(skb, sum, 1, 0, 2) ? -1 : 0;
-}
-
-/* Claim the frame at the flow's head, if it fits; it stays there. Returns slot + 1, or 0. */
-static __always_inline __u32 colo_whole_first(struct __sk_buff *skb, struct colo_flow *flow,
-					      struct colo_work *work, __u32 *floor, __u32 *edge,
-					      int due)
-{
-	struct colo_slot *slot;
-	__u32 ref = 0, ix;
-
-	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_AGAIN))
+	if (bpf_csum_update(skb, 0) >= 0)
 		return 0;
-	ix = flow->head - 1;
-	slot = colo_hold.lookup(&ix);
-	if (slot && flow->epoch == work->now.epoch && slot->epoch == flow->epoch &&
-	    flow->flags & COLO_F_ANCHORED && !(flow->flags & (COLO_F_LOST | COLO_F_BAD)) &&
-	    !COLO_AFTER(work->end, flow->verified) && colo_whole_fits(skb, work, slot, due) &&
-	    !colo_slot_claim(slot)) {
-		ref = flow->head;
-		*floor = flow->floor;
-		*edge = colo_flow_edge(flow, slot->edge);
-	}
-	colo_unlock(&flow->lock);
-	return ref;
+	if (bpf_l4_csum_replace(skb, sum, 0, 1, 2) || bpf_skb_load_bytes(skb, sum, &after, 2))
+		return -1;
+	return before == after;
 }
 
-/* The row has left. If the flow is too busy it leaves once more, as a retransmission would. */
-static __always_inline void colo_whole_drop(struct colo_flow *flow, struct colo_work *work,
-					    struct colo_slot *slot, __u32 ref)
+/* The checksum of the SVM's segment, changed by what the headers differ in. 0 is no checksum. */
+static __always_inline __u16 colo_whole_sum(struct __sk_buff *skb, struct colo_pkt *pkt,
+					    struct colo_frame *frame, __u64 l4)
 {
-	__u32 ix;
-	int i;
+	__u64 len = pkt->payload - pkt->l4;
+	__u8 head[COLO_TCP_MAX];
+	__u16 none = 0;
 
-	colo_slot_unclaim(slot);
-	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS))
-		return;
-#pragma nounroll
-	for (i = 0; i < COLO_CUTS; i++) {
-		COLO_FORGET();
-		ix = flow->head - 1;
-		slot = colo_hold.lookup(&ix);
-		if ((!i && flow->head != ref) || !slot || slot->epoch != work->now.epoch ||
-		    slot->kind != COLO_SLOT_STREAM || COLO_AFTER(slot->end, work->end) ||
-		    colo_slot_claim(slot))
-			break;
-		colo_flow_pop(flow, slot);
-		colo_slot_free(slot);
-		colo_live_add(COLO_LIVE_CARRIED, 1);
-	}
-	work->plan.done = !flow->head && !flow->ack_slot;
-	colo_unlock(&flow->lock);
+	COLO_OPAQUE(len);
+	if (len < 20 || len > COLO_TCP_MAX || bpf_skb_load_bytes(skb, pkt->l4, head, len))
+		return 0;
+	__builtin_memcpy(&head[16], &none, 2);
+	__builtin_memcpy(&frame->data[l4 + 16], &none, 2);
+	return colo_sum_fold(bpf_csum_diff((__be32 *)head, len & ~3ULL, (__be32 *)&frame->data[l4],
+					   len & ~3ULL, (__u16)~pkt->check));
 }
 
 /* Give the SVM's frame the header of the held one, which stays as it was. */
@@ -113,51 +82,104 @@ static __always_inline int colo_whole_dress(struct __sk_buff *skb, struct colo_w
 	six = frame->data[l3] >> 4 == 6;
 	colo_length_put(frame, &was, l3, l4, six, 1);
 	now = was;
-	if (due) {
-		now.flags |= work->pkt.flags & COLO_TCP_PSH;
-		now.ip_len = bpf_htons(skb->len - slot->l3_off - (six ? 40 : 0));
+	now.flags |= work->pkt.flags & COLO_TCP_PSH;
+	now.ip_len = bpf_htons(skb->len - slot->l3_off - (six ? 40 : 0));
+	if (now.ip_len != was.ip_len)
 		colo_sum_replace((__u8 *)&now.ip_sum, was.ip_len, now.ip_len);
-		now.tcp_sum = ~colo_sum_fold(colo_pseudo_sum(frame, l3, six, len, IPPROTO_TCP));
-		colo_length_put(frame, &now, l3, l4, six, 0);
-	}
+	colo_length_put(frame, &now, l3, l4, six, 0);
+	now.tcp_sum = due ? ~colo_sum_fold(colo_pseudo_sum(frame, l3, six, len, IPPROTO_TCP)) :
+			    colo_whole_sum(skb, &work->pkt, frame, l4);
+	colo_length_put(frame, &now, l3, l4, six, 0);
 	result = bpf_skb_store_bytes(skb, 0, frame->data, head,
 				     BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH);
 	colo_length_put(frame, &was, l3, l4, six, 0);
 	return result;
 }
 
-/* Send the SVM's frame for the row. Nothing has changed for the held frames if it cannot be. */
-static __always_inline void colo_whole_send(struct __sk_buff *skb, struct colo_conf *conf,
-					    struct colo_flow *flow, struct colo_work *work)
+/* The row leaves the store; its first frame is claimed. */
+static __always_inline void colo_whole_drop(struct colo_flow *flow, struct colo_work *work)
 {
-	int due = colo_sum_is_due(skb, work->pkt.sum);
-	__u32 floor = 0, edge = 0, ref, ix;
-	struct colo_frame *frame;
+	struct colo_slot *slot;
+	__u32 ix;
+	int i;
+
+#pragma nounroll
+	for (i = 0; i < COLO_CUTS; i++) {
+		COLO_FORGET();
+		ix = flow->head - 1;
+		slot = colo_hold.lookup(&ix);
+		if (!slot || (i && (slot->epoch != work->now.epoch ||
+				    slot->kind != COLO_SLOT_STREAM ||
+				    COLO_AFTER(slot->end, work->end) || colo_slot_claim(slot))))
+			break;
+		colo_flow_pop(flow, slot);
+		colo_slot_free(slot);
+		colo_live_add(COLO_LIVE_CARRIED, 1);
+	}
+}
+
+/* Nothing else of the flow may leave now, so that no carrier is needed. */
+static __always_inline int colo_whole_last(struct colo_flow *flow, struct colo_work *work)
+{
+	__u32 ix = flow->head - 1;
 	struct colo_slot *slot;
 
-	if (due < 0)
+	if (flow->ack_slot || work->plan.part)
+		return 0;
+	slot = colo_hold.lookup(&ix);
+	return !slot || COLO_AFTER(slot->end, flow->verified);
+}
+
+/*
+ * Make the SVM's frame leave for the row at its flow's head, if it fits; if it does not, the store
+ * will do. If it is lost behind this its VM sends it again, as any other.
+ */
+static __always_inline void colo_whole_take(struct __sk_buff *skb, struct colo_flow *flow,
+					    struct colo_work *work)
+{
+	int due = colo_sum_is_due(skb, work->pkt.sum, work->pkt.check);
+	struct colo_frame *frame;
+	struct colo_slot *slot;
+	__u32 ix;
+
+	if (due < 0 || colo_flow_lock(flow, &work->flow, COLO_LOCK_AGAIN))
 		return;
-	ref = colo_whole_first(skb, flow, work, &floor, &edge, due);
-	ix = ref - 1;
+	ix = flow->head - 1;
 	slot = colo_hold.lookup(&ix);
 	frame = colo_frames.lookup(&ix);
-	if (!ref || !slot || !frame)
-		return;
-	colo_slot_lower(slot, frame, COLO_AFTER(slot->ack, floor) ? floor : slot->ack, edge);
-	if (colo_whole_dress(skb, work, slot, frame, due) ||
-	    colo_send(skb, conf, slot->flow.nic)) {
-		colo_slot_unclaim(slot);	/* the store will do: it is tried next */
-		return;
+	if (slot && frame && flow->epoch == work->now.epoch && slot->epoch == flow->epoch &&
+	    flow->flags & COLO_F_ANCHORED && !(flow->flags & (COLO_F_LOST | COLO_F_BAD)) &&
+	    !COLO_AFTER(work->end, flow->verified) && colo_whole_fits(skb, work, slot, due) &&
+	    !colo_slot_claim(slot)) {
+		colo_slot_lower(slot, frame, colo_told(slot->ack, flow->floor),
+				colo_flow_edge(flow, slot->edge));
+		if (colo_whole_dress(skb, work, slot, frame, due)) {
+			colo_slot_unclaim(slot);
+		} else {
+			colo_whole_drop(flow, work);
+			work->plan.leaves = 1;
+			work->plan.done = colo_whole_last(flow, work);
+		}
 	}
-	colo_count(COLO_PROG_DRAIN, COLO_V_CARRY, COLO_R_WHOLE, skb->len);
-	colo_whole_drop(flow, work, slot, ref);
+	colo_unlock(&flow->lock);
+	if (work->plan.leaves)
+		colo_count(COLO_PROG_DRAIN, COLO_V_CARRY, COLO_R_WHOLE, skb->len);
+}
+
+/* Send it now: something else is to follow. */
+static __always_inline void colo_whole_send(struct __sk_buff *skb, struct colo_conf *conf,
+					    struct colo_work *work)
+{
+	work->plan.leaves = 0;
+	colo_send(skb, conf, work->pkt.nic);
 }
 
 /* What the SVM says of the checksum was not compared: the PVM's, or that of the pseudo-header. */
 static __always_inline int colo_whole_udp_sum(struct __sk_buff *skb, struct colo_pkt *pkt,
 					      struct colo_frame *frame)
 {
-	int due = colo_sum_is_due(skb, pkt->l4 + 6), six = pkt->ethertype == ETH_P_IPV6;
+	int due = colo_sum_is_due(skb, pkt->l4 + 6, pkt->check);
+	int six = pkt->ethertype == ETH_P_IPV6;
 	__u64 l3 = pkt->l3, at = pkt->l4 + 6;
 	__u16 sum;
 
@@ -173,8 +195,8 @@ static __always_inline int colo_whole_udp_sum(struct __sk_buff *skb, struct colo
 }
 
 /* The same of a datagram: all behind its network header is equal. -1: the store will do. */
-static __always_inline int colo_whole_dgram(struct __sk_buff *skb, struct colo_conf *conf,
-					    struct colo_work *work, struct colo_slot *slot, __u32 ix)
+static __always_inline int colo_whole_dgram(struct __sk_buff *skb, struct colo_work *work,
+					    struct colo_slot *slot, __u32 ix)
 {
 	struct colo_frame *frame = colo_frames.lookup(&ix);
 	__u64 head = work->pkt.l4;
@@ -188,10 +210,8 @@ static __always_inline int colo_whole_dgram(struct __sk_buff *skb, struct colo_c
 	if (colo_is_ip(&work->pkt) && work->pkt.proto == IPPROTO_UDP && !work->pkt.fragment &&
 	    colo_whole_udp_sum(skb, &work->pkt, frame))
 		return -1;
-	if (bpf_skb_store_bytes(skb, 0, frame->data, head,
-				BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH))
-		return -1;
-	return colo_send(skb, conf, slot->flow.nic);
+	return bpf_skb_store_bytes(skb, 0, frame->data, head,
+				   BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH);
 }
 
 #endif /* COLO_WHOLE_H */

@@ -34,8 +34,9 @@ struct colo_plan {
 	__u32 edge;
 	__u32 event;		/* enum colo_event_kind, 0: none */
 	__u32 offset;
-	__u32 done;		/* nothing else of the flow waits */
+	__u32 done;		/* nothing else of the flow may leave now */
 	__u32 whole;		/* the SVM's frame is what a row of held frames is */
+	__u32 leaves;		/* it has been made to leave in their place, and has not yet */
 	__u64 pvm_digest;
 	__u64 svm_digest;
 };

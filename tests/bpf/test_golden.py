@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import pytest
 from scapy.layers.inet import TCP
 from scapy.layers.l2 import ARP, Ether
-from scapy.packet import Packet
+from scapy.packet import Packet, Padding
 
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.datapath import abi, netdev
@@ -435,7 +435,7 @@ TABLE = [
         "hold",
         P,
         after(vm(datagram(b"x")), no_tap),
-        datagram(b"x"),
+        datagram(b"x") / Padding(b"\0"),  # so that it cannot leave itself
         tag=1,
     ),
 ]
