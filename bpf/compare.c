@@ -243,6 +243,18 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	return colo_action(work->plan.verdict);
 }
 
+/* A carrier that has left as many frames as the host takes at once: is there more? */
+static __always_inline int colo_carry_on(struct __sk_buff *skb, struct colo_work *work)
+{
+	if (colo_parse(skb, &work->pkt) || !colo_is_tcp(&work->pkt))
+		return colo_finish(skb, PARK, COLO_V_DROP, COLO_R_MALFORMED);
+	work->pkt.nic = skb->mark & (COLO_NICS - 1);
+	colo_key_from_vm(&work->pkt, &work->flow);
+	if (work->now.may_release)
+		colo_stages.call(skb, COLO_STAGE_DRAIN);
+	return TC_ACT_SHOT;
+}
+
 /* Behind the delay line: may the frame leave now? */
 int colo_park(struct __sk_buff *skb)
 {
@@ -254,6 +266,8 @@ int colo_park(struct __sk_buff *skb)
 	if (!conf || !work)
 		return colo_finish(skb, PARK, COLO_V_DROP, COLO_R_NO_CONF);
 	colo_now_get(conf, &work->now, bpf_ktime_get_boot_ns());
+	if ((skb->mark & ~(COLO_NICS - 1)) == COLO_MARK_CARRIER)
+		return colo_carry_on(skb, work);
 	work->walk.key = conf->key[1];
 	slot = colo_unpark_slot(skb, work);
 	if (!slot)
@@ -400,6 +414,9 @@ int colo_enter(struct __sk_buff *skb)
  * Goes on where colo_cmp_pvm or colo_cmp_svm ended: a frame that made held ones of its flow
  * complete carries them out. A program of its own because the verifier looks at a million
  * instructions per program. If it cannot be called, the frames wait for a flush.
+ *
+ * Both VMs may wait for the client's acknowledgement of just these frames. So if there are more than
+ * the host takes at once it goes once through the delay line, and on.
  */
 int colo_drain(struct __sk_buff *skb)
 {
@@ -412,8 +429,14 @@ int colo_drain(struct __sk_buff *skb)
 	if (!conf || !work)
 		return TC_ACT_SHOT;
 	flow = colo_flows.lookup(&work->flow);
-	if (flow && colo_drain_flow(skb, conf, flow, work) && ++work->drains < COLO_DRAIN_RUNS)
-		colo_stages.call(skb, COLO_STAGE_DRAIN);
+	if (flow && colo_drain_flow(skb, conf, flow, work)) {
+		if (++work->drains < COLO_DRAIN_RUNS)
+			colo_stages.call(skb, COLO_STAGE_DRAIN);
+		if (!conf->park_ifindex)
+			return TC_ACT_SHOT;
+		skb->mark = COLO_MARK_CARRIER | (work->flow.nic & (COLO_NICS - 1));
+		return bpf_redirect(conf->park_ifindex, 0);
+	}
 	if (work->plan.leaves)
 		return colo_send_last(skb, conf, work->pkt.nic);
 	return TC_ACT_SHOT;

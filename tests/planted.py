@@ -210,6 +210,13 @@ MUTANTS = [
         LEADS,
     ),
     Mutant(
+        "what one carrier does not take waits for the next frame",
+        "compare.c",
+        "		if (!conf->park_ifindex)\n			return TC_ACT_SHOT;\n",
+        "		if (conf)\n			return TC_ACT_SHOT;\n",
+        LEADS,
+    ),
+    Mutant(
         "a takeover before the client's first answer loses the connection",
         "include/colo_rewrite.h",
         "if (learn || colo_off_half(slot))",

@@ -15,6 +15,7 @@
 #define COLO_EPOCH_NONE		0	/* matches nothing, on the link as in the cell */
 #define COLO_TURNING_BIT	1ULL	/* turn word = epoch << 1 | TURNING */
 #define COLO_MARK_RELEASED	0xC0100001u	/* clones that enter the host as if from the tap */
+#define COLO_MARK_CARRIER	0xC0100100u	/* in the delay line, on its way to more frames; plus its NIC */
 #define COLO_BEACON_ETHERTYPE	0x88B5	/* IEEE 802 local experimental 1 */
 #define COLO_LEAVE_ETHERTYPE	0x88B6	/* IEEE 802 local experimental 2 */
 #define COLO_BOUNDS		64	/* pending SVM boundaries a flow remembers; a power of two */

@@ -292,6 +292,12 @@ class Rig:
         while self.parked():
             assert time.monotonic() < deadline, "a parked frame does not come back"
 
+    def await_empty_store(self) -> None:
+        """Nothing is held any more: a carrier may have to go through the delay line for that."""
+        deadline = time.monotonic() + _WAIT_S
+        while self.plane.held().frames:
+            assert time.monotonic() < deadline, "frames are held still"
+
     def parked(self) -> int:
         """Frames in the delay line."""
         slots = held_slots(self._hold) if self.plane.live()["held"] else []

@@ -103,6 +103,17 @@ def test_the_newest_entry_is_always_there() -> None:
             assert stream.held() == 0
 
 
+def test_more_wait_than_a_carrier_takes_at_once() -> None:
+    """All leave, though neither VM goes on before the client has acknowledged something."""
+    with Rig(slots=4096) as rig:
+        stream = Stream(rig, 1400)
+        stream.pvm(0, 1400, 1)
+        assert stream.held() == 1400
+        stream.svm(0, 1400, 1400)
+        rig.await_empty_store()
+        assert stream.client_has() == 1400
+
+
 @pytest.mark.parametrize("size", [1, 3, 20])
 def test_the_pvm_is_far_ahead_in_small_frames(size: int) -> None:
     """One segment of the SVM completes hundreds of them: all leave on its back."""
