@@ -62,6 +62,7 @@ def examine(config: Config | None) -> Iterator[Finding]:
         ("kernel: vxlan", lambda: _device(lambda: netdev.create_vxlan("vx0", 4789, _GUEST_MTU))),
         ("kernel: tbf", _delay_line),
         ("kernel: bpf", _bpf),
+        ("backlog", _backlog),
         ("qemu", lambda: _qemu(qemu)),
         ("qemu x-colo", lambda: _x_colo(qemu)),
         ("qemu-img", lambda: _program("qemu-img", "qemu-utils")),
@@ -245,6 +246,16 @@ def _program(name: str, package: str) -> str:
     if not found:
         raise VmError(f"{name}: not installed; install {package}")
     return found
+
+
+def _backlog() -> str:
+    """Never lacking: a frame that is dropped is sent again."""
+    frames = netdev.backlog_frames()
+    if frames is None:
+        return "not to be seen in this network namespace"
+    if frames < netdev.BACKLOG_FRAMES:
+        return f"{frames} frames, bursts may be dropped: net.core.netdev_max_backlog = 10000"
+    return f"{frames} frames may wait for a CPU"
 
 
 def _kvm() -> str:

@@ -195,6 +195,14 @@ def _no_router_solicitation(ifname: str) -> None:
         path.write_text("1\n")
 
 
+def backlog_frames() -> int | None:
+    """How many frames may wait for one CPU; None: not to be seen from this namespace."""
+    try:
+        return int(BACKLOG.read_text())
+    except OSError:
+        return None
+
+
 def cpu_mask(cpus: Iterable[int]) -> str:
     """CPUs as /sys wants them: hexadecimal, in groups of 32 bits."""
     digits = f"{sum(1 << cpu for cpu in cpus):x}"
@@ -307,6 +315,9 @@ def _add_vxlan(ifname: str, where: str, port: int, **more: Any) -> None:
             **more,
         )
 
+
+BACKLOG = Path("/proc/sys/net/core/netdev_max_backlog")
+BACKLOG_FRAMES = 10_000  # as packaging/60-colo-ebpf.conf sets it
 
 # 64 KB take 33 us, and a short frame as long, or it would come round without a pause. The burst is
 # no less than a GSO frame of 64 KB with all its headers, or TBF would cut it.

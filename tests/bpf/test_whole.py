@@ -202,6 +202,17 @@ def test_the_end_of_a_stream_leaves_from_the_store(rig: Rig) -> None:
     assert str(frames[-1][TCP].flags) == "FA"
 
 
+def test_what_a_held_frame_was_padded_with_does_not_leave(rig: Rig) -> None:
+    first = bytes(_four(_tcp(1001, b"x")))
+    rig.from_vm_raw(first + b"\xaa\xbb\xcc")
+    rig.from_vm(_four(_tcp(1002, b"yz")))
+    rig.from_peer(_of_svm(1001, b"xyz"), 1)
+    frames = rig.to_client()
+    assert bytes(frames[0]) == first
+    assert (_payload(frames), _whole(rig)) == (b"xyz", 0)
+    assert all(sums_are_right(f) for f in frames)
+
+
 def test_what_is_lost_behind_it_its_vm_sends_again(rig: Rig) -> None:
     data = stream(4000)
     rig.from_vm_offloaded(_four(_tcp(1001, data)), MSS)
