@@ -50,6 +50,10 @@ class Calm:
         """A fact has changed."""
         self._lasts, self._until_ns = False, 0
 
+    def stands(self, now_ns: int) -> bool:
+        """The last cycle has decided what lasts, and the peer has not fallen silent since."""
+        return self._lasts and now_ns - self._peer.link_heard_ns <= self._silence_ns
+
     def holds(self, said: PeerState | None, now_ns: int) -> bool:
         """A cycle would do nothing now. `said`: what the last one told the peer."""
         if now_ns >= self._until_ns:

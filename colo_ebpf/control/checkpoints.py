@@ -246,8 +246,7 @@ class Checkpoints:
             if isinstance(action, WriteTurn):
                 self._plane.set_turn(action.epoch, action.phase)
             elif isinstance(action, Announce):
-                self.announced = action.epoch
-                self._effects.publish(1)
+                self.announced = action.epoch  # which the cycle, or who hastens it, tells
             elif isinstance(action, Flush):
                 self.flush_wanted = True
                 self._flush()

@@ -24,6 +24,7 @@ from colo_ebpf.model import Endpoints, VmHealth
 
 GREET_AFTER_NS = 100_000_000  # silence after which a new run of the peer's daemon is greeted
 REFUSAL_HOLDS_NS = 2_500_000_000
+TURN_WORDS = ("announced", "armed", "turned", "loaded")
 
 
 class Path(enum.Enum):
@@ -73,6 +74,11 @@ class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def heals(self) -> bool:
         """Unfit, but only until the checkpoint it wants is loaded."""
         return not self.fit and bool(self.want)
+
+    def turns_from(self, before: PeerState) -> bool:
+        """It differs in nothing but words on checkpoints, of which no decision depends."""
+        mine = {word: getattr(self, word) for word in TURN_WORDS}
+        return self == msgspec.structs.replace(before, **mine)
 
 
 class Speech:

@@ -13,8 +13,8 @@ from colo_ebpf.control import calm, record
 from colo_ebpf.control.decide import decide
 from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.facts import Failure, Read, Snapshot, State, Swap, Wish
-from colo_ebpf.control.peer import GREET_AFTER_NS, Path, PeerState, Speech
-from colo_ebpf.model import OverlayUse
+from colo_ebpf.control.peer import GREET_AFTER_NS, TURN_WORDS, Path, PeerState, Speech
+from colo_ebpf.model import OverlayUse, PlaneEvent, PlaneEventKind
 from tests.sim.host import SEAL, Host
 from tests.sim.test_pair import _check, _until_protected
 from tests.sim.world import MS, World
@@ -59,6 +59,14 @@ def test_what_is_decided_of_a_pair_that_is_well_lasts(me: str, paused: bool) -> 
     for ns in _LATER_NS:
         for management_age_ns in (HEARD, SILENT, ns):
             assert decide(_later(s, ns, management_age_ns)) == decided
+
+
+@pytest.mark.parametrize("me", ["a", "b"])
+@pytest.mark.parametrize("word", TURN_WORDS)
+def test_what_the_peer_says_of_turns_decides_nothing(me: str, word: str) -> None:
+    decided = decide(_at(me, PAIRED))
+    for epoch in (0, 1, 2, 77):
+        assert decide(_peer(me, **{word: epoch})) == decided
 
 
 @pytest.mark.parametrize("me", ["a", "b"])
@@ -110,7 +118,7 @@ def test_a_step_that_rests_is_not_forgotten() -> None:
 
 
 def _pair() -> tuple[World, Host, Host]:
-    world = World(1)
+    world = World(1, bad_loads=0.0)
     a, b = Host(world, "a"), Host(world, "b")
     for host in (a, b):
         host.start_daemon()
@@ -132,6 +140,32 @@ def test_a_pair_at_rest_decides_nothing() -> None:
     for host in (a, b):
         assert host.beats > 50
         assert host.calm_beats == host.beats
+
+
+def test_a_mismatch_is_announced_before_anything_is_decided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the peer arms, and QEMU is asked, in the same way."""
+    _, a, b = _pair()
+    assert a.core is not None
+    assert b.core is not None
+    told: list[str] = []
+    speech = Speech(SEAL)
+    for host in (a, b):
+        monkeypatch.setattr(host, "publish", lambda copies, host=host: told.append(host.name))
+        monkeypatch.setattr(host, "command", lambda vm, command: told.append(command.what.value))
+        monkeypatch.setattr(host.core, "cycle", lambda now_ns: told.append("decides"))
+    epoch = a.core.checkpoints.primary.epoch
+    event = PlaneEvent(PlaneEventKind.MISMATCH, a.now_ns, epoch, "", 0, 0, 0, "mismatch")
+    a.core.plane_event(event, a.now_ns)
+    for speaker, listener in ((a, b), (b, a)):
+        assert speaker.core is not None
+        assert listener.core is not None
+        monkeypatch.setattr(listener.core.peer, "_number", -1)
+        monkeypatch.setattr(listener.core.peer._paths[Path.LINK], "number", -1)
+        said = speech.say(speaker.core.my_state())
+        assert listener.core.peer_datagram(said, Path.LINK, listener.now_ns)
+    assert told == ["a", "decides", "b", "decides", "trigger", "decides"]
 
 
 def test_a_peer_that_falls_silent_is_looked_at_when_it_is_late_and_not_before() -> None:
