@@ -112,7 +112,7 @@ def test_a_cold_look_up_is_the_limit_of_many_flows() -> None:
     line = kernel.both(1448)
     recorder.add("growth", kernel.growth(kernel.FLOWS, line), "ours", "", values=(1700 / 800,))
     assert target.judge(recorder.results(quick=False)).outcome is Outcome.MISSED
-    for name, points in ((line, (800, 900, 1700)), (kernel.LOOK, (80, 160, 830))):
+    for name, points in ((line, (800, 900, 1700)), (kernel.LOOK_LINES, (80, 160, 830))):
         recorder.curve(
             Curve(
                 part="growth",
