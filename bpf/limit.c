@@ -2,8 +2,9 @@
 /*
  * For the benchmarks, never part of a data plane: the same way for every frame as behind the shipped
  * programs, with nothing compared and nothing held. What is left is what nobody can do without: the
- * input goes to both VMs, the SVM's output crosses the link, and one of two answers leaves when both
- * could be there. How fast that goes on a machine is the limit for any comparer on it.
+ * input goes to both VMs, the SVM's output crosses the link, what both say is hashed, and one of two
+ * answers leaves when both could be there. How fast that goes on a machine is the limit for any
+ * comparer on it.
  *
  * Of small frames the second leaves, whosever it is, so that a client never acknowledges what one VM
  * has still to send: on a connection that ends there is nothing to acknowledge it by. Of long ones,
@@ -25,12 +26,15 @@
 #include "colo_maps.h"
 #include "colo_parse.h"
 #include "colo_link.h"
+#include "colo_work.h"
+#include "colo_hash.h"
 
 #define LIMIT_L4	(ETH_HLEN + 20)
 #define LIMIT_PVM	1
 #define LIMIT_SVM	2
 #define LIMIT_EPOCH	1	/* the only one of the lanes */
 
+#define LIMIT_PARTS	5	/* of COLO_PLAIN_MAX bytes: 64 KB */
 #define LIMIT_SMALL	1448	/* bytes of payload */
 #define LIMIT_SYN_TS	28	/* TSval in a SYN-ACK of Linux: behind MSS and SACK-permitted */
 #define LIMIT_TS	24	/* and in all that follows: behind two NOPs */
@@ -61,6 +65,34 @@ static __always_inline struct colo_conf *limit_conf(void)
 	__u32 zero = 0;
 
 	return colo_conf.lookup(&zero);
+}
+
+/* Every byte is read once, as the shipped programs read it, and nothing done with the digest. */
+static __always_inline void limit_hash(struct __sk_buff *skb)
+{
+	__u64 from = LIMIT_L4 + 8, len = skb->len, part;
+	struct colo_buf *buf = colo_buf_get();
+	struct colo_work *work;
+	__u32 zero = 0;
+	int i;
+
+	work = colo_work.lookup(&zero);
+	if (!work || !buf)
+		return;
+	colo_lanes_begin(work->walk.lane, 1);
+#pragma nounroll
+	for (i = 0; i < LIMIT_PARTS && from < len; i++) {
+		part = colo_min(len - from, COLO_PLAIN_MAX);
+		COLO_OPAQUE(part);
+		if (part < 1 || part > COLO_PLAIN_MAX)
+			return;
+		if (bpf_skb_load_bytes(skb, from, &buf->word[COLO_START / 8], part))
+			return;
+		work->walk.pos = COLO_START;
+		work->walk.limit = COLO_START + part;
+		work->digest = colo_walk_plain(&work->walk, buf);
+		from += part;
+	}
 }
 
 /* TCP's header, and its flow by the client's port; 0: not TCP. */
@@ -149,6 +181,7 @@ int limit_pvm(struct __sk_buff *skb)
 		skb->mark = 0;
 		return TC_ACT_UNSPEC;
 	}
+	limit_hash(skb);
 	flow = limit_tcp(skb, &tcp, 0);
 	if (!flow)
 		return skb->protocol == bpf_htons(ETH_P_ARP) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
@@ -176,6 +209,7 @@ int limit_svm(struct __sk_buff *skb)
 
 	if (!conf || skb->protocol != bpf_htons(ETH_P_IP))
 		return TC_ACT_SHOT;
+	limit_hash(skb);
 	flow = limit_tcp(skb, &tcp, 0);
 	if (flow && tcp.flags & COLO_TCP_SYN) {
 		if (!limit_second(flow, &tcp, LIMIT_SVM))

@@ -18,7 +18,6 @@
 #define COLO_PARK_STUCK_NS	4000000ULL	/* the same if it stands inside the frame */
 #define COLO_PARK_RECENT_NS	1000000ULL	/* the flow's frames go this way still */
 #define COLO_PARK_LOST_NS	100000000ULL	/* it did not come back: a queue was full */
-#define COLO_PARK_CUTS		8		/* fewer are copied: that takes no longer */
 #define COLO_PARK_NOT		4		/* frames of a flow held at once, after one was in vain */
 
 /* Frames of this flow were parked a moment ago: whatever is not does not leave in order. */

@@ -25,7 +25,6 @@ from colo_ebpf.lab.bed import LOCAL, PEER, PEER_END, PORT, VNET_HEADER, VNI, Bed
 
 MSS = 1448
 MAX_MTU = 65535
-PARKED_FROM = 8  # segments; shorter frames are copied (COLO_PARK_CUTS)
 _TUNNEL = "vx1"
 _SOL_PACKET, _PACKET_VNET_HDR = 263, 15
 _PATIENCE_S = 5.0
@@ -96,7 +95,7 @@ def _lanes(cuts: int, order: str) -> tuple[str, ...]:
     """What the PVM's frame costs, what the SVM's, and what the delay line."""
     if order == names.SVM_FIRST:
         return names.PASSES, names.NOTED
-    if cuts < PARKED_FROM:
+    if cuts < abi.PARK_CUTS:
         return names.HELD, names.CARRIES
     return names.PARKED, names.VERIFIES, names.ROUNDS
 
@@ -135,7 +134,7 @@ def _exchange(bed: GsoBed, data: list[bytes], order: str, cuts: int) -> tuple[Sp
 def _check(bed: GsoBed, order: str, cuts: int, sent: int) -> None:
     if order == names.SVM_FIRST:
         row, wanted = ("cmp-pvm", "pass", "verified"), sent + 1
-    elif cuts < PARKED_FROM:
+    elif cuts < abi.PARK_CUTS:
         row, wanted = ("drain", "carry", "whole"), sent
     else:
         row, wanted = ("park", "pass", "verified"), sent

@@ -45,7 +45,6 @@ CARRIES = "PVM first: the SVM's carries it out"
 PARKED = "PVM first: its frame is parked"
 VERIFIES = "PVM first: the SVM's verifies it"
 ROUNDS = "PVM first: its rounds in the delay line"
-CARRIED = "PVM first: the carried clone passes the tap's hook"
 INSTRUCTIONS = "instructions"  # the lane is the program, here and below
 VERIFIED = "instructions the verifier looked at"
 MACHINE_CODE = "machine code"

@@ -188,6 +188,11 @@ def _held(recorder: Recorder, scale: Scale, bed: Bed) -> None:
     driver.close()
 
 
+def _carried(bed: Bed) -> int:
+    """Held frames that the SVM's stood for, or carried."""
+    return sum(bed.count("drain", "carry", why) for why in ("whole", "carried"))
+
+
 def _with_held(bed: Bed, driver: Driver, held: int, place: str, count: int) -> tuple[float, float]:
     """The PVM's frame is held, the SVM's carries one out, while so many others wait.
 
@@ -204,9 +209,9 @@ def _with_held(bed: Bed, driver: Driver, held: int, place: str, count: int) -> t
     waiting.run_all(held)
     if bed.plane.held().frames != held:
         raise BenchError(f"{bed.plane.held().frames} of {held} frames are held")
-    before = bed.count("cmp-pvm", "pass", "released")
+    before = _carried(bed)
     cost = pair_ns(driver, partial(in_turn, pvm, svm, count), pvm)
-    carried = bed.count("cmp-pvm", "pass", "released") - before
+    carried = _carried(bed) - before
     full = bed.count("cmp-pvm", "drop", "store-full")
     if carried + full < svm.made:
         require_all(bed, carried, svm.made, f"{held} held frames {place}")

@@ -276,21 +276,16 @@ def _case(recorder: Recorder, scale: Scale, bed: Bed, driver: Driver, case: Case
         driver.own_ns(maker, step.template) for maker, step in zip(makers, case.steps, strict=True)
     ]
     costs: list[list[float]] = [[] for _ in case.steps]
-    passing: list[float] = []
     for _ in range(scale.rounds):
         streams = _start(bed, driver, case)
         before = [bed.count(*step.counted) for step in case.steps]
-        spent = driver.spent(partial(_in_blocks, streams, scale.frames), "colo_cmp_pvm")
+        spent = driver.spent(partial(_in_blocks, streams, scale.frames))
         for number, step in enumerate(case.steps):
             found = bed.count(*step.counted) - before[number]
             require_all(bed, found, streams[number].made, step.path)
             costs[number].append(spent[makers[number]].each_ns - own[number])
-        passing.append(spent["colo_cmp_pvm"].each_ns)
     for step, values in zip(case.steps, costs, strict=True):
         recorder.add(PART, names.COST, step.path, "ns", values=values)
-    if case.steps[-1].counted[2] in ("carried", "whole"):
-        path = case.steps[-1].path.replace(names.CARRIES, names.CARRIED)
-        recorder.add(PART, names.COST, path, "ns", values=passing)
 
 
 def _in_blocks(streams: list[Stream], count: int) -> None:

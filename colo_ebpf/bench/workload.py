@@ -122,7 +122,7 @@ class Outcome:
         return ", ".join(said)
 
 
-def percentile(ordered: Sequence[int], fraction: float) -> float:
+def percentile(ordered: Sequence[float], fraction: float) -> float:
     """Of sorted values, interpolated; `fraction` from 0 to 1."""
     place = fraction * (len(ordered) - 1)
     low = int(place)

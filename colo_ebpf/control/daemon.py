@@ -164,7 +164,8 @@ class Daemon:
         self.plane.beacon()
         self.plane.reap(now_ns)
         decided = self.core.beat(now_ns)
-        self._send(self.core.said or self.core.my_state())
+        assert self.core.said is not None, "the first beat decides, and a decision is told"
+        self._send(self.core.said)
         self._notifier.feed(now_ns)
         self._watchdog.feed(self.plane.mode(), now_ns)
         return decided

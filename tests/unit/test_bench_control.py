@@ -33,16 +33,6 @@ def test_memory_counts_the_named_lines_only() -> None:
     assert idle.memory_bytes(_ROLLUP, ("Private_Clean:", "Private_Dirty:")) == 40000 << 10
 
 
-@pytest.mark.parametrize(
-    ("values", "percent", "wanted"),
-    [([5.0], 99, 5.0), (range(1, 101), 50, 50), (range(1, 101), 99, 99), (range(1, 301), 99, 297)],
-)
-def test_a_percentile_is_one_of_the_readings(
-    values: list[float], percent: float, wanted: float
-) -> None:
-    assert reaction.percentile(values, percent) == wanted
-
-
 def test_a_checkpoint_somebody_asked_for_has_a_cause() -> None:
     before = {"operator": 1, "mismatch": 2}
     after = {"operator": 4, "mismatch": 2, "hold-age": 1, "longest-epoch": 1}
