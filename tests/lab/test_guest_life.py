@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -78,7 +79,8 @@ def _qmp(lab: Lab, host: str, command: str) -> None:
         client = QMPClient("operator")
         await client.connect(str(lab.places[host].run_dir / MONITOR))
         await client.execute(command)
-        await client.disconnect()
+        with contextlib.suppress(EOFError):  # `quit` may end QEMU before
+            await client.disconnect()
 
     asyncio.run(say())
 
