@@ -250,6 +250,7 @@ static __always_inline int colo_carry_on(struct __sk_buff *skb, struct colo_work
 		return colo_finish(skb, PARK, COLO_V_DROP, COLO_R_MALFORMED);
 	work->pkt.nic = skb->mark & (COLO_NICS - 1);
 	colo_key_from_vm(&work->pkt, &work->flow);
+	work->drains = COLO_DRAIN_RUNS / 2;	/* what it carried before may still be in the backlog */
 	if (work->now.may_release)
 		colo_stages.call(skb, COLO_STAGE_DRAIN);
 	return TC_ACT_SHOT;
