@@ -291,10 +291,8 @@ int colo_park(struct __sk_buff *skb)
 	if (work->parked)
 		return bpf_redirect(conf->park_ifindex, 0);
 	if (work->plan.verdict == COLO_V_PASS) {
-		skb->mark = COLO_MARK_RELEASED;
 		if (!work->plan.drain)
-			return bpf_redirect(conf->tap_ifindex[work->pkt.nic & (COLO_NICS - 1)],
-					    BPF_F_INGRESS);
+			return colo_send_last(skb, conf, work->pkt.nic);
 		colo_send(skb, conf, work->pkt.nic);
 	}
 	if (work->plan.drain)

@@ -220,6 +220,11 @@ class Driver:
         require_all(self._where, passed, flows, "connections that both accept")
 
 
+def carried_out(where: bed.LoadedPlane) -> int:
+    """Held frames that the SVM's stood for, or carried."""
+    return sum(where.count("drain", "carry", why) for why in ("whole", "carried"))
+
+
 def require_all(where: bed.LoadedPlane, found: int, wanted: int, what: str) -> None:
     """BenchError, with what became of all frames, unless each was counted under its path."""
     if found != wanted:

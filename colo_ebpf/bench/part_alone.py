@@ -30,6 +30,7 @@ from colo_ebpf.bench.driver import (
     LEAST,
     Driver,
     Stream,
+    carried_out,
     in_turn,
     require_all,
     segment,
@@ -162,7 +163,7 @@ def _let_out(bed: Bed, order: str, wire: bool = False) -> int:
         return bed.count("cmp-pvm", "pass", "verified")
     if wire:
         return bed.count("cmp-pvm", "pass", "released")
-    return sum(bed.count("drain", "carry", why) for why in ("whole", "carried"))
+    return carried_out(bed)
 
 
 def check(bed: Bed, order: str, before: int, count: int, wire: bool = False) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from colo_ebpf.bench import grown_hosts, listing
 from colo_ebpf.bench import names_kernel as names
 from colo_ebpf.bench.curves import curve, pair_ns
-from colo_ebpf.bench.driver import BLOCK, Driver, in_turn, require_all, segment
+from colo_ebpf.bench.driver import BLOCK, Driver, carried_out, in_turn, require_all, segment
 from colo_ebpf.bench.results import Recorder
 from colo_ebpf.bench.suite import Effort
 from colo_ebpf.datapath import loader, netdev
@@ -188,11 +188,6 @@ def _held(recorder: Recorder, scale: Scale, bed: Bed) -> None:
     driver.close()
 
 
-def _carried(bed: Bed) -> int:
-    """Held frames that the SVM's stood for, or carried."""
-    return sum(bed.count("drain", "carry", why) for why in ("whole", "carried"))
-
-
 def _with_held(bed: Bed, driver: Driver, held: int, place: str, count: int) -> tuple[float, float]:
     """The PVM's frame is held, the SVM's carries one out, while so many others wait.
 
@@ -209,9 +204,9 @@ def _with_held(bed: Bed, driver: Driver, held: int, place: str, count: int) -> t
     waiting.run_all(held)
     if bed.plane.held().frames != held:
         raise BenchError(f"{bed.plane.held().frames} of {held} frames are held")
-    before = _carried(bed)
+    before = carried_out(bed)
     cost = pair_ns(driver, partial(in_turn, pvm, svm, count), pvm)
-    carried = _carried(bed) - before
+    carried = carried_out(bed) - before
     full = bed.count("cmp-pvm", "drop", "store-full")
     if carried + full < svm.made:
         require_all(bed, carried, svm.made, f"{held} held frames {place}")

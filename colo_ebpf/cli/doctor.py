@@ -254,7 +254,8 @@ def _backlog() -> str:
     if frames is None:
         return "not to be seen in this network namespace"
     if frames < netdev.BACKLOG_FRAMES:
-        return f"{frames} frames, bursts may be dropped: net.core.netdev_max_backlog = 10000"
+        wanted = f"net.core.netdev_max_backlog = {netdev.BACKLOG_FRAMES}"
+        return f"{frames} frames, bursts may be dropped: {wanted}"
     return f"{frames} frames may wait for a CPU"
 
 

@@ -305,16 +305,14 @@ class Core:
                 if self.running is None and lasts(s, before):
                     self.calm.begins()
                 break
-        if self._news():
-            self.effects.publish(1)
+        self._tell_news()
 
     def _turn_first(self, now_ns: int) -> None:
         """What came concerns the checkpoints alone. While the last decision stands they need not
         wait for the next: a mismatch comes by here three times before QEMU is asked for one."""
         if self.calm.stands(now_ns):
             self._checkpoints(now_ns)
-            if self._news():
-                self.effects.publish(1)
+            self._tell_news()
 
     def snapshot(self, now_ns: int) -> Snapshot:
         """Everything a decision may look at, now."""
@@ -515,12 +513,11 @@ class Core:
             return False
         return task.instance != vm.instance
 
-    def _news(self) -> bool:
+    def _tell_news(self) -> None:
         state = self.my_state()
-        if state == self.said:
-            return False
-        self.said = state
-        return True
+        if state != self.said:
+            self.said = state
+            self.effects.publish(1)
 
     @property
     def checkpointing(self) -> bool:
