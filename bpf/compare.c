@@ -234,6 +234,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	colo_pvm_told(skb, work, PVM);
 	if (work->parked) {
 		skb->mark = COLO_PARK_MARK | work->parked;
+		skb->priority = COLO_LINE_NEW;
 		if (!work->plan.drain)
 			return bpf_redirect(conf->park_ifindex, 0);
 		bpf_clone_redirect(skb, conf->park_ifindex, 0);
@@ -281,6 +282,7 @@ int colo_park(struct __sk_buff *skb)
 	}
 	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS)) {
 		colo_count(PARK, COLO_V_HOLD, COLO_R_BUSY, skb->len);
+		skb->priority = COLO_LINE_FIRST;
 		return bpf_redirect(conf->park_ifindex, 0);
 	}
 	colo_unpark(skb, conf, work, flow, slot);
@@ -288,8 +290,10 @@ int colo_park(struct __sk_buff *skb)
 	colo_unlock(&flow->lock);
 
 	colo_pvm_told(skb, work, PARK);
-	if (work->parked)
+	if (work->parked) {
+		skb->priority = work->line;
 		return bpf_redirect(conf->park_ifindex, 0);
+	}
 	if (work->plan.verdict == COLO_V_PASS) {
 		if (!work->plan.drain)
 			return colo_send_last(skb, conf, work->pkt.nic);
@@ -433,6 +437,7 @@ int colo_drain(struct __sk_buff *skb)
 			colo_stages.call(skb, COLO_STAGE_DRAIN);
 		if (!conf->park_ifindex)
 			return TC_ACT_SHOT;
+		skb->priority = COLO_LINE_FIRST;
 		skb->mark = COLO_MARK_CARRIER | (work->flow.nic & (COLO_NICS - 1));
 		return bpf_redirect(conf->park_ifindex, 0);
 	}

@@ -616,6 +616,27 @@ MUTANTS = [
         PARK,
     ),
     Mutant(
+        "the first parked frame goes round behind all others",
+        "include/colo_park.h",
+        "work->line = first && flow->rounds++ < COLO_PARK_ROUNDS ?",
+        "work->line = first && 0 ?",
+        f"{PARK}::test_nothing_comes_between_the_first_and_what_is_behind",
+    ),
+    Mutant(
+        "a parked frame goes round before all others for ever",
+        "include/colo_park.h",
+        "work->line = first && flow->rounds++ < COLO_PARK_ROUNDS ?",
+        "work->line = first ?",
+        f"{PARK}::test_the_first_does_not_keep_other_flows_waiting",
+    ),
+    Mutant(
+        "a flow whose frame was late is late for ever",
+        "include/colo_unpark.h",
+        "	flow->rounds = 0;\n",
+        "",
+        f"{PARK}::test_the_first_does_not_keep_other_flows_waiting",
+    ),
+    Mutant(
         "a parked frame overtakes the one before it",
         "include/colo_unpark.h",
         "if (first && !flow->emitter && (due",

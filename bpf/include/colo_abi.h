@@ -243,7 +243,7 @@ struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u8 more;		/* 1: a carrier could not take all; the flow's next frame goes on */
 	__u32 c_known;		/* 1: c_ack is meant; apart from flags, for mirror.c takes no lock */
 	__u32 unparked;		/* so many long frames are held without being parked */
-	__u32 pad;
+	__u32 rounds;		/* its first frame has gone through the delay line, in vain */
 	struct colo_bound bound[COLO_BOUNDS];
 };
 
@@ -260,6 +260,12 @@ enum colo_slot_kind {
 	COLO_SLOT_DGRAM = 3,	/* found by its digest */
 	COLO_SLOT_SAID = 4,	/* the secondary's: said over the link, not counted as held */
 	COLO_SLOT_PARKED = 5,	/* in its flow's list; the frame itself is in the delay line */
+};
+
+enum colo_line {		/* queues of the delay line, as HTB's class ids (skb->priority) */
+	COLO_LINE_FIRST = 0x10001,	/* nothing else of its flow may leave before it */
+	COLO_LINE_LATE = 0x10002,	/* its flow's first has been looked at for long */
+	COLO_LINE_NEW = 0x10003,
 };
 
 struct colo_slot {		/* colo_hold: what is known of a held frame */

@@ -70,6 +70,7 @@ static __always_inline void colo_flow_begin(struct colo_flow *flow, struct colo_
 	flow->stride = 0;
 	flow->unmet = 0;
 	flow->unparked = 0;
+	flow->rounds = 0;
 	if (now->phase == COLO_TURNING || now->mode == COLO_SOLO)
 		return;	/* anchored by the next proven turn */
 	flow->flags |= COLO_F_ANCHORED;

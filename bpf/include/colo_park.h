@@ -1,13 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The delay line. A long GSO frame of the PVM that is not verified yet is not copied at once: it goes
- * to a device of ours, behind whose TBF queue colo_park looks at it again, some ten microseconds later,
+ * to a device of ours, behind whose queue colo_park looks at it again, some ten microseconds later,
  * and so on for ten milliseconds. In bulk the SVM has caught up by then, and the frame leaves as the one
  * skb it came as. One for which that takes longer is cut and held as any other.
  *
  * All the while it has a slot in its flow's list, with the digest at its end, as a held frame has: the
  * SVM's walk stops there, and what comes behind it waits. Instead of the frame's bytes the slot keeps the
  * digests at the ends of its cuts.
+ *
+ * The queue has three classes. What comes waits in the last: behind a frame that may not leave yet nothing
+ * of its flow may. So only that one goes round, in a class before all, and order is kept. (In one queue,
+ * what comes would get between those that go round, and go round itself: two rounds for every frame, for
+ * as long as the flow is busy.) One for which that takes long would keep other flows waiting: it, and those
+ * of its flow that come out behind it, share the line with what comes.
  */
 #ifndef COLO_PARK_H
 #define COLO_PARK_H
@@ -19,6 +25,7 @@
 #define COLO_PARK_RECENT_NS	1000000ULL	/* the flow's frames go this way still */
 #define COLO_PARK_LOST_NS	100000000ULL	/* it did not come back: a queue was full */
 #define COLO_PARK_NOT		4		/* frames of a flow held at once, after one was in vain */
+#define COLO_PARK_ROUNDS	32	/* before all others, some 40 us each */
 
 /* Frames of this flow were parked a moment ago: whatever is not does not leave in order. */
 static __always_inline int colo_park_now(struct colo_flow *flow)
@@ -39,6 +46,13 @@ static __always_inline int colo_park_wanted(struct colo_conf *conf, struct colo_
 		return 1;
 	flow->unparked--;
 	return 0;
+}
+
+/* The frame goes round once more. */
+static __always_inline void colo_park_again(struct colo_work *work, struct colo_flow *flow, int first)
+{
+	work->line = first && flow->rounds++ < COLO_PARK_ROUNDS ? COLO_LINE_FIRST : COLO_LINE_LATE;
+	colo_plan_set(&work->plan, COLO_V_HOLD, COLO_R_PARKED);
 }
 
 /* Take a slot for the frame, and put it into the flow's list. If there is none it is held, or tries. */

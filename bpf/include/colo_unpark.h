@@ -47,6 +47,7 @@ static __always_inline void colo_unpark_pass(struct colo_work *work, struct colo
 		colo_pvm_pass(work, flow, COLO_R_VERIFIED);
 	colo_flow_pop(flow, slot);
 	colo_slot_free(slot);
+	flow->rounds = 0;
 	work->parked = 0;
 	ix = flow->head - 1;
 	next = colo_hold.lookup(&ix);
@@ -149,7 +150,7 @@ static __always_inline void colo_unpark(struct __sk_buff *skb, struct colo_conf 
 		return;
 	}
 	if (bpf_ktime_get_boot_ns() - slot->at_ns < colo_unpark_limit(flow, slot)) {
-		colo_plan_set(&work->plan, COLO_V_HOLD, COLO_R_PARKED);
+		colo_park_again(work, flow, first);
 		return;
 	}
 	colo_unpark_hold(skb, conf, work, flow, slot);

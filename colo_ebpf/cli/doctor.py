@@ -60,7 +60,7 @@ def examine(config: Config | None) -> Iterator[Finding]:
         ("kernel: bridge", lambda: _device(lambda: netdev.create_bridge("br0"))),
         ("kernel: tap", lambda: _device(lambda: netdev.create_tap("tap0", _GUEST_MTU))),
         ("kernel: vxlan", lambda: _device(lambda: netdev.create_vxlan("vx0", 4789, _GUEST_MTU))),
-        ("kernel: tbf", _delay_line),
+        ("kernel: htb", _delay_line),
         ("kernel: bpf", _bpf),
         ("backlog", _backlog),
         ("qemu", lambda: _qemu(qemu)),

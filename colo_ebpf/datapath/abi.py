@@ -167,6 +167,14 @@ class SlotKind(enum.IntEnum):
     PARKED = 5
 
 
+class Line(enum.IntEnum):
+    """``enum colo_line``: HTB class ids."""
+
+    FIRST = 0x10001
+    LATE = 0x10002
+    NEW = 0x10003
+
+
 class _Struct(ctypes.Structure):
     """Natural alignment, as the C compiler lays it out."""
 
@@ -267,7 +275,7 @@ class Flow(_Struct):
         ("more", u8),
         ("c_known", u32),
         ("unparked", u32),
-        ("pad", u32),
+        ("rounds", u32),
         ("bound", Bound * BOUNDS),
     ]
 

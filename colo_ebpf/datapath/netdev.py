@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
+from colo_ebpf.datapath.abi import Line
 from colo_ebpf.errors import AttachError
 
 T = TypeVar("T")
@@ -244,7 +245,7 @@ def delay_line(link_device: str) -> tuple[str, str]:
 
 def create_delay_line(first: str, last: str, mtu: int) -> None:
     """A veth pair: what is sent into `first` comes out of `last` some ten microseconds later,
-    by a TBF queue. AttachError if the kernel has no TBF."""
+    by an HTB queue. AttachError if the kernel has no HTB."""
     if not exists(first):
         with _netlink(f"veth {first}: create") as ipr:
             ipr.link("add", ifname=first, kind="veth", peer={"ifname": last})
@@ -256,14 +257,24 @@ def create_delay_line(first: str, last: str, mtu: int) -> None:
 
 
 def _delay(ifname: str) -> None:
-    """By the command: pyroute2's TBF knows no `mpu`."""
-    argv = ["tc", "qdisc", "replace", "dev", ifname, "root", "tbf", *_LINE_QUEUE.split()]
+    """By the command, all at once: pyroute2's HTB knows no `mpu`."""
+    argv = ["tc", "-batch", "-"]
+    root = () if _is_htb(ifname) else (_LINE_ROOT,)  # what waits in it stays
+    classes = (command for line in Line for command in _line_class(line))
+    lines = "\n".join((*root, _LINE_PARENT, *classes)).format(dev=ifname)
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, input=lines, capture_output=True, text=True, check=False)
     except OSError as e:
         raise AttachError(f"{ifname}: {argv[0]}: {e.strerror}; install iproute2") from e
     if done.returncode:
-        raise AttachError(f"{' '.join(argv)}: {done.stderr.strip() or done.returncode}")
+        raise AttachError(f"{ifname}: tc: {done.stderr.strip() or done.returncode}")
+
+
+def _is_htb(ifname: str) -> bool:
+    with _netlink(f"{ifname}: qdiscs") as ipr:
+        return any(
+            one.get_attr("TCA_KIND") == "htb" for one in ipr.get_qdiscs(index=index_of(ifname))
+        )
 
 
 def add_address(ifname: str, address: str, prefix_length: int) -> None:
@@ -319,9 +330,22 @@ def _add_vxlan(ifname: str, where: str, port: int, **more: Any) -> None:
 BACKLOG = Path("/proc/sys/net/core/netdev_max_backlog")
 BACKLOG_FRAMES = 10_000  # as packaging/60-colo-ebpf.conf sets it
 
-# 64 KB take 33 us, and a short frame as long, or it would come round without a pause. The burst is
-# no less than a GSO frame of 64 KB with all its headers, or TBF would cut it.
-_LINE_QUEUE = "rate 16gbit burst 100000 limit 64mb mpu 65535"
+# 64 KB take 35 us, and a short frame as long, or it would come round without a pause. The classes
+# have no rate of their own worth the name: they borrow, the first before all, the others 3 to 1.
+_RATE = "15gbit"
+_BURST = "burst 100000 cburst 100000 mpu 65535"
+_LINE_ROOT = "qdisc replace dev {dev} root handle 1: htb default 3"
+_LINE_PARENT = f"class replace dev {{dev}} parent 1: classid 1:ff htb rate {_RATE} {_BURST}"
+_LINE_PRIORITIES = {Line.FIRST: (0, 100_000), Line.LATE: (1, 300_000), Line.NEW: (1, 100_000)}
+
+
+def _line_class(line: Line) -> tuple[str, str]:
+    minor, (priority, quantum) = line & 0xFFFF, _LINE_PRIORITIES[line]
+    return (
+        f"class replace dev {{dev}} parent 1:ff classid 1:{minor} htb rate 1mbit ceil {_RATE}"
+        f" {_BURST} prio {priority} quantum {quantum}",
+        f"qdisc replace dev {{dev}} parent 1:{minor} bfifo limit 64mb",
+    )
 
 
 class Offload(enum.IntEnum):

@@ -193,7 +193,7 @@ class DataPlane:
         self._write_conf()
 
     def _make_delay_line(self) -> int:
-        """Where long frames of the PVM wait; 0: the kernel has no TBF, they are copied."""
+        """Where long frames of the PVM wait; 0: the kernel has no HTB, they are copied."""
         first, last = netdev.delay_line(self._spec.link_device)
         try:
             netdev.create_delay_line(first, last, self._spec.mtu)

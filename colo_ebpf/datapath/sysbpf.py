@@ -18,6 +18,7 @@ from typing import Any
 from colo_ebpf.errors import DatapathError
 
 _NR_BPF = 321 if os.uname().machine == "x86_64" else 280
+_CONTEXT_BYTES = 512  # more than a struct __sk_buff has
 _ATTR_BYTES = 144
 _PROGRAM_INFO_BYTES = 232
 
@@ -66,6 +67,7 @@ class TestRun:
     retval: int
     data_out: bytes
     duration_ns: int
+    context: bytes  # a struct __sk_buff, if one was given
 
 
 def obj_get(path: str) -> int:
@@ -278,11 +280,13 @@ class ArrayWord:
 def test_run(fd: int, data: bytes, repeat: int = 1, context: bytes = b"") -> TestRun:
     """Run a sched_cls program on a frame (BPF_PROG_TEST_RUN); `data` is 14 bytes or more.
 
-    `context`: a struct __sk_buff; of its fields the kernel takes mark, priority, ifindex and cb.
+    `context`: a struct __sk_buff; of its fields the kernel takes mark, priority, ifindex and cb,
+    and tells what the program made of them.
     """
     source = ctypes.create_string_buffer(data, len(data))
     out = ctypes.create_string_buffer(len(data) + 4096)
     ctx = ctypes.create_string_buffer(context, len(context)) if context else None
+    told = ctypes.create_string_buffer(_CONTEXT_BYTES)
     attr = struct.pack(
         "<IIIIQQIIIIQQ",
         fd,
@@ -294,14 +298,14 @@ def test_run(fd: int, data: bytes, repeat: int = 1, context: bytes = b"") -> Tes
         repeat,
         0,
         len(context),
-        0,
+        len(told) if ctx else 0,
         ctypes.addressof(ctx) if ctx else 0,
-        0,
+        ctypes.addressof(told) if ctx else 0,
     )
     _, reply = _bpf(_PROG_TEST_RUN, attr, "test run")
     retval, _, size_out = struct.unpack_from("<3I", reply, 4)
     duration = struct.unpack_from("<I", reply, 36)[0]
-    return TestRun(retval, out.raw[: min(size_out, len(out))], duration)
+    return TestRun(retval, out.raw[: min(size_out, len(out))], duration, told.raw)
 
 
 class Runner:

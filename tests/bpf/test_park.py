@@ -7,7 +7,9 @@ is in the line, the line is cut, and the frame's return is BPF_PROG_TEST_RUN.
 
 from __future__ import annotations
 
+import re
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -30,6 +32,9 @@ SHOT, REDIRECT = 2, 7
 Wrap = Callable[[Packet], Packet]
 LATE_NS = 11_000_000  # beyond COLO_PARK_NS
 LOST_NS = 150_000_000  # beyond COLO_PARK_LOST_NS
+ROUNDS = 32  # COLO_PARK_ROUNDS
+BEHIND = segment(1001 + len(DATA), DATA, ack=5001)
+_PRIORITY = 32  # in struct __sk_buff
 
 
 @pytest.fixture
@@ -71,18 +76,31 @@ def _age(rig: Rig, number: int, by_ns: int) -> None:
     """It came so long ago."""
     table, key = rig.map("colo_hold"), struct.pack("=I", number)
     slot = abi.Slot.from_buffer_copy(table.get(key) or b"")
-    slot.at_ns -= by_ns
+    slot.at_ns = boot_ns() - by_ns
     table.set(key, bytes(slot))
 
 
-def _come_out(rig: Rig, number: int, frame: Packet = LONG) -> tuple[int, Packet]:
-    """The frame is at the end of the line: the action, and the frame as the program left it."""
+def _look(rig: Rig, number: int, frame: Packet) -> sysbpf.TestRun:
+    """The frame is at the end of the line."""
     context = bytearray(192)
     struct.pack_into("=I", context, 8, MARK | (number + 1))
     struct.pack_into("=I", context, 164, CUTS)
     struct.pack_into("=I", context, 176, CUT)
-    run = sysbpf.test_run(rig.plane.programs["colo_park"], bytes(frame), context=bytes(context))
+    return sysbpf.test_run(rig.plane.programs["colo_park"], bytes(frame), context=bytes(context))
+
+
+def _come_out(rig: Rig, number: int, frame: Packet = LONG) -> tuple[int, Packet]:
+    """The same: the action, and the frame as the program left it."""
+    run = _look(rig, number, frame)
     return run.retval, Ether(run.data_out)
+
+
+def _queue(rig: Rig, number: int, frame: Packet = LONG) -> abi.Line:
+    """The same of one that came just now and goes round once more: where it waits."""
+    _age(rig, number, 0)
+    run = _look(rig, number, frame)
+    assert run.retval == REDIRECT
+    return abi.Line(*struct.unpack_from("=I", run.context, _PRIORITY))
 
 
 def _payload(frames: list[Packet]) -> bytes:
@@ -193,7 +211,7 @@ def test_without_a_line_it_is_copied_at_once(rig: Rig) -> None:
     assert _kinds(rig) == ["STREAM"] * CUTS
 
 
-def test_a_kernel_without_tbf_has_no_line(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_htb_has_no_line(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AttachError("tc: Specified qdisc kind is unknown")
 
@@ -218,6 +236,40 @@ def test_it_goes_round_until_it_is_verified(cut: Rig) -> None:
     assert _come_out(cut, number)[0] == REDIRECT
     assert cut.count("park", "pass", "verified") == 1
     assert _slots(cut) == []
+
+
+def test_nothing_comes_between_the_first_and_what_is_behind(cut: Rig) -> None:
+    first, second = _send(cut), _send(cut, BEHIND)
+    assert _queue(cut, first) is abi.Line.FIRST
+    assert _queue(cut, second, BEHIND) is abi.Line.LATE  # what is before it had gone round
+
+
+def test_the_first_does_not_keep_other_flows_waiting(cut: Rig) -> None:
+    first, second = _send(cut), _send(cut, BEHIND)
+    cut.change_flows(rounds=ROUNDS - 1)
+    assert [_queue(cut, first) for _ in range(2)] == [abi.Line.FIRST, abi.Line.LATE]
+    _said(cut)
+    _come_out(cut, first)
+    assert cut.count("park", "pass", "verified") == 1
+    assert _queue(cut, second, BEHIND) is abi.Line.FIRST
+
+
+def test_the_line_has_a_queue_for_each_class(rig: Rig) -> None:
+    argv = ["tc", "-d", "class", "show", "dev", "vx0-in"]
+    shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"class htb (1:\w) parent 1:ff leaf \w+: prio (\d)", shown))
+    assert {f"1:{line & 0xFFFF:x}" for line in abi.Line} == set(found)
+    assert min(found, key=lambda one: found[one]) == f"1:{abi.Line.FIRST & 0xFFFF:x}"
+
+
+def test_a_line_that_is_made_again_keeps_what_waits_in_it(rig: Rig) -> None:
+    def handles() -> list[str]:
+        argv = ["tc", "qdisc", "show", "dev", "vx0-in"]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    before = handles()
+    netdev.create_delay_line("vx0-in", "vx0-out", 1500)
+    assert handles() == before
 
 
 def test_it_is_not_let_out_while_the_link_is_silent(cut: Rig) -> None:
@@ -315,26 +367,24 @@ def test_its_retransmission_ends_here(cut: Rig) -> None:
 
 
 def test_a_second_one_waits_for_the_first(cut: Rig) -> None:
-    behind = segment(1001 + len(DATA), DATA, ack=5001)
-    first, second = _send(cut), _send(cut, behind)
+    first, second = _send(cut), _send(cut, BEHIND)
     _said(cut)
     for start in range(0, len(DATA), 1000):
         part = segment(4001 + start, DATA[start : start + 1000], ack=5001)
         cut.from_peer(part, 1)
-    _come_out(cut, second, behind)
+    _come_out(cut, second, BEHIND)
     assert cut.count("park", "pass", "verified") == 0
     _come_out(cut, first)
-    _come_out(cut, second, behind)
+    _come_out(cut, second, BEHIND)
     assert cut.count("park", "pass", "verified") == 2
 
 
 def test_the_cuts_of_a_first_one_stay_before_a_second(cut: Rig) -> None:
-    behind = segment(1001 + len(DATA), DATA, ack=5001)
-    first, second = _send(cut), _send(cut, behind)
+    first, second = _send(cut), _send(cut, BEHIND)
     _age(cut, first, LATE_NS)
     _come_out(cut, first)
     _age(cut, second, LATE_NS)
-    _come_out(cut, second, behind)
+    _come_out(cut, second, BEHIND)
     _said(cut)
     for start in range(0, len(DATA), 1000):
         cut.from_peer(segment(4001 + start, DATA[start : start + 1000], ack=5001), 1)

@@ -27,6 +27,7 @@ ENUMS: list[tuple[str, type[enum.IntEnum] | type[enum.IntFlag]]] = [
     ("COLO_OFF_", abi.OffFlag),
     ("COLO_", model.Mode),
     ("COLO_SLOT_", abi.SlotKind),
+    ("COLO_LINE_", abi.Line),
 ]
 CONSTANTS = {
     "COLO_ABI_VERSION": abi.ABI_VERSION,
@@ -91,6 +92,7 @@ def test_both_sides_agree(compiled: dict[str, int]) -> None:
         ("off_flag", "OFF_", abi.OffFlag),
         ("slot_kind", "SLOT_", abi.SlotKind),
         ("slot_state", "SLOT_", abi.SlotState),
+        ("line", "LINE_", abi.Line),
         ("event_kind", "EV_", model.PlaneEventKind),
     ],
 )
