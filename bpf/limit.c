@@ -6,10 +6,10 @@
  * answers leaves when both could be there. How fast that goes on a machine is the limit for any
  * comparer on it.
  *
- * Of small frames the second leaves, whosever it is, so that a client never acknowledges what one VM
- * has still to send: on a connection that ends there is nothing to acknowledge it by. Of long ones,
- * which the VMs cut differently, the SVM's leave, for the PVM's come first nearly always. IPv4 without
- * options, TCP with timestamps, and a port of the client is a connection: that is all the lanes send.
+ * Of small frames and of datagrams the second leaves, whosever it is, so that a client is never told what
+ * one VM has still to say. On a connection with long ones, which the VMs cut differently, the SVM's
+ * leave, for the PVM's come first nearly always. IPv4 without options, TCP with timestamps, and a port of
+ * the client is a connection: that is all the lanes send.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>
@@ -46,6 +46,9 @@ struct limit_flow {
 	__u32 svm;	/* behind what the SVM has sent */
 	__u64 order;	/* nothing: what is written before it is seen by who is behind it */
 	__u64 came;	/* the first SYN-ACK: what it acknowledges, and whose it is (LIMIT_...) */
+	__s64 lead;	/* so many datagrams more of the PVM than of the SVM */
+	__u32 bulk;	/* 1: there are long frames */
+	__u32 owed;	/* behind what of the SVM's was dropped last as the first of two; 0: it has left */
 };
 
 struct limit_head {
@@ -93,6 +96,24 @@ static __always_inline void limit_hash(struct __sk_buff *skb)
 		work->digest = colo_walk_plain(&work->walk, buf);
 		from += part;
 	}
+}
+
+/* Is this datagram the second of two? There are as many of one VM as of the other. */
+static __always_inline int limit_dgram(struct __sk_buff *skb, __u32 whose)
+{
+	struct limit_flow *flow;
+	__be16 to = 0;
+	__u32 port;
+	__s64 was;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || bpf_skb_load_bytes(skb, LIMIT_L4 + 2, &to, 2))
+		return 0;
+	port = bpf_ntohs(to);
+	flow = limit_flows.lookup(&port);
+	if (!flow)
+		return 0;
+	was = __sync_fetch_and_add(&flow->lead, whose == LIMIT_PVM ? 1 : -1);
+	return whose == LIMIT_PVM ? was < 0 : was > 0;
 }
 
 /* TCP's header, and its flow by the client's port; 0: not TCP. */
@@ -154,6 +175,14 @@ static __always_inline int limit_reached(struct limit_flow *flow, __u32 *mine, _
 	return !COLO_AFTER(end, *(volatile __u32 *)other);
 }
 
+/* From its first long frame on. */
+static __always_inline int limit_bulk(struct limit_flow *flow, __u32 len)
+{
+	if (len > LIMIT_SMALL)
+		flow->bulk = 1;
+	return flow->bulk;
+}
+
 /* Tap egress: the client's frame goes to both. The PVM is not shown an ACK of what only the SVM sent. */
 int limit_cli(struct __sk_buff *skb)
 {
@@ -175,7 +204,8 @@ int limit_pvm(struct __sk_buff *skb)
 {
 	struct limit_flow *flow;
 	struct limit_head tcp;
-	__u32 len, end;
+	__u32 len, seq;
+	int second;
 
 	if (skb->mark == COLO_MARK_RELEASED) {
 		skb->mark = 0;
@@ -184,19 +214,24 @@ int limit_pvm(struct __sk_buff *skb)
 	limit_hash(skb);
 	flow = limit_tcp(skb, &tcp, 0);
 	if (!flow)
-		return skb->protocol == bpf_htons(ETH_P_ARP) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+		return skb->protocol == bpf_htons(ETH_P_ARP) || limit_dgram(skb, LIMIT_PVM) ?
+			TC_ACT_UNSPEC : TC_ACT_SHOT;
 	if (tcp.flags & COLO_TCP_SYN) {
 		flow->isn = bpf_ntohl(tcp.seq);
 		flow->next = flow->svm = flow->isn + 1;
+		flow->bulk = flow->owed = 0;
 		bpf_skb_load_bytes(skb, LIMIT_L4 + LIMIT_SYN_TS, &flow->tsval, 4);
 		return limit_second(flow, &tcp, LIMIT_PVM) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 	}
 	bpf_skb_load_bytes(skb, LIMIT_L4 + LIMIT_TS, &flow->tsval, 4);
 	len = limit_len(skb, &tcp);
-	end = bpf_ntohl(tcp.seq) + len;
-	if (limit_reached(flow, &flow->next, &flow->svm, end) && len && len <= LIMIT_SMALL)
+	seq = bpf_ntohl(tcp.seq);
+	second = limit_reached(flow, &flow->next, &flow->svm, seq + len);
+	if (flow->owed && COLO_AFTER(flow->owed, seq) && !COLO_AFTER(flow->owed, seq + len)) {
+		flow->owed = 0;
 		return TC_ACT_UNSPEC;
-	return TC_ACT_SHOT;
+	}
+	return second && len && !limit_bulk(flow, len) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 }
 
 /* Link ingress: the SVM's frame leaves, in the PVM's numbers. */
@@ -205,7 +240,7 @@ int limit_svm(struct __sk_buff *skb)
 	struct colo_conf *conf = limit_conf();
 	struct limit_flow *flow;
 	struct limit_head tcp;
-	__u32 len;
+	__u32 len, end;
 
 	if (!conf || skb->protocol != bpf_htons(ETH_P_IP))
 		return TC_ACT_SHOT;
@@ -218,10 +253,15 @@ int limit_svm(struct __sk_buff *skb)
 		limit_clock(skb, flow, LIMIT_SYN_TS);
 	} else if (flow) {
 		len = limit_len(skb, &tcp);
-		if (!limit_reached(flow, &flow->svm, &flow->next, bpf_ntohl(tcp.seq) + len) && len &&
-		    len <= LIMIT_SMALL)
+		end = bpf_ntohl(tcp.seq) + len;
+		if (!limit_reached(flow, &flow->svm, &flow->next, end) && len &&
+		    !limit_bulk(flow, len)) {
+			flow->owed = end;
 			return TC_ACT_SHOT;
+		}
 		limit_clock(skb, flow, LIMIT_TS);
+	} else if (!limit_dgram(skb, LIMIT_SVM)) {
+		return TC_ACT_SHOT;
 	}
 	skb->mark = COLO_MARK_RELEASED;
 	return bpf_redirect(conf->tap_ifindex[0], BPF_F_INGRESS);
