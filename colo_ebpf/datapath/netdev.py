@@ -330,9 +330,9 @@ def _add_vxlan(ifname: str, where: str, port: int, **more: Any) -> None:
 BACKLOG = Path("/proc/sys/net/core/netdev_max_backlog")
 BACKLOG_FRAMES = 10_000  # as packaging/60-colo-ebpf.conf sets it
 
-# 64 KB take 35 us, and a short frame as long, or it would come round without a pause. The classes
+# 64 KB take 37 us, and a short frame as long, or it would come round without a pause. The classes
 # have no rate of their own worth the name: they borrow, the first before all, the others 3 to 1.
-_RATE = "15gbit"
+_RATE = "14gbit"
 _BURST = "burst 100000 cburst 100000 mpu 65535"
 _LINE_ROOT = "qdisc replace dev {dev} root handle 1: htb default 3"
 _LINE_PARENT = f"class replace dev {{dev}} parent 1: classid 1:ff htb rate {_RATE} {_BURST}"
