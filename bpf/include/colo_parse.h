@@ -58,50 +58,62 @@ struct colo_pkt {
 	__u8 pad[3];
 };
 
-static __always_inline int colo_parse_tcp(struct __sk_buff *skb, struct colo_pkt *pkt)
-{
-	struct tcphdr tcp;
+/* What nearly every frame begins with, read at once: a call costs more than what it copies. */
+struct colo_front {
+	__u16 mac;		/* the end of an address: so that what follows is aligned */
+	__be16 ethertype;
+	struct iphdr ip;	/* where there is no tag in the bytes */
+	union {			/* and no option in the IPv4 header */
+		struct tcphdr tcp;
+		struct udphdr udp;
+	};
+};
 
-	if (bpf_skb_load_bytes(skb, pkt->l4, &tcp, sizeof(tcp)))
+static __always_inline int colo_parse_tcp(struct __sk_buff *skb, struct colo_pkt *pkt,
+					  struct tcphdr *tcp, int have)
+{
+	if (!have && bpf_skb_load_bytes(skb, pkt->l4, tcp, sizeof(*tcp)))
 		return -1;
-	pkt->sport = tcp.source;
-	pkt->dport = tcp.dest;
-	pkt->seq = bpf_ntohl(tcp.seq);
-	pkt->ack = bpf_ntohl(tcp.ack_seq);
-	pkt->window = bpf_ntohs(tcp.window);
-	pkt->flags = tcp.fin | tcp.syn << 1 | tcp.rst << 2 | tcp.psh << 3 | tcp.ack << 4;
-	pkt->payload = pkt->l4 + tcp.doff * 4;
+	pkt->sport = tcp->source;
+	pkt->dport = tcp->dest;
+	pkt->seq = bpf_ntohl(tcp->seq);
+	pkt->ack = bpf_ntohl(tcp->ack_seq);
+	pkt->window = bpf_ntohs(tcp->window);
+	pkt->flags = tcp->fin | tcp->syn << 1 | tcp->rst << 2 | tcp->psh << 3 | tcp->ack << 4;
+	pkt->payload = pkt->l4 + tcp->doff * 4;
 	pkt->sum = pkt->l4 + offsetof(struct tcphdr, check);
-	pkt->check = tcp.check;
-	if (tcp.doff < 5 || pkt->payload > pkt->end)
+	pkt->check = tcp->check;
+	if (tcp->doff < 5 || pkt->payload > pkt->end)
 		return -1;
 	pkt->len = pkt->end - pkt->payload;
 	return 0;
 }
 
-static __always_inline int colo_parse_udp(struct __sk_buff *skb, struct colo_pkt *pkt)
+static __always_inline int colo_parse_udp(struct __sk_buff *skb, struct colo_pkt *pkt,
+					  struct udphdr *udp, int have)
 {
-	struct udphdr udp;
-
-	if (pkt->l4 + sizeof(udp) > pkt->end || bpf_skb_load_bytes(skb, pkt->l4, &udp, sizeof(udp)))
+	if (pkt->l4 + sizeof(*udp) > pkt->end ||
+	    (!have && bpf_skb_load_bytes(skb, pkt->l4, udp, sizeof(*udp))))
 		return -1;
-	if (pkt->l4 + bpf_ntohs(udp.len) > pkt->end && !skb->gso_size)
+	if (pkt->l4 + bpf_ntohs(udp->len) > pkt->end && !skb->gso_size)
 		return -1;
-	pkt->sport = udp.source;
-	pkt->dport = udp.dest;
-	pkt->check = udp.check;
+	pkt->sport = udp->source;
+	pkt->dport = udp->dest;
+	pkt->check = udp->check;
 	return 0;
 }
 
-static __always_inline int colo_parse_l4(struct __sk_buff *skb, struct colo_pkt *pkt)
+/* `have`: the transport header is in `front`. */
+static __always_inline int colo_parse_l4(struct __sk_buff *skb, struct colo_pkt *pkt,
+					 struct colo_front *front, int have)
 {
 	pkt->payload = pkt->l4;
 	if (pkt->fragment)
 		return 0;
 	if (pkt->proto == IPPROTO_TCP)
-		return colo_parse_tcp(skb, pkt);
+		return colo_parse_tcp(skb, pkt, &front->tcp, have);
 	if (pkt->proto == IPPROTO_UDP)
-		return colo_parse_udp(skb, pkt);
+		return colo_parse_udp(skb, pkt, &front->udp, have);
 	if (pkt->proto != IPPROTO_ICMP && pkt->proto != IPPROTO_ICMPV6)
 		return 0;
 	if (pkt->l4 + 8 > pkt->end)
@@ -110,16 +122,11 @@ static __always_inline int colo_parse_l4(struct __sk_buff *skb, struct colo_pkt 
 	return bpf_skb_load_bytes(skb, pkt->l4, &pkt->icmp_type, 1);
 }
 
-/* What nearly every frame begins with, read at once: a call costs more than what it copies. */
-struct colo_front {
-	__u16 mac;		/* the end of an address: so that what follows is aligned */
-	__be16 ethertype;
-	struct iphdr ip;	/* where there is no tag in the bytes */
-};
-
 static __always_inline int colo_parse_ipv4(struct __sk_buff *skb, struct colo_pkt *pkt,
-					   struct iphdr *ip)
+					   struct colo_front *front, int have)
 {
+	struct iphdr *ip = &front->ip;
+
 	if (pkt->l3 != ETH_HLEN && bpf_skb_load_bytes(skb, pkt->l3, ip, sizeof(*ip)))
 		return -1;
 	if (ip->version != 4 || ip->ihl < 5)
@@ -133,7 +140,7 @@ static __always_inline int colo_parse_ipv4(struct __sk_buff *skb, struct colo_pk
 	pkt->dst[3] = ip->daddr;
 	pkt->proto = ip->protocol;
 	pkt->fragment = bpf_ntohs(ip->frag_off) & 0x3fff;	/* more fragments, or an offset */
-	return colo_parse_l4(skb, pkt);
+	return colo_parse_l4(skb, pkt, front, have && pkt->l4 == ETH_HLEN + sizeof(*ip));
 }
 
 /*
@@ -141,7 +148,8 @@ static __always_inline int colo_parse_ipv4(struct __sk_buff *skb, struct colo_pk
  * (a routing header changes the checksum's address, an AH hides the rest) is not looked at: the
  * datagram is compared from there on as a whole.
  */
-static __always_inline int colo_parse_ipv6(struct __sk_buff *skb, struct colo_pkt *pkt)
+static __always_inline int colo_parse_ipv6(struct __sk_buff *skb, struct colo_pkt *pkt,
+					   struct colo_front *front)
 {
 	struct ipv6hdr ip;
 	__u8 ext[4];
@@ -175,7 +183,7 @@ static __always_inline int colo_parse_ipv6(struct __sk_buff *skb, struct colo_pk
 		if (pkt->fragment)
 			break;
 	}
-	return colo_parse_l4(skb, pkt);
+	return colo_parse_l4(skb, pkt, front, 0);
 }
 
 /* 0, or -1 for a frame whose lengths do not fit together. */
@@ -183,11 +191,15 @@ static __always_inline int colo_parse(struct __sk_buff *skb, struct colo_pkt *pk
 {
 	struct colo_front front = {};
 	__u16 tag[2];
+	int have = 1;
 
 	__builtin_memset(pkt, 0, sizeof(*pkt));
-	if (bpf_skb_load_bytes(skb, ETH_HLEN - 4, &front, sizeof(front)) &&
-	    bpf_skb_load_bytes(skb, ETH_HLEN - 4, &front, 4))
-		return -1;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN - 4, &front, sizeof(front))) {
+		have = 0;
+		if (bpf_skb_load_bytes(skb, ETH_HLEN - 4, &front, offsetof(struct colo_front, tcp)) &&
+		    bpf_skb_load_bytes(skb, ETH_HLEN - 4, &front, 4))
+			return -1;
+	}
 	tag[1] = front.ethertype;
 	pkt->l3 = ETH_HLEN;
 	pkt->end = skb->len;
@@ -202,9 +214,9 @@ static __always_inline int colo_parse(struct __sk_buff *skb, struct colo_pkt *pk
 	pkt->ethertype = bpf_ntohs(tag[1]);
 	pkt->l4 = pkt->payload = pkt->l3;
 	if (pkt->ethertype == ETH_P_IP)
-		return colo_parse_ipv4(skb, pkt, &front.ip);
+		return colo_parse_ipv4(skb, pkt, &front, have);
 	if (pkt->ethertype == ETH_P_IPV6)
-		return colo_parse_ipv6(skb, pkt);
+		return colo_parse_ipv6(skb, pkt, &front);
 	return 0;
 }
 
