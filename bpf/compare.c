@@ -382,6 +382,8 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	colo_svm_conclude(work, flow);
 	if (work->resent && flow->head)
 		colo_svm_meet(skb, work, buf, flow);
+	if (work->plan.whole && work->now.may_release)
+		colo_whole_alone(skb, flow, work);
 	colo_unlock(&flow->lock);
 	if (flow->more)
 		work->plan.drain = 1;
@@ -389,9 +391,11 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	if (work->plan.event)
 		colo_plan_event(work);
 	colo_count(SVM, work->plan.verdict, work->plan.reason, skb->len);
+	if (work->plan.leaves)
+		colo_count(COLO_PROG_DRAIN, COLO_V_CARRY, COLO_R_WHOLE, skb->len);
 	if (work->plan.drain && work->now.may_release)
 		colo_stages.call(skb, COLO_STAGE_DRAIN);
-	return TC_ACT_SHOT;
+	return work->plan.leaves ? colo_send_last(skb, conf, pkt->nic) : TC_ACT_SHOT;
 }
 
 /*

@@ -597,8 +597,30 @@ MUTANTS = [
     Mutant(
         "the row stays when the SVM's frame has left",
         "include/colo_whole.h",
-        "			colo_whole_drop(flow, work);\n",
-        "			colo_slot_unclaim(slot);\n",
+        "		colo_whole_drop(flow, work);\n",
+        "		colo_slot_unclaim(slot);\n",
+        WHOLE,
+    ),
+    Mutant(
+        "the one frame stays when the SVM's has left",
+        "include/colo_whole.h",
+        "	colo_flow_pop(flow, slot);\n	colo_slot_free(slot);\n"
+        "	colo_live_add(COLO_LIVE_CARRIED, 1);\n	work->plan.whole = 0;",
+        "	colo_slot_unclaim(slot);\n	work->plan.whole = 0;",
+        WHOLE,
+    ),
+    Mutant(
+        "the SVM's frame leaves while another CPU sends what is before it",
+        "include/colo_whole.h",
+        " || flow->emitter || flow->more ||",
+        " ||",
+        WHOLE,
+    ),
+    Mutant(
+        "an ACK that waits is forgotten when the SVM's frame leaves",
+        "include/colo_whole.h",
+        "	    !colo_whole_last(flow, work, slot->next) ||\n",
+        "",
         WHOLE,
     ),
     Mutant(

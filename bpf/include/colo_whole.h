@@ -118,11 +118,11 @@ static __always_inline void colo_whole_drop(struct colo_flow *flow, struct colo_
 	}
 }
 
-/* Nothing else of the flow may leave now, so that no carrier is needed. */
-static __always_inline int colo_whole_last(struct colo_flow *flow, struct colo_work *work)
+/* Nothing of the flow from slot ref - 1 on may leave now, so that no carrier is needed. */
+static __always_inline int colo_whole_last(struct colo_flow *flow, struct colo_work *work, __u32 ref)
 {
-	__u32 ix = flow->head - 1;
 	struct colo_slot *slot;
+	__u32 ix = ref - 1;
 
 	if (flow->ack_slot || work->plan.part)
 		return 0;
@@ -131,14 +131,35 @@ static __always_inline int colo_whole_last(struct colo_flow *flow, struct colo_w
 }
 
 /*
- * Make the SVM's frame leave for the row at its flow's head, if it fits; if it does not, the store
- * will do. If it is lost behind this its VM sends it again, as any other.
+ * Under the flow's lock: make the SVM's frame what leaves for the row at its flow's head, if it fits;
+ * if it does not (-1), the store will do. The row's first frame is claimed.
  */
+static __always_inline int colo_whole_make(struct __sk_buff *skb, struct colo_flow *flow,
+					   struct colo_work *work, struct colo_slot *slot, __u32 ix,
+					   int due)
+{
+	struct colo_frame *frame = colo_frames.lookup(&ix);
+
+	if (!frame || due < 0 || flow->epoch != work->now.epoch || slot->epoch != flow->epoch ||
+	    !(flow->flags & COLO_F_ANCHORED) || flow->flags & (COLO_F_LOST | COLO_F_BAD) ||
+	    COLO_AFTER(work->end, flow->verified) || !colo_whole_fits(skb, work, slot, due) ||
+	    colo_slot_claim(slot))
+		return -1;
+	colo_slot_lower(slot, frame, colo_told(slot->ack, flow->floor),
+			colo_flow_edge(flow, slot->edge));
+	if (colo_whole_dress(skb, work, slot, frame, due)) {
+		colo_slot_unclaim(slot);
+		return -1;
+	}
+	work->plan.leaves = 1;
+	return 0;
+}
+
+/* For a row of any length. If it is lost behind this its VM sends it again, as any other. */
 static __always_inline void colo_whole_take(struct __sk_buff *skb, struct colo_flow *flow,
 					    struct colo_work *work)
 {
 	int due = colo_sum_is_due(skb, work->pkt.sum, work->pkt.check);
-	struct colo_frame *frame;
 	struct colo_slot *slot;
 	__u32 ix;
 
@@ -146,24 +167,35 @@ static __always_inline void colo_whole_take(struct __sk_buff *skb, struct colo_f
 		return;
 	ix = flow->head - 1;
 	slot = colo_hold.lookup(&ix);
-	frame = colo_frames.lookup(&ix);
-	if (slot && frame && flow->epoch == work->now.epoch && slot->epoch == flow->epoch &&
-	    flow->flags & COLO_F_ANCHORED && !(flow->flags & (COLO_F_LOST | COLO_F_BAD)) &&
-	    !COLO_AFTER(work->end, flow->verified) && colo_whole_fits(skb, work, slot, due) &&
-	    !colo_slot_claim(slot)) {
-		colo_slot_lower(slot, frame, colo_told(slot->ack, flow->floor),
-				colo_flow_edge(flow, slot->edge));
-		if (colo_whole_dress(skb, work, slot, frame, due)) {
-			colo_slot_unclaim(slot);
-		} else {
-			colo_whole_drop(flow, work);
-			work->plan.leaves = 1;
-			work->plan.done = colo_whole_last(flow, work);
-		}
+	if (slot && !colo_whole_make(skb, flow, work, slot, ix, due)) {
+		colo_whole_drop(flow, work);
+		work->plan.done = colo_whole_last(flow, work, flow->head);
 	}
 	colo_unlock(&flow->lock);
 	if (work->plan.leaves)
 		colo_count(COLO_PROG_DRAIN, COLO_V_CARRY, COLO_R_WHOLE, skb->len);
+}
+
+/*
+ * Under the flow's lock: nearly always the row is one frame, and all that may leave. Then no carrier
+ * is needed, nor the look-up and the lock to find that out.
+ */
+static __always_inline void colo_whole_alone(struct __sk_buff *skb, struct colo_flow *flow,
+					     struct colo_work *work)
+{
+	__u32 ix = flow->head - 1;
+	struct colo_slot *slot = colo_hold.lookup(&ix);
+
+	if (!slot || slot->end != work->end || flow->emitter || flow->more ||
+	    !colo_whole_last(flow, work, slot->next) ||
+	    colo_whole_make(skb, flow, work, slot, ix,
+			    colo_sum_is_due(skb, work->pkt.sum, work->pkt.check)))
+		return;
+	colo_flow_pop(flow, slot);
+	colo_slot_free(slot);
+	colo_live_add(COLO_LIVE_CARRIED, 1);
+	work->plan.whole = 0;
+	work->plan.drain = 0;
 }
 
 /* Send it now: something else is to follow. */

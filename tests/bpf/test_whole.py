@@ -213,6 +213,38 @@ def test_what_a_held_frame_was_padded_with_does_not_leave(rig: Rig) -> None:
     assert all(sums_are_right(f) for f in frames)
 
 
+@pytest.mark.parametrize("wrap", [_four, _six])
+def test_one_frame_leaves_once(rig: Rig, wrap: Wrap) -> None:
+    if wrap is _six:
+        _connect(rig, _six)
+    rig.from_vm(wrap(_tcp(1001, b"data")))
+    rig.from_peer(wrap(_tcp(1001, b"data", "PA", at=9 + SKEW), 63, 200), 1)
+    (frame,) = rig.to_client()
+    assert (frame[TCP].seq, bytes(frame[TCP].payload)) == (1001, b"data")
+    assert dict(frame[TCP].options)["Timestamp"] == (9, 1)
+    assert sums_are_right(frame)
+    assert (_whole(rig), rig.plane.held().frames, rig.plane.flush().emitted) == (1, 0, 0)
+
+
+def test_an_acknowledgment_that_waits_leaves_behind_it(rig: Rig) -> None:
+    rig.from_vm(_four(_tcp(1001, b"data")))
+    rig.from_vm(_four(_tcp(1005, ack=5011)))
+    rig.from_peer(_of_svm(1001, b"data", ack=5011), 1)
+    frames = rig.to_client()
+    assert [(bytes(f[TCP].payload), f[TCP].ack) for f in frames] == [(b"data", 5001), (b"", 5011)]
+    assert (_whole(rig), rig.plane.held().frames) == (1, 0)
+
+
+def test_while_another_cpu_sends_it_does_not_leave(rig: Rig) -> None:
+    rig.from_vm(_four(_tcp(1001, b"data")))
+    rig.change_flows(emitter=1)
+    rig.from_peer(_of_svm(1001, b"data"), 1)
+    assert (rig.to_client(), _whole(rig)) == ([], 0)
+    rig.change_flows(emitter=0)
+    rig.plane.flush()
+    assert _payload(rig.to_client()) == b"data"
+
+
 def test_what_is_lost_behind_it_its_vm_sends_again(rig: Rig) -> None:
     data = stream(4000)
     rig.from_vm_offloaded(_four(_tcp(1001, data)), MSS)
