@@ -170,7 +170,7 @@ static __always_inline struct colo_flow *bench_find(struct bench_plan *plan, __u
 static __always_inline struct colo_frame *bench_least(struct __sk_buff *skb,
 						      struct bench_plan *plan)
 {
-	__u32 zero = 0, ix = plan->n & (COLO_HOLD_SLOTS - 1);
+	__u32 zero = 0, ix = plan->n & (COLO_HOLD_PART - 1);
 	struct colo_work *work = colo_work.lookup(&zero);
 	struct colo_buf *buf = colo_buf_get();
 	struct colo_walk *walk;

@@ -54,7 +54,6 @@
 #define COLO_STAGE_ENTER	1
 #define COLO_STAGE_PVM		2
 #define COLO_STAGE_SVM		3
-#define COLO_FLUSH_MAX	256	/* slots a flush run looks at: the tap's backlog holds 1000 */
 #define PVM		COLO_PROG_CMP_PVM
 #define SVM		COLO_PROG_CMP_SVM
 #define PARK		COLO_PROG_PARK
@@ -453,8 +452,9 @@ int colo_drain(struct __sk_buff *skb)
 /*
  * Run by the control plane, never attached: send the frames of past epochs (they are in the
  * checkpoint the SVM has loaded), verified ones at the head of their flow, and everything
- * once the VM is solo. The input's first four bytes are the ring position to start at, the next say
- * whether what the VM said last as a secondary is meant instead. Returns frames sent | frames left << 16.
+ * once the VM is solo. The input's first four bytes are the slot to start at, whose part of the store is
+ * looked at; the next say whether what the VM said last as a secondary is meant instead. Returns frames
+ * sent | frames left << 16.
  */
 int colo_flush(struct __sk_buff *skb)
 {
@@ -471,8 +471,8 @@ int colo_flush(struct __sk_buff *skb)
 		return 0;
 	if (conf->mode == COLO_PRIMARY && !work->now.heard)	/* the other may serve already */
 		return 1 << 16;
-	for (i = 0; i < COLO_FLUSH_MAX; i++) {
-		ix = (start[0] + i) & (conf->hold_slots - 1);
+	for (i = 0; i < COLO_HOLD_PART; i++) {	/* the tap's backlog holds 1000 */
+		ix = colo_hold_place(conf, start[0] / COLO_HOLD_PART, start[0] + i);
 		slot = colo_hold.lookup(&ix);
 		if (!slot || slot->state != COLO_SLOT_HELD ||
 		    (slot->kind == COLO_SLOT_SAID) != (start[1] != 0))

@@ -18,6 +18,7 @@
 #define COLO_MARK_CARRIER	0xC0100100u	/* in the delay line, on its way to more frames; plus its NIC */
 #define COLO_BEACON_ETHERTYPE	0x88B5	/* IEEE 802 local experimental 1 */
 #define COLO_LEAVE_ETHERTYPE	0x88B6	/* IEEE 802 local experimental 2 */
+#define COLO_HOLD_PART		256	/* slots of a part of the hold store, of which a flush looks at one */
 #define COLO_PARK_CUTS		8	/* segments from which a frame is parked; shorter ones are copied */
 #define COLO_BOUNDS		64	/* pending SVM boundaries a flow remembers; a power of two */
 #define COLO_LANES		4	/* 64-bit words of a hash block, each with a hash of its own */

@@ -3,8 +3,10 @@
  * The hold store. TC cannot park an skb, so a PVM frame that is not verified yet is
  * copied here and dropped; the skb that later completes it carries the copy out.
  *
- * Slots are handed out in ring order as far as they are free, so that walking the ring from its
- * head meets most held frames oldest first. A slot is freed only when its frame was accepted by the tap.
+ * Slots are handed out in ring order as far as they are free: in the last part of the store while there
+ * is room, for few frames are held mostly and memory that was used a moment ago is still in the cache; then
+ * in the whole. So walking a part from its head meets most held frames oldest first. A slot is freed only
+ * when its frame was accepted by the tap.
  */
 #ifndef COLO_HOLD_H
 #define COLO_HOLD_H
@@ -21,6 +23,12 @@ BPF_TABLE_PINNED("array", __u32, struct colo_frame, colo_frames, COLO_HOLD_SLOTS
 #define COLO_SUMS		((COLO_FRAME_MAX - COLO_HEAD_MAX) / COLO_SUM_BYTES)
 #define COLO_DATA_MAX		(COLO_SUMS * COLO_SUM_BYTES - 64)	/* behind a held frame's headers */
 
+/* The n-th slot of a part, round and round. */
+static __always_inline __u32 colo_hold_place(struct colo_conf *conf, __u32 part, __u32 n)
+{
+	return (part * COLO_HOLD_PART + (n & (COLO_HOLD_PART - 1))) & (conf->hold_slots - 1);
+}
+
 /* Return slot + 1, or 0 when the store is full. */
 static __always_inline __u32 colo_hold_alloc(struct colo_conf *conf)
 {
@@ -33,14 +41,15 @@ static __always_inline __u32 colo_hold_alloc(struct colo_conf *conf)
 	if (!head)
 		return 0;
 	first = __sync_fetch_and_add(head, 1);
+	ix = colo_hold_place(conf, conf->hold_slots / COLO_HOLD_PART - 1, first);
 	for (i = 0; i < COLO_ALLOC_TRIES; i++) {
-		/* Where a connection waits, its frames fill a whole part of the ring: leave it. */
-		ix = (first + i * (conf->hold_slots / COLO_ALLOC_TRIES)) & (conf->hold_slots - 1);
 		slot = colo_hold.lookup(&ix);
 		if (!slot)
 			return 0;
 		if (!__sync_val_compare_and_swap(&slot->state, COLO_SLOT_FREE, COLO_SLOT_FILLING))
 			return ix + 1;
+		/* Where a connection waits, its frames fill a whole stretch of the ring: leave it. */
+		ix = (first + i * (conf->hold_slots / COLO_ALLOC_TRIES)) & (conf->hold_slots - 1);
 	}
 	return 0;
 }
@@ -275,11 +284,12 @@ static __always_inline __u32 colo_hold_publish(struct colo_slot *slot, __u64 epo
 {
 	slot->epoch = epoch;
 	slot->at_ns = at_ns;
-	if (__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD) ==
-	    COLO_SLOT_LEAVING)
-		return 0;	/* an ACK that replaced an older one: counted already */
-	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_FILLING, COLO_SLOT_HELD);
-	return 1;
+	if (__sync_val_compare_and_swap(&slot->state, COLO_SLOT_FILLING, COLO_SLOT_HELD) ==
+	    COLO_SLOT_FILLING)
+		return 1;
+	/* An ACK that replaced an older one: counted already. */
+	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD);
+	return 0;
 }
 
 /* Ones' complement update of the 16-bit checksum at `sum` for one 32-bit word. */

@@ -36,7 +36,6 @@ from colo_ebpf.model import (
 
 _log = logging.getLogger(__name__)
 
-_FLUSH_SLOTS = 256  # COLO_FLUSH_MAX: slots one run looks at
 _FLUSH_ROUNDS = 256  # times round the ring; a frame may wait for the one before it
 _FLUSH_IDLE = 8  # rounds without a frame: another CPU holds on to what is left
 _AGE_PLACES = 256  # COLO_AGE_MAX: places one run looks at
@@ -311,16 +310,13 @@ class DataPlane:
 
     def flush(self) -> FlushReport:
         """Emit what may leave now; see colo_flush in compare.c."""
-        slots = self._spec.sizes.hold_slots
         emitted = left = idle = 0
         for _ in range(_FLUSH_ROUNDS):
             if not self._live(LiveWord.HELD):
                 return FlushReport(emitted, 0)
-            head = self._live(LiveWord.HOLD_HEAD)
             left, before = 0, emitted
-            for start in range(0, slots, _FLUSH_SLOTS):
-                position = (head + start) % slots
-                frame = struct.pack("=I", position).ljust(12, b"\0") + b"\x08\x00"
+            for slot in self._oldest_first():
+                frame = struct.pack("=I", slot).ljust(12, b"\0") + b"\x08\x00"
                 run = test_run(self._compare.programs["colo_flush"], frame.ljust(64, b"\0"))
                 emitted += run.retval & 0xFFFF
                 left += run.retval >> 16
@@ -330,6 +326,13 @@ class DataPlane:
             if idle == _FLUSH_IDLE:
                 break
         return FlushReport(emitted, left)
+
+    def _oldest_first(self) -> list[int]:
+        """A slot of each part of the store, where its oldest frames begin; see colo_hold.h."""
+        head, slots = self._live(LiveWord.HOLD_HEAD), self._spec.sizes.hold_slots
+        ring = [(head + start) % slots for start in range(0, slots, abi.HOLD_PART)]
+        ring.sort(key=lambda slot: slot // abi.HOLD_PART != slots // abi.HOLD_PART - 1)
+        return ring
 
     def repeat(self) -> int:
         """Send what the VM said last as a secondary; see colo_said.h. Returns how many frames."""
