@@ -89,8 +89,12 @@ def _look(rig: Rig, number: int, frame: Packet) -> sysbpf.TestRun:
     return sysbpf.test_run(rig.plane.programs["colo_park"], bytes(frame), context=bytes(context))
 
 
-def _come_out(rig: Rig, number: int, frame: Packet = LONG) -> tuple[int, Packet]:
-    """The same: the action, and the frame as the program left it."""
+def _come_out(rig: Rig, number: int, frame: Packet = LONG, age_ns: int = 0) -> tuple[int, Packet]:
+    """The same of one that came so long ago, however slow this test is.
+
+    Returns the action, and the frame as the program left it.
+    """
+    _age(rig, number, age_ns)
     run = _look(rig, number, frame)
     return run.retval, Ether(run.data_out)
 
@@ -323,10 +327,9 @@ def test_a_loaded_checkpoint_lets_nothing_out_while_the_link_is_silent(cut: Rig)
 def test_held_across_a_turn_it_is_of_the_epoch_it_came_in(cut: Rig) -> None:
     number = _send(cut)
     cut.plane.set_turn(1, Phase.TURNING)
-    _age(cut, number, LATE_NS)
     cut.plane.set_turn(2, Phase.TURNING)
     cut.change_flows(head=0)  # as if another frame were before it
-    _come_out(cut, number)
+    _come_out(cut, number, age_ns=LATE_NS)
     assert {slot.epoch for _, slot in _slots(cut)} == {1}
     assert len(_slots(cut)) == CUTS
 
@@ -335,8 +338,7 @@ def test_the_verified_part_leaves_where_the_svm_stands_inside(cut: Rig) -> None:
     number = _send(cut)
     cut.from_peer(segment(1001, DATA[: 4 * CUT], ack=5001), 1)
     assert cut.flow().verified == 1001
-    _age(cut, number, LATE_NS)
-    _come_out(cut, number)
+    _come_out(cut, number, age_ns=LATE_NS)
     assert cut.flow().verified == 1001 + 4 * CUT
     assert _payload(cut.to_client()) == DATA[: 4 * CUT]
     assert len(_slots(cut)) == CUTS - 4
@@ -345,8 +347,7 @@ def test_the_verified_part_leaves_where_the_svm_stands_inside(cut: Rig) -> None:
 def test_nothing_is_verified_where_the_svm_stands_elsewhere(cut: Rig) -> None:
     number = _send(cut)
     cut.from_peer(segment(1001, b"?" + DATA[1 : 4 * CUT], ack=5001), 1)
-    _age(cut, number, LATE_NS)
-    _come_out(cut, number)
+    _come_out(cut, number, age_ns=LATE_NS)
     assert cut.flow().verified == 1001
     assert cut.to_client() == []
 
@@ -381,10 +382,8 @@ def test_a_second_one_waits_for_the_first(cut: Rig) -> None:
 
 def test_the_cuts_of_a_first_one_stay_before_a_second(cut: Rig) -> None:
     first, second = _send(cut), _send(cut, BEHIND)
-    _age(cut, first, LATE_NS)
-    _come_out(cut, first)
-    _age(cut, second, LATE_NS)
-    _come_out(cut, second, BEHIND)
+    _come_out(cut, first, age_ns=LATE_NS)
+    _come_out(cut, second, BEHIND, age_ns=LATE_NS)
     _said(cut)
     for start in range(0, len(DATA), 1000):
         cut.from_peer(segment(4001 + start, DATA[start : start + 1000], ack=5001), 1)
