@@ -17,7 +17,7 @@ BPF_TABLE_PINNED("array", __u32, struct colo_slot, colo_hold, COLO_HOLD_SLOTS,
 BPF_TABLE_PINNED("array", __u32, struct colo_frame, colo_frames, COLO_HOLD_SLOTS,
 		 COLO_PIN "/colo_frames");
 
-#define COLO_ALLOC_TRIES	16	/* slots looked at for a free one, each in another part of the ring */
+#define COLO_ALLOC_TRIES	16	/* stretches of the ring in which a slot is looked at, if it is free */
 #define COLO_HEAD_MAX		256	/* headers of a held frame, a power of two */
 #define COLO_SUM_BYTES		508	/* a multiple of 4 below 512: what older kernels take at once */
 #define COLO_SUMS		((COLO_FRAME_MAX - COLO_HEAD_MAX) / COLO_SUM_BYTES)
@@ -42,7 +42,7 @@ static __always_inline __u32 colo_hold_alloc(struct colo_conf *conf)
 		return 0;
 	first = __sync_fetch_and_add(head, 1);
 	ix = colo_hold_place(conf, conf->hold_slots / COLO_HOLD_PART - 1, first);
-	for (i = 0; i < COLO_ALLOC_TRIES; i++) {
+	for (i = 0; i <= COLO_ALLOC_TRIES; i++) {
 		slot = colo_hold.lookup(&ix);
 		if (!slot)
 			return 0;

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,8 @@ from scapy.layers.inet import TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.datapath.abi import LiveWord
+from colo_ebpf.datapath.abi import LiveWord, Slot, SlotState
+from colo_ebpf.datapath.inspect import held_slots
 from colo_ebpf.model import Mode, Phase
 from tests.bpf.rig import (
     CLIENT_MAC,
@@ -412,6 +414,18 @@ def test_full_store_drops_tcp_and_a_checkpoint_heals() -> None:
         rig.plane.set_turn(2, Phase.OPEN)
         assert rig.plane.flush().left == 0
         assert len(rig.to_client()) == 16
+
+
+def test_a_slot_is_looked_for_in_every_stretch_of_the_store() -> None:
+    with established(slots=512) as rig:
+        store, head = rig.map("colo_hold"), rig.plane._live(LiveWord.HOLD_HEAD)
+        *taken, free = ((head + stretch * 32) % 512 for stretch in range(16))
+        taken.append(256 + head % 256)  # of the last part
+        for number in taken:
+            slot = Slot(state=SlotState.FILLING)
+            store.set(struct.pack("=I", number), bytes(slot))
+        rig.from_vm(segment(1001, b"data", ack=5001))
+        assert [number for number, _ in held_slots(store)] == [free]
 
 
 def test_a_segment_that_finds_no_room_is_dropped_never_let_out() -> None:
