@@ -233,9 +233,9 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	colo_pvm_told(skb, work, PVM);
 	if (work->parked) {
 		skb->mark = COLO_PARK_MARK | work->parked;
-		skb->priority = COLO_LINE_NEW;
 		if (!work->plan.drain)
-			return bpf_redirect(conf->park_ifindex, 0);
+			return colo_line_send(skb, conf, COLO_LINE_NEW);
+		skb->priority = COLO_LINE_NEW;
 		bpf_clone_redirect(skb, conf->park_ifindex, 0);
 	}
 	if (work->plan.drain)
@@ -281,18 +281,15 @@ int colo_park(struct __sk_buff *skb)
 	}
 	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS)) {
 		colo_count(PARK, COLO_V_HOLD, COLO_R_BUSY, skb->len);
-		skb->priority = COLO_LINE_FIRST;
-		return bpf_redirect(conf->park_ifindex, 0);
+		return colo_line_send(skb, conf, COLO_LINE_FIRST);
 	}
 	colo_unpark(skb, conf, work, flow, slot);
 	work->scale = colo_flow_scale(flow);
 	colo_unlock(&flow->lock);
 
 	colo_pvm_told(skb, work, PARK);
-	if (work->parked) {
-		skb->priority = work->line;
-		return bpf_redirect(conf->park_ifindex, 0);
-	}
+	if (work->parked)
+		return colo_line_send(skb, conf, work->line);
 	if (work->plan.verdict == COLO_V_PASS) {
 		if (!work->plan.drain)
 			return colo_send_last(skb, conf, work->pkt.nic);
@@ -390,8 +387,6 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	if (work->plan.event)
 		colo_plan_event(work);
 	colo_count(SVM, work->plan.verdict, work->plan.reason, skb->len);
-	if (work->plan.leaves)
-		colo_count(COLO_PROG_DRAIN, COLO_V_CARRY, COLO_R_WHOLE, skb->len);
 	if (work->plan.drain && work->now.may_release)
 		colo_stages.call(skb, COLO_STAGE_DRAIN);
 	return work->plan.leaves ? colo_send_last(skb, conf, pkt->nic) : TC_ACT_SHOT;
@@ -440,9 +435,8 @@ int colo_drain(struct __sk_buff *skb)
 			colo_stages.call(skb, COLO_STAGE_DRAIN);
 		if (!conf->park_ifindex)
 			return TC_ACT_SHOT;
-		skb->priority = COLO_LINE_FIRST;
 		skb->mark = COLO_MARK_CARRIER | (work->flow.nic & (COLO_NICS - 1));
-		return bpf_redirect(conf->park_ifindex, 0);
+		return colo_line_send(skb, conf, COLO_LINE_FIRST);
 	}
 	if (work->plan.leaves)
 		return colo_send_last(skb, conf, work->pkt.nic);

@@ -604,8 +604,7 @@ MUTANTS = [
     Mutant(
         "the one frame stays when the SVM's has left",
         "include/colo_whole.h",
-        "	colo_flow_pop(flow, slot);\n	colo_slot_free(slot);\n"
-        "	colo_live_add(COLO_LIVE_CARRIED, 1);\n	work->plan.whole = 0;",
+        "	colo_whole_out(flow, slot);\n	work->plan.whole = 0;",
         "	colo_slot_unclaim(slot);\n	work->plan.whole = 0;",
         WHOLE,
     ),

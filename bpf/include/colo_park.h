@@ -48,6 +48,13 @@ static __always_inline int colo_park_wanted(struct colo_conf *conf, struct colo_
 	return 0;
 }
 
+/* Into the line, as the last thing a program does: what it returns. */
+static __always_inline int colo_line_send(struct __sk_buff *skb, struct colo_conf *conf, __u32 line)
+{
+	skb->priority = line;
+	return bpf_redirect(conf->park_ifindex, 0);
+}
+
 /* The frame goes round once more. */
 static __always_inline void colo_park_again(struct colo_work *work, struct colo_flow *flow, int first)
 {

@@ -96,6 +96,14 @@ static __always_inline int colo_whole_dress(struct __sk_buff *skb, struct colo_w
 	return result;
 }
 
+/* A claimed frame at its flow's head leaves the store: the SVM's leaves for it. */
+static __always_inline void colo_whole_out(struct colo_flow *flow, struct colo_slot *slot)
+{
+	colo_flow_pop(flow, slot);
+	colo_slot_free(slot);
+	colo_live_add(COLO_LIVE_CARRIED, 1);
+}
+
 /* The row leaves the store; its first frame is claimed. */
 static __always_inline void colo_whole_drop(struct colo_flow *flow, struct colo_work *work)
 {
@@ -112,9 +120,7 @@ static __always_inline void colo_whole_drop(struct colo_flow *flow, struct colo_
 				    slot->kind != COLO_SLOT_STREAM ||
 				    COLO_AFTER(slot->end, work->end) || colo_slot_claim(slot))))
 			break;
-		colo_flow_pop(flow, slot);
-		colo_slot_free(slot);
-		colo_live_add(COLO_LIVE_CARRIED, 1);
+		colo_whole_out(flow, slot);
 	}
 }
 
@@ -152,6 +158,7 @@ static __always_inline int colo_whole_make(struct __sk_buff *skb, struct colo_fl
 		return -1;
 	}
 	work->plan.leaves = 1;
+	colo_count(COLO_PROG_DRAIN, COLO_V_CARRY, COLO_R_WHOLE, skb->len);
 	return 0;
 }
 
@@ -172,8 +179,6 @@ static __always_inline void colo_whole_take(struct __sk_buff *skb, struct colo_f
 		work->plan.done = colo_whole_last(flow, work, flow->head);
 	}
 	colo_unlock(&flow->lock);
-	if (work->plan.leaves)
-		colo_count(COLO_PROG_DRAIN, COLO_V_CARRY, COLO_R_WHOLE, skb->len);
 }
 
 /*
@@ -191,9 +196,7 @@ static __always_inline void colo_whole_alone(struct __sk_buff *skb, struct colo_
 	    colo_whole_make(skb, flow, work, slot, ix,
 			    colo_sum_is_due(skb, work->pkt.sum, work->pkt.check)))
 		return;
-	colo_flow_pop(flow, slot);
-	colo_slot_free(slot);
-	colo_live_add(COLO_LIVE_CARRIED, 1);
+	colo_whole_out(flow, slot);
 	work->plan.whole = 0;
 	work->plan.drain = 0;
 }

@@ -259,9 +259,7 @@ def create_delay_line(first: str, last: str, mtu: int) -> None:
 def _delay(ifname: str) -> None:
     """By the command, all at once: pyroute2's HTB knows no `mpu`."""
     argv = ["tc", "-batch", "-"]
-    root = () if _is_htb(ifname) else (_LINE_ROOT,)  # what waits in it stays
-    classes = (command for line in Line for command in _line_class(line))
-    lines = "\n".join((*root, _LINE_PARENT, *classes)).format(dev=ifname)
+    lines = "\n".join(_line_commands(ifname))
     try:
         done = subprocess.run(argv, input=lines, capture_output=True, text=True, check=False)
     except OSError as e:
@@ -334,18 +332,23 @@ BACKLOG_FRAMES = 10_000  # as packaging/60-colo-ebpf.conf sets it
 # have no rate of their own worth the name: they borrow, the first before all, the others 3 to 1.
 _RATE = "14gbit"
 _BURST = "burst 100000 cburst 100000 mpu 65535"
-_LINE_ROOT = "qdisc replace dev {dev} root handle 1: htb default 3"
-_LINE_PARENT = f"class replace dev {{dev}} parent 1: classid 1:ff htb rate {_RATE} {_BURST}"
 _LINE_PRIORITIES = {Line.FIRST: (0, 100_000), Line.LATE: (1, 300_000), Line.NEW: (1, 100_000)}
 
 
-def _line_class(line: Line) -> tuple[str, str]:
-    minor, (priority, quantum) = line & 0xFFFF, _LINE_PRIORITIES[line]
-    return (
-        f"class replace dev {{dev}} parent 1:ff classid 1:{minor} htb rate 1mbit ceil {_RATE}"
-        f" {_BURST} prio {priority} quantum {quantum}",
-        f"qdisc replace dev {{dev}} parent 1:{minor} bfifo limit 64mb",
-    )
+def _line_commands(ifname: str) -> Iterator[str]:
+    if not _is_htb(ifname):  # else what waits in it stays
+        yield f"qdisc replace dev {ifname} root handle 1: htb default {_minor(Line.NEW)}"
+    yield f"class replace dev {ifname} parent 1: classid 1:ff htb rate {_RATE} {_BURST}"
+    for line, (priority, quantum) in _LINE_PRIORITIES.items():
+        yield (
+            f"class replace dev {ifname} parent 1:ff classid 1:{_minor(line)}"
+            f" htb rate 1mbit ceil {_RATE} {_BURST} prio {priority} quantum {quantum}"
+        )
+        yield f"qdisc replace dev {ifname} parent 1:{_minor(line)} bfifo limit 64mb"
+
+
+def _minor(line: Line) -> str:
+    return f"{line & 0xFFFF:x}"
 
 
 class Offload(enum.IntEnum):

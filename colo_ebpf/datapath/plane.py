@@ -331,8 +331,7 @@ class DataPlane:
         """A slot of each part of the store, where its oldest frames begin; see colo_hold.h."""
         head, slots = self._live(LiveWord.HOLD_HEAD), self._spec.sizes.hold_slots
         ring = [(head + start) % slots for start in range(0, slots, abi.HOLD_PART)]
-        ring.sort(key=lambda slot: slot // abi.HOLD_PART != slots // abi.HOLD_PART - 1)
-        return ring
+        return sorted(ring, key=lambda slot: slot < slots - abi.HOLD_PART)  # the last part first
 
     def repeat(self) -> int:
         """Send what the VM said last as a secondary; see colo_said.h. Returns how many frames."""

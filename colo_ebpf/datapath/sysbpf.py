@@ -67,7 +67,7 @@ class TestRun:
     retval: int
     data_out: bytes
     duration_ns: int
-    context: bytes  # a struct __sk_buff, if one was given
+    context: bytes  # a struct __sk_buff; empty if none was given
 
 
 def obj_get(path: str) -> int:
@@ -286,7 +286,7 @@ def test_run(fd: int, data: bytes, repeat: int = 1, context: bytes = b"") -> Tes
     source = ctypes.create_string_buffer(data, len(data))
     out = ctypes.create_string_buffer(len(data) + 4096)
     ctx = ctypes.create_string_buffer(context, len(context)) if context else None
-    told = ctypes.create_string_buffer(_CONTEXT_BYTES)
+    told = ctypes.create_string_buffer(_CONTEXT_BYTES) if context else None
     attr = struct.pack(
         "<IIIIQQIIIIQQ",
         fd,
@@ -298,14 +298,15 @@ def test_run(fd: int, data: bytes, repeat: int = 1, context: bytes = b"") -> Tes
         repeat,
         0,
         len(context),
-        len(told) if ctx else 0,
+        len(told) if told else 0,
         ctypes.addressof(ctx) if ctx else 0,
-        ctypes.addressof(told) if ctx else 0,
+        ctypes.addressof(told) if told else 0,
     )
     _, reply = _bpf(_PROG_TEST_RUN, attr, "test run")
     retval, _, size_out = struct.unpack_from("<3I", reply, 4)
     duration = struct.unpack_from("<I", reply, 36)[0]
-    return TestRun(retval, out.raw[: min(size_out, len(out))], duration, told.raw)
+    context_out = told.raw if told else b""
+    return TestRun(retval, out.raw[: min(size_out, len(out))], duration, context_out)
 
 
 class Runner:

@@ -80,8 +80,9 @@ def _age(rig: Rig, number: int, by_ns: int) -> None:
     table.set(key, bytes(slot))
 
 
-def _look(rig: Rig, number: int, frame: Packet) -> sysbpf.TestRun:
-    """The frame is at the end of the line."""
+def _look(rig: Rig, number: int, frame: Packet, age_ns: int) -> sysbpf.TestRun:
+    """The frame, which came so long ago however slow this test is, is at the end of the line."""
+    _age(rig, number, age_ns)
     context = bytearray(192)
     struct.pack_into("=I", context, 8, MARK | (number + 1))
     struct.pack_into("=I", context, 164, CUTS)
@@ -90,19 +91,14 @@ def _look(rig: Rig, number: int, frame: Packet) -> sysbpf.TestRun:
 
 
 def _come_out(rig: Rig, number: int, frame: Packet = LONG, age_ns: int = 0) -> tuple[int, Packet]:
-    """The same of one that came so long ago, however slow this test is.
-
-    Returns the action, and the frame as the program left it.
-    """
-    _age(rig, number, age_ns)
-    run = _look(rig, number, frame)
+    """The same: the action, and the frame as the program left it."""
+    run = _look(rig, number, frame, age_ns)
     return run.retval, Ether(run.data_out)
 
 
 def _queue(rig: Rig, number: int, frame: Packet = LONG) -> abi.Line:
     """The same of one that came just now and goes round once more: where it waits."""
-    _age(rig, number, 0)
-    run = _look(rig, number, frame)
+    run = _look(rig, number, frame, 0)
     assert run.retval == REDIRECT
     return abi.Line(*struct.unpack_from("=I", run.context, _PRIORITY))
 
