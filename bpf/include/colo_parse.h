@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the programs need to know of a frame. Headers are copied out with bpf_skb_load_bytes():
+ * What the programs need to know of a frame. Headers are copied out, mostly with bpf_skb_load_bytes():
  * it works on paged skbs as well, and its bounds are the kernel's own check.
  * Lengths come from the IP header: the frame may carry Ethernet padding.
  *
@@ -186,21 +186,49 @@ static __always_inline int colo_parse_ipv6(struct __sk_buff *skb, struct colo_pk
 	return colo_parse_l4(skb, pkt, front, 0);
 }
 
+/* In map memory for the verifier's sake; see colo_work.h. */
+BPF_PERCPU_ARRAY(colo_fronts, struct colo_front, 1);
+
+/*
+ * How the frame begins; *have: as far as its transport header. Where all of that lies in the skb's
+ * head, as nearly always, it is read in place: a call, and the kernel's memcpy of a few bytes, cost
+ * more than all that is done with them.
+ */
+static __always_inline struct colo_front *colo_front_get(struct __sk_buff *skb, int *have)
+{
+	struct colo_front *at = (void *)(long)skb->data + ETH_HLEN - 4, *front;
+	__u32 zero = 0;
+
+	front = colo_fronts.lookup(&zero);
+	if (!front)
+		return 0;
+	*have = 1;
+	if ((void *)(at + 1) <= (void *)(long)skb->data_end) {
+		*front = *at;
+		return front;
+	}
+	if (!bpf_skb_load_bytes(skb, ETH_HLEN - 4, front, sizeof(*front)))
+		return front;
+	*have = 0;
+	__builtin_memset(front, 0, sizeof(*front));
+	if (bpf_skb_load_bytes(skb, ETH_HLEN - 4, front, offsetof(struct colo_front, tcp)) &&
+	    bpf_skb_load_bytes(skb, ETH_HLEN - 4, front, 4))
+		return 0;
+	return front;
+}
+
 /* 0, or -1 for a frame whose lengths do not fit together. */
 static __always_inline int colo_parse(struct __sk_buff *skb, struct colo_pkt *pkt)
 {
-	struct colo_front front = {};
+	struct colo_front *front;
 	__u16 tag[2];
-	int have = 1;
+	int have = 0;
 
 	__builtin_memset(pkt, 0, sizeof(*pkt));
-	if (bpf_skb_load_bytes(skb, ETH_HLEN - 4, &front, sizeof(front))) {
-		have = 0;
-		if (bpf_skb_load_bytes(skb, ETH_HLEN - 4, &front, offsetof(struct colo_front, tcp)) &&
-		    bpf_skb_load_bytes(skb, ETH_HLEN - 4, &front, 4))
-			return -1;
-	}
-	tag[1] = front.ethertype;
+	front = colo_front_get(skb, &have);
+	if (!front)
+		return -1;
+	tag[1] = front->ethertype;
 	pkt->l3 = ETH_HLEN;
 	pkt->end = skb->len;
 	if (skb->vlan_present)
@@ -214,9 +242,9 @@ static __always_inline int colo_parse(struct __sk_buff *skb, struct colo_pkt *pk
 	pkt->ethertype = bpf_ntohs(tag[1]);
 	pkt->l4 = pkt->payload = pkt->l3;
 	if (pkt->ethertype == ETH_P_IP)
-		return colo_parse_ipv4(skb, pkt, &front, have);
+		return colo_parse_ipv4(skb, pkt, front, have);
 	if (pkt->ethertype == ETH_P_IPV6)
-		return colo_parse_ipv6(skb, pkt, &front);
+		return colo_parse_ipv6(skb, pkt, front);
 	return 0;
 }
 
