@@ -583,8 +583,29 @@ MUTANTS = [
     Mutant(
         "a finished checksum is taken for that of a longer frame",
         "include/colo_whole.h",
-        "(due || slot->end == work->end) && ",
+        "(!same && colo_sum_is_due(skb, work->pkt.sum, work->pkt.check) != 1) ||\n	    ",
         "",
+        WHOLE,
+    ),
+    Mutant(
+        "the checksum misses that the options are the PVM's",
+        "include/colo_whole.h",
+        "	if (!options)\n		return sum;\n",
+        "	if (options < 61)\n		return sum;\n",
+        WHOLE,
+    ),
+    Mutant(
+        "the checksum misses that flags and window are the PVM's",
+        "include/colo_whole.h",
+        "(__u64)ack + half[0] + half[1]",
+        "(__u64)ack + pkt->control",
+        WHOLE,
+    ),
+    Mutant(
+        "the SVM's urgent pointer leaves",
+        "include/colo_whole.h",
+        "frame->data[l4 + 13] & COLO_TCP_URG",
+        "0",
         WHOLE,
     ),
     Mutant(

@@ -17,6 +17,7 @@
 #define COLO_TCP_RST	4
 #define COLO_TCP_PSH	8
 #define COLO_TCP_ACK	16
+#define COLO_TCP_URG	32
 #define COLO_TCP_CWR	128
 #define COLO_OPTIONS	20	/* TCP options looked at: as many as fit into 40 bytes, nearly */
 #define COLO_IP6_EXTS	6	/* extension headers looked behind */
@@ -56,6 +57,7 @@ struct colo_pkt {
 	__u8 flags;		/* COLO_TCP_* */
 	__u8 icmp_type;
 	__u8 pad[3];
+	__be32 control;		/* of TCP: header length, flags and window, as they stand there */
 };
 
 /* What nearly every frame begins with, read at once: a call costs more than what it copies. */
@@ -79,6 +81,7 @@ static __always_inline int colo_parse_tcp(struct __sk_buff *skb, struct colo_pkt
 	pkt->seq = bpf_ntohl(tcp->seq);
 	pkt->ack = bpf_ntohl(tcp->ack_seq);
 	pkt->window = bpf_ntohs(tcp->window);
+	pkt->control = tcp_flag_word(tcp);
 	pkt->flags = tcp->fin | tcp->syn << 1 | tcp->rst << 2 | tcp->psh << 3 | tcp->ack << 4;
 	pkt->payload = pkt->l4 + tcp->doff * 4;
 	pkt->sum = pkt->l4 + offsetof(struct tcphdr, check);

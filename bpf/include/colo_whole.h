@@ -13,17 +13,13 @@
 
 #define COLO_TCP_MAX	60	/* bytes of a TCP header with all options */
 
-/*
- * Does the frame begin where the held one does, with headers of the same length? One that nobody
- * will cut any more, for its checksum is finished, must be no longer than that.
- */
+/* Does the frame begin where the held one does, with headers of the same length? */
 static __always_inline int colo_whole_fits(struct __sk_buff *skb, struct colo_work *work,
-					   struct colo_slot *slot, int due)
+					   struct colo_slot *slot)
 {
 	struct colo_pkt *pkt = &work->pkt;
 
-	return (due || slot->end == work->end) && slot->start == pkt->seq &&
-	       slot->part == pkt->seq && slot->tcp_off == pkt->l4 &&
+	return slot->start == pkt->seq && slot->part == pkt->seq && slot->tcp_off == pkt->l4 &&
 	       slot->l3_off == pkt->l3 && slot->data_off == pkt->payload &&
 	       skb->gso_size <= slot->bytes && skb->len == pkt->payload + pkt->len;
 }
@@ -47,27 +43,82 @@ static __always_inline int colo_sum_is_due(struct __sk_buff *skb, __u32 sum, __u
 	return before == after;
 }
 
-/* The checksum of the SVM's segment, changed by what the headers differ in. 0 is no checksum. */
-static __always_inline __u16 colo_whole_sum(struct __sk_buff *skb, struct colo_pkt *pkt,
-					    struct colo_frame *frame, __u64 l4)
+/*
+ * How the sum of the TCP header changes: the ports and the sequence number do not, options may. The
+ * order of 16-bit words is nothing to it (RFC 1071). -1: the frame cannot be read.
+ */
+static __always_inline __s64 colo_whole_change(struct __sk_buff *skb, struct colo_pkt *pkt,
+					       struct colo_frame *frame, __u64 l4, __u64 options)
 {
-	__u64 len = pkt->payload - pkt->l4;
-	__u8 head[COLO_TCP_MAX];
-	__u16 none = 0;
+	__u64 sum = (__u32)~bpf_htonl(pkt->ack) + (__u64)(__u32)~pkt->control;
+	__u8 was[COLO_TCP_MAX - 20];
+	__u16 half[2];
+	__u32 ack;
 
-	COLO_OPAQUE(len);
-	if (len < 20 || len > COLO_TCP_MAX || bpf_skb_load_bytes(skb, pkt->l4, head, len))
-		return 0;
-	__builtin_memcpy(&head[16], &none, 2);
-	__builtin_memcpy(&frame->data[l4 + 16], &none, 2);
-	return colo_sum_fold(bpf_csum_diff((__be32 *)head, len & ~3ULL, (__be32 *)&frame->data[l4],
-					   len & ~3ULL, (__u16)~pkt->check));
+	if (l4 > COLO_HEAD_MAX)
+		return -1;
+	/* Each as it was written last: a load that spans two stores waits for both. */
+	__builtin_memcpy(&ack, &frame->data[l4 + 8], 4);
+	__builtin_memcpy(&half[0], &frame->data[l4 + 12], 2);
+	__builtin_memcpy(&half[1], &frame->data[l4 + 14], 2);
+	sum += (__u64)ack + half[0] + half[1];
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	if (!options)
+		return sum;
+	COLO_OPAQUE(options);
+	if (options < 4 || options > sizeof(was) ||
+	    bpf_skb_load_bytes(skb, pkt->l4 + 20, was, options))
+		return -1;
+	return (__u32)bpf_csum_diff((__be32 *)was, options & ~3ULL,
+				    (__be32 *)&frame->data[l4 + 20], options & ~3ULL, sum);
 }
 
-/* Give the SVM's frame the header of the held one, which stays as it was. */
+/*
+ * Give the SVM's frame the header of the held one, which is as long and has as much payload. Its
+ * checksum is right for it and is changed by what differs; the kernel leaves alone one that is still to
+ * be made. The urgent pointer stays: without URG it means nothing.
+ */
+static __always_inline int colo_whole_same(struct __sk_buff *skb, struct colo_work *work,
+					   struct colo_slot *slot, struct colo_frame *frame)
+{
+	__u64 l4 = slot->tcp_off, options = slot->data_off - slot->tcp_off - 20, from = 0;
+	__s64 change;
+
+	COLO_OPAQUE(l4);
+	if (l4 < ETH_HLEN || l4 > COLO_HEAD_MAX || frame->data[l4 + 13] & COLO_TCP_URG)
+		return -1;
+	change = colo_whole_change(skb, &work->pkt, frame, l4, options);
+	if (change < 0 || bpf_l4_csum_replace(skb, l4 + 16, 0, change, 0))
+		return -1;
+	/* IPv4's own checksum keeps its header's sum what it is. IPv6 has none. */
+	if (work->pkt.ethertype == ETH_P_IPV6) {
+		if (bpf_skb_store_bytes(skb, 0, frame->data, l4, BPF_F_RECOMPUTE_CSUM))
+			return -1;
+		from = l4;
+	}
+	l4 += 16 - from;
+	COLO_OPAQUE(from);
+	COLO_OPAQUE(l4);
+	if (from > COLO_HEAD_MAX || l4 < 16 || l4 > COLO_HEAD_MAX + 16 ||
+	    bpf_skb_store_bytes(skb, from, &frame->data[from], l4, BPF_F_INVALIDATE_HASH))
+		return -1;
+	if (!options)
+		return 0;
+	l4 = slot->tcp_off + 20;
+	COLO_OPAQUE(l4);
+	COLO_OPAQUE(options);
+	if (l4 > COLO_HEAD_MAX || options < 4 || options > COLO_TCP_MAX - 20)
+		return -1;
+	return bpf_skb_store_bytes(skb, l4, &frame->data[l4], options, 0);
+}
+
+/*
+ * Give the SVM's frame, whose checksum is still to be made, the header of the first of a row; in the
+ * store that stays as it was.
+ */
 static __always_inline int colo_whole_dress(struct __sk_buff *skb, struct colo_work *work,
-					    struct colo_slot *slot, struct colo_frame *frame,
-					    int due)
+					    struct colo_slot *slot, struct colo_frame *frame)
 {
 	__u64 l3 = slot->l3_off, l4 = slot->tcp_off, head = slot->data_off;
 	__u32 len = work->pkt.payload - work->pkt.l4 + work->pkt.len;
@@ -87,8 +138,7 @@ static __always_inline int colo_whole_dress(struct __sk_buff *skb, struct colo_w
 	if (now.ip_len != was.ip_len)
 		colo_sum_replace((__u8 *)&now.ip_sum, was.ip_len, now.ip_len);
 	colo_length_put(frame, &now, l3, l4, six, 0);
-	now.tcp_sum = due ? ~colo_sum_fold(colo_pseudo_sum(frame, l3, six, len, IPPROTO_TCP)) :
-			    colo_whole_sum(skb, &work->pkt, frame, l4);
+	now.tcp_sum = ~colo_sum_fold(colo_pseudo_sum(frame, l3, six, len, IPPROTO_TCP));
 	colo_length_put(frame, &now, l3, l4, six, 0);
 	result = bpf_skb_store_bytes(skb, 0, frame->data, head,
 				     BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH);
@@ -141,19 +191,24 @@ static __always_inline int colo_whole_last(struct colo_flow *flow, struct colo_w
  * if it does not (-1), the store will do. The row's first frame is claimed.
  */
 static __always_inline int colo_whole_make(struct __sk_buff *skb, struct colo_flow *flow,
-					   struct colo_work *work, struct colo_slot *slot, __u32 ix,
-					   int due)
+					   struct colo_work *work, struct colo_slot *slot, __u32 ix)
 {
 	struct colo_frame *frame = colo_frames.lookup(&ix);
+	int same = slot->end == work->end, failed;
 
-	if (!frame || due < 0 || flow->epoch != work->now.epoch || slot->epoch != flow->epoch ||
+	if (!frame || flow->epoch != work->now.epoch || slot->epoch != flow->epoch ||
 	    !(flow->flags & COLO_F_ANCHORED) || flow->flags & (COLO_F_LOST | COLO_F_BAD) ||
-	    COLO_AFTER(work->end, flow->verified) || !colo_whole_fits(skb, work, slot, due) ||
+	    COLO_AFTER(work->end, flow->verified) || !colo_whole_fits(skb, work, slot))
+		return -1;
+	/* A longer one has to be cut yet. */
+	if ((!same && colo_sum_is_due(skb, work->pkt.sum, work->pkt.check) != 1) ||
 	    colo_slot_claim(slot))
 		return -1;
 	colo_slot_lower(slot, frame, colo_told(slot->ack, flow->floor),
 			colo_flow_edge(flow, slot->edge));
-	if (colo_whole_dress(skb, work, slot, frame, due)) {
+	failed = same ? colo_whole_same(skb, work, slot, frame) :
+			colo_whole_dress(skb, work, slot, frame);
+	if (failed) {
 		colo_slot_unclaim(slot);
 		return -1;
 	}
@@ -166,15 +221,14 @@ static __always_inline int colo_whole_make(struct __sk_buff *skb, struct colo_fl
 static __always_inline void colo_whole_take(struct __sk_buff *skb, struct colo_flow *flow,
 					    struct colo_work *work)
 {
-	int due = colo_sum_is_due(skb, work->pkt.sum, work->pkt.check);
 	struct colo_slot *slot;
 	__u32 ix;
 
-	if (due < 0 || colo_flow_lock(flow, &work->flow, COLO_LOCK_AGAIN))
+	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_AGAIN))
 		return;
 	ix = flow->head - 1;
 	slot = colo_hold.lookup(&ix);
-	if (slot && !colo_whole_make(skb, flow, work, slot, ix, due)) {
+	if (slot && !colo_whole_make(skb, flow, work, slot, ix)) {
 		colo_whole_drop(flow, work);
 		work->plan.done = colo_whole_last(flow, work, flow->head);
 	}
@@ -193,8 +247,7 @@ static __always_inline void colo_whole_alone(struct __sk_buff *skb, struct colo_
 
 	if (!slot || slot->end != work->end || flow->emitter || flow->more ||
 	    !colo_whole_last(flow, work, slot->next) ||
-	    colo_whole_make(skb, flow, work, slot, ix,
-			    colo_sum_is_due(skb, work->pkt.sum, work->pkt.check)))
+	    colo_whole_make(skb, flow, work, slot, ix))
 		return;
 	colo_whole_out(flow, slot);
 	work->plan.whole = 0;

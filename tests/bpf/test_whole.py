@@ -286,3 +286,45 @@ def test_a_finished_checksum_is_that_of_one_held_frame(
     frames = rig.to_client()
     assert [len(f[TCP].payload) for f in frames] == leaves
     assert all(sums_are_right(f) for f in frames)
+
+
+@pytest.mark.parametrize("wrap", [_four, _six])
+@pytest.mark.parametrize("sacks", [None, 0, 1, 2])
+def test_its_checksum_is_right_whatever_differs_in_the_header(
+    rig: Rig, wrap: Wrap, sacks: int | None
+) -> None:
+    """What the SVM says there is its own: flags, window, options, urgent pointer."""
+    if wrap is _six:
+        _connect(rig, _six)
+
+    def said(at: int, **words: object) -> Packet:
+        tcp = _tcp(1001, b"odd", at=at)
+        if sacks is None:
+            tcp.options = []
+        else:
+            tcp.options += [("NOP", None), ("NOP", None), ("SAck", (at, at + 9))] * sacks
+        for name, value in words.items():
+            setattr(tcp, name, value)
+        return tcp
+
+    rig.from_vm(wrap(said(9, window=900, ack=5011, flags="PAE")))
+    rig.from_peer(wrap(said(0xFFFF0007, window=1100, ack=5001, urgptr=3), 63, 200), 1)
+    (frame,) = rig.to_client()
+    assert (_whole(rig), rig.plane.held().frames) == (1, 0)
+    assert sums_are_right(frame)
+    tcp = frame[TCP]
+    assert (tcp.ack, str(tcp.flags), bytes(tcp.payload)) == (5001, "PAE", b"odd")
+    assert dict(tcp.options).get("Timestamp") == (None if sacks is None else (9, 1))
+    assert frame.payload.id == 100 if wrap is _four else frame.payload.fl == 100
+
+
+@pytest.mark.parametrize("theirs", ["A", "AU"])
+def test_urgent_data_leaves_from_the_store(rig: Rig, theirs: str) -> None:
+    """Whose pointer the SVM's frame does not have."""
+    mine, others = _tcp(1001, b"data", flags="AU"), _tcp(1001, b"data", flags=theirs)
+    mine.urgptr, others.urgptr = 2, 4
+    rig.from_vm(_four(mine))
+    rig.from_peer(_four(others, 63, 200), 1)
+    (frame,) = rig.to_client()
+    assert (frame[TCP].urgptr, _whole(rig)) == (2, 0)
+    assert sums_are_right(frame)
