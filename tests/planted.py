@@ -119,6 +119,13 @@ MUTANTS = [
         COMPARE,
     ),
     Mutant(
+        "every segment behind a lost one of the SVM asks for a checkpoint",
+        "include/colo_svm.h",
+        "	flow->flags |= COLO_F_SVM_GAP;\n",
+        "",
+        ATTACKS,
+    ),
+    Mutant(
         "the floor survives the load that rolled the SVM back",
         "include/colo_flow.h",
         "	flow->floor = flow->p_ack;\n	flow->s_scale",

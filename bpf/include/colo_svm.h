@@ -20,6 +20,18 @@ static __always_inline void colo_svm_resend(struct colo_work *work, struct colo_
 		work->plan.event = COLO_EV_MISSED_INPUT;
 }
 
+/*
+ * What is before it was lost on the link. Its TCP will send it again, 200 ms later at least, and first
+ * perhaps new bytes (F-RTO, RFC 5682): a checkpoint is sooner there. Told once an epoch.
+ */
+static __always_inline void colo_svm_gap(struct colo_work *work, struct colo_flow *flow)
+{
+	colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_GAP);
+	if (!(flow->flags & (COLO_F_SVM_GAP | COLO_F_BAD)))
+		work->plan.event = COLO_EV_GAP;
+	flow->flags |= COLO_F_SVM_GAP;
+}
+
 static __always_inline void colo_svm_syn(struct colo_work *work, struct colo_flow *flow)
 {
 	struct colo_pkt *pkt = &work->pkt;
@@ -108,8 +120,8 @@ static __always_inline void colo_svm_bytes(struct __sk_buff *skb, struct colo_wo
 		colo_svm_resend(work, flow);
 		return;
 	}
-	if (COLO_AFTER(work->pkt.seq, flow->svm.next)) {	/* lost on the link: it will resend */
-		colo_plan_set(plan, COLO_V_DROP, COLO_R_GAP);
+	if (COLO_AFTER(work->pkt.seq, flow->svm.next)) {
+		colo_svm_gap(work, flow);
 		return;
 	}
 	if (flow->flags & COLO_F_BAD) {

@@ -147,6 +147,7 @@ class FlowFlag(enum.IntFlag):
     LOST = 1024
     PVM_FIN = 2048
     RESET = 8192
+    SVM_GAP = 16384
 
 
 class SlotState(enum.IntEnum):

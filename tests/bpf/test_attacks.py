@@ -182,6 +182,31 @@ def test_b1_an_svm_that_resends_what_the_client_lacks_is_right() -> None:
         assert "missed_input" not in rig.events()
 
 
+def test_b1_a_frame_of_the_svm_that_is_lost_is_told_of_once_an_epoch() -> None:
+    """Nothing behind it can be verified, and its TCP sends it again when a timer ends."""
+    with established() as rig:
+        for start in (1001, 1101, 1201):
+            rig.from_vm(segment(start, b"x" * 100, ack=5001))
+        rig.events()
+        for start in (1101, 1201):
+            rig.from_peer(segment(start, b"x" * 100, ack=5001), 1)
+            assert rig.events() == (["gap"] if start == 1101 else [])
+        assert rig.count("cmp-svm", "drop", "gap") == 2
+        assert rig.to_client() == []
+        rig.plane.set_turn(2, Phase.OPEN)
+        rig.from_peer(segment(1401, b"x" * 100, ack=5001), 2)
+        assert rig.events() == ["gap"]
+
+
+def test_b1_the_lost_frame_may_come_after_all() -> None:
+    with established() as rig:
+        for start in (1001, 1101):
+            rig.from_vm(segment(start, b"x" * 100, ack=5001))
+        for start in (1101, 1001, 1101):
+            rig.from_peer(segment(start, b"x" * 100, ack=5001), 1)
+        assert [len(data) for _, data in _said(rig)] == [100, 100]
+
+
 def test_c1_a_withheld_ack_ages_and_the_newest_wins() -> None:
     """The SVM's application has stopped reading; the client must not wait for ever."""
     with established() as rig:
