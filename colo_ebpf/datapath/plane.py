@@ -40,8 +40,9 @@ _FLUSH_ROUNDS = 256  # times round the ring; a frame may wait for the one before
 _FLUSH_IDLE = 8  # rounds without a frame: another CPU holds on to what is left
 _AGE_PLACES = 256  # COLO_AGE_MAX: places one run looks at
 _AGE_BUSY = 1 / 16  # of the flow table's entries: below, a run finds next to nothing, and rests
-AGE_REST_NS = 160_000_000
+AGE_REST_NS = 500_000_000
 _FAREWELLS = 3  # copies: the link may lose some
+_BEACONS = 2  # copies: the second costs next to nothing
 _HIGH_MARK = 3 / 4  # of the hold store: from here on a checkpoint is due
 
 
@@ -107,11 +108,12 @@ class DataPlane:
         self._tables = [RawMap(obj_get(str(pins / name))) for name in names]
         self._of_a_vm = (*self._tables, self._maps["colo_hold"])
         offsets, lasting = self._tables[:2]
-        self._aged_to = self._age_due_ns = 0
+        self._aged_to = self._age_due_ns = self._reap_due_ns = 0
         self._lasting = LastingOffsets(offsets, lasting)
         self._reap_offsets, self._reap_lasting = reap.Reaper(offsets), reap.Reaper(lasting)
         self._held = HeldSlots(self._maps["colo_hold"].fd)
-        self._beacon_run = Runner(self._mirror.programs["colo_beacon"], self._beacon_frame())
+        beacon = self._mirror.programs["colo_beacon"]
+        self._beacon_run = Runner(beacon, self._beacon_frame(), repeat=_BEACONS)
         self._age_run = Runner(self._mirror.programs["colo_age"], bytes(64))
         self._conf = self._first_conf()
         self._callbacks: list[Callable[[PlaneEvent], None]] = []
@@ -356,7 +358,7 @@ class DataPlane:
     # -- link ----------------------------------------------------------------------------
 
     def beacon(self) -> None:
-        """One full-sized frame over the link: the plane is alive, and its MTU suffices."""
+        """Full-sized frames over the link: the plane is alive, and its MTU suffices."""
         self._beacon_run.run()
 
     def _beacon_frame(self) -> bytes:
@@ -367,15 +369,19 @@ class DataPlane:
         return self._live(LiveWord.HEARD_NS)
 
     def reap(self, now_ns: int) -> None:
-        """Take a few entries of ended connections out of the tables."""
+        """Take a few entries of ended connections out of the tables, if it is time to."""
+        if now_ns < self._reap_due_ns:
+            return
         if now_ns >= self._age_due_ns:
             self._age(now_ns)
-        if self._reap_offsets.due(now_ns):
+        offsets, lasting = self._reap_offsets, self._reap_lasting
+        if now_ns >= offsets.due_ns:
             epoch = self.turn().epoch
             epochs = epoch, epoch + 1, int(self._conf.lasting_epoch)
-            self._reap_offsets.step(now_ns, lambda raw: reap.offset_ended(raw, now_ns, epochs))
-        if self._reap_lasting.due(now_ns):
-            self._reap_lasting.step(now_ns, lambda raw: reap.lasting_ended(raw, now_ns))
+            offsets.step(now_ns, lambda raw: reap.offset_ended(raw, now_ns, epochs))
+        if now_ns >= lasting.due_ns:
+            lasting.step(now_ns, lambda raw: reap.lasting_ended(raw, now_ns))
+        self._reap_due_ns = min(self._age_due_ns, offsets.due_ns, lasting.due_ns)
 
     def _age(self, now_ns: int) -> None:
         """The next places of the flow table; in every beat only if there is much to find."""

@@ -41,9 +41,10 @@ class Reaper:
         self._key: bytes | None = None
         self._begin_ns = 0  # no walk before
 
-    def due(self, now_ns: int) -> bool:
-        """In the middle of a walk, or rested since the last one."""
-        return self._key is not None or now_ns >= self._begin_ns
+    @property
+    def due_ns(self) -> int:
+        """When the next step is: in the middle of a walk at once."""
+        return 0 if self._key is not None else self._begin_ns
 
     def step(self, now_ns: int, ended: Callable[[bytes], bool]) -> int:
         """Look at the next entries. Returns how many went."""

@@ -312,7 +312,7 @@ def test_run(fd: int, data: bytes, repeat: int = 1, context: bytes = b"") -> Tes
 class Runner:
     """Like `test_run`, fast, for frames of one length whose verdict the counters tell."""
 
-    def __init__(self, fd: int, frame: bytes, context: bytes = b"") -> None:
+    def __init__(self, fd: int, frame: bytes, context: bytes = b"", repeat: int = 1) -> None:
         self._frame = ctypes.create_string_buffer(frame, len(frame))
         self._context = ctypes.create_string_buffer(context, len(context))
         data = ctypes.addressof(self._frame)
@@ -321,15 +321,18 @@ class Runner:
         attr = struct.pack("<4I2Q4I2Q", fd, 0, len(frame), 0, data, 0, *sizes, ctx, 0)
         self._attr = ctypes.create_string_buffer(attr, _ATTR_BYTES)
         self._repeat = ctypes.c_uint32.from_buffer(self._attr, 32)
+        self._repeat.value = repeat
         self._duration = ctypes.c_uint32.from_buffer(self._attr, 36)
 
     def put(self, frame: bytes) -> None:
         """The next frame, or how it begins: all are as long as the first."""
         ctypes.memmove(self._frame, frame, len(frame))
 
-    def run(self, repeat: int = 1) -> int:
-        """Run it so often; returns ns each run took, with what the kernel did between them."""
-        self._repeat.value = repeat
+    def run(self, repeat: int = 0) -> int:
+        """Run it so often (0: as often as before); returns ns each run took, with what the kernel
+        did between them."""
+        if repeat:
+            self._repeat.value = repeat
         if _libc.syscall(_NR_BPF, _PROG_TEST_RUN, self._attr, _ATTR_BYTES) < 0:
             error = ctypes.get_errno()
             raise DatapathError(f"bpf: test run: {os.strerror(error)}") from OSError(error)

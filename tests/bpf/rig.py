@@ -126,7 +126,8 @@ class Rig:
         self.plane.set_mode(Mode.WITHHOLD)
         self.await_line()
         self._bed.empty()
-        self.plane._age_due_ns = 0  # a test may have been ahead of the clock
+        # a test may have been ahead of the clock
+        self.plane._age_due_ns = self.plane._reap_due_ns = 0
         for wire in (self.client, self.peer, self.tap):
             while select.select([wire], [], [], 0)[0]:
                 os.read(wire if isinstance(wire, int) else wire.fileno(), 65536)
