@@ -121,7 +121,7 @@ class ArbiterTable(
 class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     """``[timing]``: every deadline."""
 
-    heartbeat_ms: Ms = 20
+    heartbeat_ms: Ms = 30
     peer_timeout_ms: Ms = 150
     link_timeout_ms: Ms = 100
     compare_timeout_ms: Ms = 60

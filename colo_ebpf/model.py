@@ -175,6 +175,11 @@ class OverlayUse:
     limit_bytes: int
     free_bytes: int  # left in their file system
 
+    @property
+    def room_bytes(self) -> int:
+        """What they may still take."""
+        return min(self.limit_bytes - self.used_bytes, self.free_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class LentImage:

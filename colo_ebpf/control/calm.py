@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from colo_ebpf.control.checkpoints import Checkpoints
 from colo_ebpf.control.facts import Decision, Snapshot, State
-from colo_ebpf.control.peer import PeerState, PeerView
+from colo_ebpf.control.peer import PeerView
+from colo_ebpf.control.ports import Plane
 
 
 def lasts(s: Snapshot, d: Decision) -> bool:
@@ -37,10 +38,13 @@ def lasts(s: Snapshot, d: Decision) -> bool:
 class Calm:
     """What one core remembers of it. Every event ends it, mostly by the cycle that follows."""
 
-    def __init__(self, checkpoints: Checkpoints, peer: PeerView, silence_ns: int) -> None:
-        self._checkpoints, self._peer, self._silence_ns = checkpoints, peer, silence_ns
+    def __init__(
+        self, checkpoints: Checkpoints, peer: PeerView, plane: Plane, silence_ns: int
+    ) -> None:
+        self._checkpoints, self._peer, self._plane = checkpoints, peer, plane
+        self._silence_ns = silence_ns
         self._lasts = False
-        self._until_ns = 0
+        self._until_ns = self._sure_until_ns = 0
 
     def begins(self) -> None:
         """The last cycle has decided what lasts, and nothing is left to do."""
@@ -48,20 +52,29 @@ class Calm:
 
     def ends(self) -> None:
         """A fact has changed."""
-        self._lasts, self._until_ns = False, 0
+        self._lasts, self._until_ns, self._sure_until_ns = False, 0, 0
 
     def stands(self, now_ns: int) -> bool:
         """The last cycle has decided what lasts, and the peer has not fallen silent since."""
-        return self._lasts and now_ns - self._peer.link_heard_ns <= self._silence_ns
+        return self._lasts and self._hears(now_ns)
 
-    def holds(self, said: PeerState | None, now_ns: int) -> bool:
-        """A cycle would do nothing now. `said`: what the last one told the peer."""
+    def _hears(self, now_ns: int) -> bool:
+        """The plane is asked only if the other daemon is late: a look there is a system call."""
+        peer = self._peer
+        if now_ns - peer.link_heard_ns <= self._silence_ns:
+            return True
+        peer.plane_heard_ns = self._plane.link_heard_ns()
+        return now_ns - peer.link_heard_ns <= self._silence_ns
+
+    def holds(self, now_ns: int) -> bool:
+        """A cycle would do nothing now. Mostly the last answer tells, without another look."""
+        if now_ns < self._sure_until_ns:
+            return True
         if now_ns >= self._until_ns:
             self._until_ns = self._checkpoints.quiet_until_ns(now_ns) if self._lasts else 0
-        peer = self._peer
-        return (
-            now_ns < self._until_ns
-            and now_ns - peer.link_heard_ns <= self._silence_ns
-            and said is not None
-            and said.echo == peer.echo
-        )
+            if now_ns >= self._until_ns:
+                return False
+        if not self._hears(now_ns):
+            return False
+        self._sure_until_ns = min(self._until_ns, self._peer.link_heard_ns + self._silence_ns)
+        return True

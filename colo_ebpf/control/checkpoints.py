@@ -38,13 +38,21 @@ _REASONS = {
 
 
 _PEER_DISK = "a write to the secondary's disk failed"
-_OVERLAYS_EVERY_NS = 50_000_000
+_OVERLAYS_LEAST_NS, _OVERLAYS_MOST_NS = 50_000_000, 500_000_000
+_FILLS_BYTES_NS = 4  # no disk takes 4 GB/s
 
 
 def of_peer(event: VmEvent) -> bool:
     """A disk error that names no node counts as the peer's: it ends the pair, which is safe."""
     node = event.data.get("node-name")
     return node is None or is_peer_node(str(node))
+
+
+def _rest_ns(overlays: Sequence[OverlayUse] | None) -> int:
+    """Until they are looked at again: well before any can have filled by half of what is left."""
+    room_bytes = min((one.room_bytes for one in overlays or ()), default=0)
+    fills_ns = room_bytes // 2 // _FILLS_BYTES_NS
+    return min(max(fills_ns, _OVERLAYS_LEAST_NS), _OVERLAYS_MOST_NS)
 
 
 class Checkpoints:
@@ -79,6 +87,11 @@ class Checkpoints:
         if self._side is not Turns.SECONDARY or self.fitness.lasting:
             return ""
         return self.secondary.want or self.fitness.want or self._ahead
+
+    @property
+    def held_due_ns(self) -> int | None:
+        """Primary: when the frames that are held have to be looked at; None: none are."""
+        return self._overdue.due_ns if self._side is Turns.PRIMARY else None
 
     def facts(self) -> TurnFacts:
         """For the decision."""
@@ -179,7 +192,7 @@ class Checkpoints:
             return True
         if vm.overlay_use() != self._overlays:
             return False
-        self._overlays_due_ns = now_ns + _OVERLAYS_EVERY_NS
+        self._overlays_due_ns = now_ns + _rest_ns(self._overlays)
         return True
 
     def _look_overlays(self, vm: Vm, now_ns: int) -> None:
@@ -187,8 +200,8 @@ class Checkpoints:
         early = now_ns < self._overlays_due_ns and not self.fitness.passing
         if early or self.secondary.stopped:
             return
-        self._overlays_due_ns = now_ns + _OVERLAYS_EVERY_NS
         self._overlays = vm.overlay_use()
+        self._overlays_due_ns = now_ns + _rest_ns(self._overlays)
         self.fitness.overlays(self._overlays, self.secondary.loads)
         self.fitness.loaded(vm.loads())
 

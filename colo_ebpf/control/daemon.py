@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The daemon of one VM on one host: `Core` wired to clock, sockets, QEMU and the kernel.
 
-Every `heartbeat` the loop says how it is, sends a beacon over the data plane and decides. All
-else is an event: a datagram, a ring buffer record, a QMP event, the exit of QEMU, a step's end.
-Ending the daemon leaves VM, programs and maps as they are; the next run adopts them.
+Every `heartbeat` the loop sends a beacon over the data plane, decides and says how it is; while
+nothing happens it decides nothing, and says so in every third. All else is an event: a datagram, a
+ring buffer record, a QMP event, the exit of QEMU, a step's end. Ending the daemon leaves VM,
+programs and maps as they are; the next run adopts them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from colo_ebpf.control.machine import QemuMachine
 from colo_ebpf.control.notefile import NoteFile
 from colo_ebpf.control.notify import Notifier
 from colo_ebpf.control.pause import Pause, PauseFile
-from colo_ebpf.control.peer import Path, PeerState, PeerView, Speech
+from colo_ebpf.control.peer import Path, PeerView, Speech
 from colo_ebpf.control.ports import Vm
 from colo_ebpf.control.privileges import keep_only_needed
 from colo_ebpf.control.pulse import Pulse, loop_of
@@ -44,10 +45,11 @@ from colo_ebpf.control.steps import Steps
 from colo_ebpf.control.unfinished import Unfinished
 from colo_ebpf.datapath.plane import DataPlane
 from colo_ebpf.errors import ColoError, ControlError
-from colo_ebpf.model import Endpoints, Mode, VmEvent, VmRole
+from colo_ebpf.model import Endpoints, Mode, PlaneEvent, VmEvent, VmRole
 
 _log = logging.getLogger(__name__)
 _LEAVING_COPIES = 3
+_CHORES_EVERY_NS = 200_000_000  # watchdogs, and whether QEMU hangs
 
 
 class Daemon:
@@ -70,6 +72,7 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._step_task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._chores_due_ns = 0
         self.core: Core
         self.steps = Steps(
             plane,
@@ -148,7 +151,7 @@ class Daemon:
             fence=FenceWhen(self.config.fence.when),
             log=self._say,
         )
-        self.plane.subscribe(lambda event: self.core.plane_event(event, boot_ns()))
+        self.plane.subscribe(self._plane_event)
         if vm is None:
             return
         _log.info("adopted %s (pid %d)", vm.instance, vm.pid)
@@ -159,16 +162,38 @@ class Daemon:
         off = await vm.powered_off()
         self.core.adopt(vm, vm.past(), failed=failed, off=off, now_ns=boot_ns())
 
+    def _plane_event(self, event: PlaneEvent) -> None:
+        now_ns = boot_ns()
+        self.core.plane_event(event, now_ns)
+        self._look_in_time(now_ns)
+
+    def _look_in_time(self, now_ns: int) -> None:
+        """A frame nobody verifies is a client that waits: not until some beat after it is due."""
+        wait_ns = self.core.look_again_ns(now_ns)
+        if wait_ns is not None:
+            self._pulse.hasten(wait_ns / 1e9)
+
     def _beat(self) -> bool:
         now_ns = boot_ns()
         self.plane.beacon()
-        self.plane.reap(now_ns)
         decided = self.core.beat(now_ns)
-        assert self.core.said is not None, "the first beat decides, and a decision is told"
-        self._send(self.core.said)
+        if decided:
+            self._look_in_time(now_ns)
+        if self.core.speaks:
+            said = self.core.said
+            assert said is not None, "the first beat decides, and a decision is told"
+            self._beats.send(self._speech.say(said))
+        self.plane.reap(now_ns)
+        if now_ns < self._chores_due_ns:
+            return decided
+        self._chores_due_ns = now_ns + _CHORES_EVERY_NS
+        return self._do_chores(now_ns) or decided
+
+    def _do_chores(self, now_ns: int) -> bool:
         self._notifier.feed(now_ns)
         self._watchdog.feed(self.plane.mode(), now_ns)
-        return decided
+        vm = self.core.vm
+        return vm is not None and vm.look()
 
     def _leave(self) -> None:
         """The peer is told; VM and data plane go on without us."""
@@ -249,10 +274,7 @@ class Daemon:
         """Send the state on both paths."""
         state = self.core.my_state()
         for _ in range(copies):
-            self._send(state)
-
-    def _send(self, state: PeerState) -> None:
-        self._beats.send(self._speech.say(state))
+            self._beats.send(self._speech.say(state))
 
     def keep_note(self, note: Note) -> None:
         """Over a restart."""

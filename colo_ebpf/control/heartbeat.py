@@ -12,6 +12,7 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from colo_ebpf.control.peer import Path
 from colo_ebpf.control.pulse import Pulse
@@ -72,7 +73,7 @@ class _Way:
             endpoint.close()
             raise
         self._socket = endpoint
-        self._pulse.listen(endpoint.fileno(), lambda: self._read(endpoint))
+        self._pulse.listen(endpoint.fileno(), partial(self._read, endpoint))
         return endpoint
 
     def _read(self, endpoint: socket.socket) -> bool:

@@ -171,6 +171,10 @@ class Vm(Protocol):
     async def announce(self) -> None:
         """announce-self: the bridges learn where the VM is now."""
 
+    def look(self) -> bool:
+        """A few times a second, while nothing else is asked of it: does it hang? The events HUNG
+        and ANSWERS tell. Returns whether there is work for the loop."""
+
     def settled(self) -> Settled:
         """Secondary: from the COLO trace file and the events read so far."""
 

@@ -55,6 +55,11 @@ class Pulse(selectors.BaseSelector):
         self._tick, self._period_s, self._due_s = tick, period_s, time.monotonic()
         return self._ended
 
+    def hasten(self, wait_s: float) -> None:
+        """The next beat comes after so long, unless it comes sooner; the others follow it."""
+        if self._due_s < math.inf:  # else it rests
+            self._due_s = min(self._due_s, time.monotonic() + wait_s)
+
     def rest(self) -> None:
         """No more beats."""
         self._due_s = math.inf
@@ -78,20 +83,21 @@ class Pulse(selectors.BaseSelector):
         now_s = time.monotonic()
         end_s = math.inf if timeout is None else now_s + timeout
         while True:
-            events = self._wait(min(end_s, self._due_s) - now_s)
-            wanted, others = self._read(events)
-            heard = len(events) > others
-            if time.monotonic() >= self._due_s - (self._period_s * _EARLY if heard else 0.0):
+            until_s = min(end_s, self._due_s)  # epoll counts whole milliseconds, never too few
+            wait_s = None if until_s == math.inf else max(until_s - now_s, 0.0)
+            events = self._poll.poll(wait_s, _MOST_EVENTS)
+            wanted = others = heard = False
+            if events:
+                wanted, others = self._read(events)
+                heard = len(events) > others
+            now_s = time.monotonic()
+            if now_s >= self._due_s - (self._period_s * _EARLY if heard else 0.0):
                 wanted = self._beat() or wanted
+                now_s = time.monotonic()
             if others:
                 return self._others.select(0)
-            now_s = time.monotonic()
             if wanted or now_s >= end_s:
                 return []
-
-    def _wait(self, seconds: float) -> list[tuple[int, int]]:
-        """In whole milliseconds, as epoll counts; never too short."""
-        return self._poll.poll(None if seconds == math.inf else max(seconds, 0.0), _MOST_EVENTS)
 
     def _read(self, events: list[tuple[int, int]]) -> tuple[bool, bool]:
         """May the loop have work? Do its own descriptors?"""
@@ -109,6 +115,7 @@ class Pulse(selectors.BaseSelector):
 
     def _beat(self) -> bool:
         assert self._tick is not None
+        self._due_s = min(self._due_s, time.monotonic()) + self._period_s
         try:
             wanted = self._tick()
         except Exception as e:
@@ -116,9 +123,7 @@ class Pulse(selectors.BaseSelector):
             if self._ended is not None and not self._ended.done():
                 self._ended.set_exception(e)
             return True
-        if self._due_s < math.inf:  # else it was put to rest
-            now_s = time.monotonic()
-            self._due_s = max(min(self._due_s, now_s) + self._period_s, now_s)
+        self._due_s = max(self._due_s, time.monotonic())
         return wanted
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:

@@ -18,6 +18,7 @@ from colo_ebpf.control.disks import Disks
 from colo_ebpf.control.eventlog import EventLog, Past
 from colo_ebpf.control.lineage import Lineage
 from colo_ebpf.control.qmp import Monitors
+from colo_ebpf.control.ran import Ran
 from colo_ebpf.control.summed import Summed
 from colo_ebpf.control.taps import Taps
 from colo_ebpf.errors import QmpError, VmError
@@ -36,7 +37,8 @@ _log = logging.getLogger(__name__)
 
 NEVER_MS = 4294967295  # x-checkpoint-delay: QEMU's own timer is put out of the way
 _BANDWIDTH_BYTES = 1 << 40
-_ASKS = 4  # whether QEMU answers, in the time after which it is taken for hung
+_CUT_EVERY = 8  # looks: its files grow slowly
+_IDLE_LOOKS = 2  # in a row: QEMU with an idle guest sleeps for longer than one now and then
 _POLL_S = 0.02  # of a migration or a state that has no event
 
 
@@ -57,7 +59,9 @@ class Qemu:
         self._colo_exited = False
         path = cmdline.trace_path(spec, instance)
         self._trace = Summed(path, trace.TraceState(), trace.follow)
+        self._ran = Ran(pid)
         self._asking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._hung, self._looks, self._idle_looks = False, 0, 0
         self._qmp = Monitors(instance, spec.qmp_timeout_ms, self._on_event)
         self._disks = Disks(spec, instance, self._qmp)
         self._lineage = Lineage.of(spec)
@@ -122,29 +126,39 @@ class Qemu:
             self._waiters.remove((kind, future))
 
     async def connect(self) -> None:
-        """Open both monitors, and ask from now on whether anybody is there."""
+        """Open both monitors; from now on `look` may ask whether anybody is there."""
         await self._qmp.connect(cmdline.monitor_path(self._spec), cmdline.oob_path(self._spec))
         self._asking = asyncio.create_task(self._ask())
 
-    async def _ask(self) -> None:
-        """A process that is stopped does not answer out of band either; one whose main loop waits
-        for a peer does. HUNG and ANSWERS tell of the change."""
-        limit_ms, hung = self._spec.hang_timeout_ms, False
-        while self._alive:
-            try:
-                await self._qmp.run_oob("query-yank", limit_ms)
-                silent = False
-            except QmpError as e:
-                _log.info("%s", e)
-                silent = True
-            if silent is not hung and self._alive:
-                hung = silent
-                self._on_event(
-                    VmEvent(VmEventKind.HUNG if hung else VmEventKind.ANSWERS, boot_ns())
-                )
+    def look(self) -> bool:
+        """A few times a second: does it hang? HUNG and ANSWERS tell of the change.
+
+        Whether there is work for the loop: one that has not run for some looks is asked. A process
+        that is stopped does not answer out of band either; one whose main loop waits for a peer
+        does.
+        """
+        if not self._alive or not self._asking.done():
+            return False
+        self._looks += 1
+        if self._looks % _CUT_EVERY == 0:
             self._log.cut()
             self._trace.cut()
-            await asyncio.sleep(limit_ms / 1000 / _ASKS)
+        self._idle_looks = 0 if self._ran.since_last_look() else self._idle_looks + 1
+        if self._idle_looks < _IDLE_LOOKS and not self._hung:
+            return False
+        self._asking = asyncio.create_task(self._ask())
+        return True
+
+    async def _ask(self) -> None:
+        hung = False
+        try:
+            await self._qmp.run_oob("query-yank", self._spec.hang_timeout_ms)
+        except QmpError as e:
+            _log.info("%s", e)
+            hung = True
+        if hung is not self._hung and self._alive:
+            self._hung = hung
+            self._on_event(VmEvent(VmEventKind.HUNG if hung else VmEventKind.ANSWERS, boot_ns()))
 
     async def check_name(self) -> None:
         """The process is the instance its pid file names."""
@@ -356,4 +370,5 @@ class Qemu:
         self._follow_trace()
         self._trace.close()
         self._log.close()
+        self._ran.close()
         await self._qmp.close()

@@ -45,10 +45,19 @@ async def test_a_process_that_is_stopped_is_noticed_and_so_is_its_coming_back(
     tmp_path: Path,
 ) -> None:
     async with Pair(tmp_path) as (_, b):
+
+        def seen(kind: VmEventKind) -> bool:
+            b.vm.look()
+            return kind in b.kinds()
+
         os.kill(b.vm.pid, signal.SIGSTOP)
-        await until(lambda: VmEventKind.HUNG in b.kinds(), "HUNG")
+        await until(lambda: seen(VmEventKind.HUNG), "HUNG")
         os.kill(b.vm.pid, signal.SIGCONT)
-        await until(lambda: VmEventKind.ANSWERS in b.kinds(), "ANSWERS")
+        await until(lambda: seen(VmEventKind.ANSWERS), "ANSWERS")
+        assert [k for k in b.kinds() if k in (VmEventKind.HUNG, VmEventKind.ANSWERS)] == [
+            VmEventKind.HUNG,
+            VmEventKind.ANSWERS,
+        ]
 
 
 async def test_a_replica_that_was_powered_off_is_run_again_by_a_load(tmp_path: Path) -> None:

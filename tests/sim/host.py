@@ -180,13 +180,14 @@ class Host:
         if not self.paused:
             self.plane.beacon()
             self._decide(self.core)
-            self.publish(1)
+            if self.core.speaks:
+                self.publish(1)
         self.world.after(self.world.delay_ns(45, 60), lambda: self._beat(run))
 
     def _decide(self, core: Core) -> None:
         """In every other history what a beat leaves out is done all the same: nothing may come of
         it."""
-        calm = core.calm.holds(core.said, self.now_ns)
+        calm = core.calm.holds(self.now_ns)
         self.beats += 1
         self.calm_beats += calm
         if not calm or self.world.seed % 2:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -129,7 +130,7 @@ def _pair() -> tuple[World, Host, Host]:
 
 def _is_calm(host: Host) -> bool:
     assert host.core is not None
-    return host.core.calm.holds(host.core.said, host.now_ns)
+    return host.core.calm.holds(host.now_ns)
 
 
 def test_a_pair_at_rest_decides_nothing() -> None:
@@ -173,12 +174,59 @@ def test_a_peer_that_falls_silent_is_looked_at_when_it_is_late_and_not_before() 
     b.pause()
     assert a.core is not None
     timeout_ns = a.core.timing.peer_timeout_ns
-    while a.now_ns - a.core.peer.link_heard_ns <= timeout_ns:
+    while a.now_ns - max(a.core.peer.link_heard_ns, a.plane.heard_ns) <= timeout_ns:
         assert _is_calm(a)
         world.run(MS, lambda: None)
     assert not _is_calm(a)
     world.run(100 * MS, lambda: None)
     assert a.core.decision.state is not State.PRIMARY or a.core.decision.step is not None
+
+
+def _said(world: World, host: Host, beats: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """In which of the host's next beats it speaks to the other daemon."""
+    told, publish = [], host.publish
+
+    def tell(copies: int) -> None:
+        told.append(host.beats)
+        publish(copies)
+
+    monkeypatch.setattr(host, "publish", tell)
+    first = host.beats + 1
+    while host.beats < first + beats:
+        world.run(MS, lambda: None)
+    return [beat - first for beat in told if beat < first + beats]
+
+
+def test_a_pair_at_rest_says_so_in_every_third_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, a, _ = _pair()
+    said = _said(world, a, 31, monkeypatch)
+    assert {later - sooner for sooner, later in itertools.pairwise(said)} == {3}
+
+
+def test_what_is_new_is_said_in_three_beats_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, a, _ = _pair()
+    assert a.core is not None
+    a.core.cycle(a.now_ns)
+    assert _said(world, a, 12, monkeypatch) == [0, 1, 2, 5, 8, 11]
+
+
+def test_a_pair_stays_one_while_heartbeats_are_lost_and_beacons_come() -> None:
+    """All that go over the link, and every second one of those that go the other way."""
+    world, a, b = _pair()
+    record_before, send, sent = world.record, world.send, {"a": 0, "b": 0}
+
+    def lossy(source: str, path: Path, datagram: bytes) -> None:
+        if path is Path.MANAGEMENT:
+            sent[source] += 1
+            if sent[source] % 2:
+                send(source, path, datagram)
+
+    world.send = lossy  # type: ignore[method-assign]
+    world.run(20_000 * MS, lambda: None)
+    assert world.record is record_before
+    for host in (a, b):
+        assert host.core is not None
+        assert host.core.decision.state in (State.PRIMARY, State.SECONDARY)
 
 
 def test_a_refused_port_is_looked_at() -> None:
@@ -203,6 +251,29 @@ def test_overlays_that_fill_are_seen_although_nothing_else_happens(
     world.run(200 * MS, lambda: None)
     assert a.core is not None
     assert "peer" in {reason.value for reason in a.core.checkpoints.primary.by_cause}
+
+
+@pytest.mark.parametrize(("room_mib", "looks"), [(100, 100), (800, 50), (100_000, 10)])
+def test_overlays_are_looked_at_the_more_often_the_less_room_they_have(
+    monkeypatch: pytest.MonkeyPatch, room_mib: int, looks: int
+) -> None:
+    """In five seconds."""
+    world, _, b = _pair()
+    assert b.core is not None
+    seen: list[int] = []
+    use = OverlayUse(0, 1 << 20, (room_mib << 20) + (1 << 20), 1 << 40)
+
+    def overlay_use() -> tuple[OverlayUse, ...]:
+        seen.append(b.now_ns)
+        return (use,)
+
+    monkeypatch.setattr(b.vm, "overlay_use", overlay_use)
+    world.run(1_000 * MS, lambda: None)
+    seen.clear()
+    for _ in range(5_000):
+        _is_calm(b)
+        world.run(MS, lambda: None)
+    assert looks * 0.8 <= len(seen) <= looks * 1.2
 
 
 def test_a_new_run_of_the_peers_daemon_is_greeted_in_the_next_beat() -> None:

@@ -3,13 +3,24 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_ebpf.control.datagram import VERSION, Refusal, RefusedError, Seal
-from colo_ebpf.control.peer import Path, PeerState, PeerView, Speech, words
+from colo_ebpf.control.peer import (
+    AHEAD,
+    GREET_AFTER_NS,
+    VOUCHED_NS,
+    Path,
+    PeerState,
+    PeerView,
+    Speech,
+    words,
+)
 
 SEAL = Seal(b"0123456789abcdef")
 MS = 1_000_000
@@ -152,3 +163,74 @@ def test_only_the_same_key_opens_it(key: bytes) -> None:
         SEAL.open(Seal(key).close(1, b"said"))
     with pytest.raises(RefusedError, match="wrong key"):
         Seal(key + b"k").open(Seal(key).close(1, b"said"))
+
+
+def test_what_is_repeated_is_opened_ahead_and_no_more_is_believed_for_that() -> None:
+    """Lost, overtaken and doubled ones, of several rows of what was sealed at once."""
+    view, speech, rng = _view(), Speech(SEAL), random.Random(7)
+    state = PeerState(vm="web", host="b", boot="theirs", echo="mine")
+    said = [speech.say(state) for _ in range(5 * AHEAD)]
+    assert len(set(said)) == len(said)
+    newest, stale = -1, 0
+    for at_ms in range(400):
+        number = min(newest + rng.choice((-3, 0, 1, 1, 1, 2, 40)), len(said) - 1)
+        if number < 0:
+            continue
+        view.receive(said[number], Path.LINK, at_ms * MS)
+        if number > newest:
+            newest = number
+            assert view.age_ns(Path.LINK, at_ms * MS) == 0
+        else:
+            stale += 1
+    assert stale
+    assert view.refusals == {Refusal.STALE: stale}
+    assert view.state == state
+
+
+def test_a_recording_has_nothing_opened_ahead() -> None:
+    view, speech = _view(), Speech(SEAL)
+    state = PeerState(vm="web", host="b", boot="theirs", echo="mine")
+    said = [speech.say(state) for _ in range(60)]
+    for datagram in said[30:]:
+        view.receive(datagram, Path.LINK, MS)
+    ready = view._numbers
+    for datagram in said[:20]:
+        assert not view.receive(datagram, Path.LINK, 2 * MS)
+    assert view._numbers is ready
+    assert view.refusals == {Refusal.STALE: 20}
+
+
+def test_frames_of_the_other_plane_speak_for_its_daemon_for_a_while() -> None:
+    view = _view()
+    view.plane_heard_ns = 5 * MS
+    view.receive(_said(1), Path.MANAGEMENT, 10 * MS)
+    assert view.link_heard_ns == 5 * MS
+    view.receive(_said(1), Path.LINK, 12 * MS)
+    assert view.link_heard_ns == 12 * MS
+    view.plane_heard_ns = 90 * MS
+    assert view.age_ns(Path.LINK, 100 * MS) == 10 * MS
+    assert view.age_ns(Path.MANAGEMENT, 100 * MS) == 90 * MS
+    view.plane_heard_ns = 90_000 * MS
+    assert view.link_heard_ns == 12 * MS + VOUCHED_NS, "its daemon is silent"
+    view.receive(_said(2), Path.MANAGEMENT, 90_010 * MS)
+    assert view.link_heard_ns == 90_000 * MS
+
+
+def test_a_plane_that_is_heard_keeps_no_new_run_of_the_daemon_waiting() -> None:
+    """The new run sends the beacons."""
+    view = _view()
+    view.receive(_said(500, boot="first"), Path.LINK, MS)
+    view.plane_heard_ns = MS + GREET_AFTER_NS
+    view.receive(_said(1, boot="second", echo=""), Path.LINK, MS + GREET_AFTER_NS)
+    assert view.echo == "second"
+
+
+def test_until_its_daemon_is_heard_silence_counts_from_our_start() -> None:
+    """The planes have known each other for long."""
+    view = _view()
+    view.started_ns, view.plane_heard_ns = 70_000 * MS, 70_010 * MS
+    assert view.age_ns(Path.LINK, 70_020 * MS) == 20 * MS
+    view.receive(_said(1), Path.MANAGEMENT, 70_030 * MS)
+    assert view.age_ns(Path.LINK, 70_040 * MS) == 30 * MS
+    view.plane_heard_ns = 69_000 * MS
+    assert view.age_ns(Path.LINK, 70_040 * MS) == 40 * MS

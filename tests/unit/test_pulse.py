@@ -183,7 +183,7 @@ class _Clock:
     """Of a pulse whose time passes by hand."""
 
     def __init__(self, pulse: Pulse, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now_s, self.beats = 1000.0, 0
+        self.now_s, self.beats, self.hastens_s = 1000.0, 0, 0.0
         self._pulse = pulse
         self._ours, self._theirs = socket.socketpair()
         monkeypatch.setattr("colo_ebpf.control.pulse.time.monotonic", lambda: self.now_s)
@@ -192,6 +192,8 @@ class _Clock:
 
     def _beat(self) -> bool:
         self.beats += 1
+        if self.hastens_s:
+            self._pulse.hasten(self.hastens_s)
         return False
 
     def _read(self) -> bool:
@@ -210,6 +212,28 @@ class _Clock:
         self._pulse.close()
         self._ours.close()
         self._theirs.close()
+
+
+def test_a_beat_can_be_hastened_and_the_others_follow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        pulse = Pulse()
+        clock = _Clock(pulse, monkeypatch)
+        assert clock.beats_at(0, heard=False) == 1
+        pulse.hasten(7.0)
+        pulse.hasten(9.0)
+        assert clock.beats_at(6.9, heard=False) == 0
+        clock.hastens_s = 4.0
+        assert clock.beats_at(7.0, heard=False) == 1
+        clock.hastens_s = 30.0
+        assert clock.beats_at(11.0, heard=False) == 1, "by the beat before"
+        assert clock.beats_at(30.9, heard=False) == 0
+        assert clock.beats_at(31.0, heard=False) == 1, "none is put off"
+        pulse.rest()
+        pulse.hasten(1.0)
+        assert clock.beats_at(90.0, heard=False) == 0
+        clock.close()
+
+    asyncio.run(run())
 
 
 def test_a_beat_that_is_nearly_due_joins_a_heartbeat_and_none_is_late(

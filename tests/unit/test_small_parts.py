@@ -7,7 +7,10 @@ import asyncio
 import ctypes
 import dataclasses
 import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from colo_ebpf.control.epoch_secondary import Note
 from colo_ebpf.control.machine import judge_version
 from colo_ebpf.control.notefile import NoteFile
 from colo_ebpf.control.notify import Notifier
+from colo_ebpf.control.ran import Ran
 from colo_ebpf.control.rests import Rests
 from colo_ebpf.control.taps import Taps
 from colo_ebpf.control.vm import Qemu
@@ -188,3 +192,27 @@ def test_a_rest_doubles_up_to_half_a_minute_and_begins_anew_with_the_peer() -> N
     rests.paired()
     rests.failed(9 * second)
     assert rests.until_ns == 10 * second
+
+
+def test_a_process_that_has_run_is_told_from_one_that_is_stopped() -> None:
+    spins = "import signal\nsignal.alarm(60)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", spins]) as process:
+        ran = Ran(process.pid)
+        try:
+            assert ran.since_last_look()
+            while not ran.since_last_look():
+                pass
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            ran.since_last_look()
+            assert not ran.since_last_look()
+            process.send_signal(signal.SIGCONT)
+            while not ran.since_last_look():
+                pass
+        finally:
+            process.kill()
+        process.wait()
+        assert not ran.since_last_look(), "of one that is gone nothing is known"
+        ran.close()
+        assert not ran.since_last_look()
+    assert not Ran(2**22 + 1).since_last_look()
