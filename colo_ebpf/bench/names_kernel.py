@@ -65,7 +65,7 @@ def sized(what: str, payload_bytes: int) -> str:
 RATIO = "max/min"
 FLOWS, HELD_FRAMES, EPOCHS, VMS = "flows", "held frames", "epochs per second", "VMs on the host"
 CORES = "both cores, two connections, throughput"
-LOOK, LOOK_LINES = "look-up alone", "look-up, and the lines a frame needs"
+LOOK, LOOK_LINES = "both look-ups alone", "both look-ups, and the lines a frame needs"
 BEHIND, ELSEWHERE = "in the connection itself", "in another connection"
 LOAD_VM, MEMORY_VM = "compile and load of one more VM", "memory of one more VM"
 
@@ -81,5 +81,5 @@ def both(payload_bytes: int) -> str:
 
 
 def less_look(line: str) -> str:
-    """The line without what one look-up became dearer: that is the caches', not the programs'."""
-    return f"{line}, less one look-up's growth"
+    """The line without what look-ups became dearer: that is the caches', not the programs'."""
+    return f"{line}, less the look-ups' growth"

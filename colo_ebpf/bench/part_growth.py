@@ -156,10 +156,11 @@ def _pairs(bed: Bed, driver: Driver, payload: int, flows: int, scale: Scale) -> 
 
 
 def _looks(driver: Driver, flows: int, lines: int, scale: Scale) -> list[float]:
-    """The unavoidable part: reading so much of one entry after the other."""
-    stream = driver.look(flows, lines)
+    """The unavoidable part: both programs read so much of one entry after the other, in the same
+    turns as over frames."""
+    first, second = driver.look(flows, lines), driver.look(flows, lines)
     return [
-        driver.spent(partial(stream.run_all, scale.frames))["bench_look"].each_ns
+        2 * driver.spent(partial(in_turn, first, second, scale.frames))["bench_look"].each_ns
         for _ in range(scale.rounds)
     ]
 
