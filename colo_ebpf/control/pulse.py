@@ -42,6 +42,7 @@ class Pulse(selectors.BaseSelector):
         self._readers: dict[int, Work] = {}
         self._tick: Work | None = None
         self._due_s, self._period_s = math.inf, 0.0
+        self._wish_s = math.inf
         self._ended: asyncio.Future[None] | None = None
 
     # -- beats and readers ------------------------------------------------------------------
@@ -56,13 +57,13 @@ class Pulse(selectors.BaseSelector):
         return self._ended
 
     def hasten(self, wait_s: float) -> None:
-        """The next beat comes after so long, unless it comes sooner; the others follow it."""
+        """There is a beat in so long, whatever others come before; those after it follow it."""
         if self._due_s < math.inf:  # else it rests
-            self._due_s = min(self._due_s, time.monotonic() + wait_s)
+            self._wish_s = min(self._wish_s, time.monotonic() + wait_s)
 
     def rest(self) -> None:
         """No more beats."""
-        self._due_s = math.inf
+        self._due_s = self._wish_s = math.inf
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
@@ -83,7 +84,8 @@ class Pulse(selectors.BaseSelector):
         now_s = time.monotonic()
         end_s = math.inf if timeout is None else now_s + timeout
         while True:
-            until_s = min(end_s, self._due_s)  # epoll counts whole milliseconds, never too few
+            # epoll counts whole milliseconds, never too few
+            until_s = min(end_s, self._due_s, self._wish_s)
             wait_s = None if until_s == math.inf else max(until_s - now_s, 0.0)
             events = self._poll.poll(wait_s, _MOST_EVENTS)
             wanted = others = heard = False
@@ -91,7 +93,8 @@ class Pulse(selectors.BaseSelector):
                 wanted, others = self._read(events)
                 heard = len(events) > others
             now_s = time.monotonic()
-            if now_s >= self._due_s - (self._period_s * _EARLY if heard else 0.0):
+            early_s = self._period_s * _EARLY if heard else 0.0
+            if now_s >= self._due_s - early_s or now_s >= self._wish_s:
                 wanted = self._beat() or wanted
                 now_s = time.monotonic()
             if others:
@@ -115,11 +118,14 @@ class Pulse(selectors.BaseSelector):
 
     def _beat(self) -> bool:
         assert self._tick is not None
-        self._due_s = min(self._due_s, time.monotonic()) + self._period_s
+        now_s = time.monotonic()
+        self._due_s = min(self._due_s, now_s) + self._period_s
+        if self._wish_s <= now_s:
+            self._wish_s = math.inf
         try:
             wanted = self._tick()
         except Exception as e:
-            self._due_s = math.inf
+            self._due_s = self._wish_s = math.inf
             if self._ended is not None and not self._ended.done():
                 self._ended.set_exception(e)
             return True
