@@ -82,7 +82,7 @@ static __always_inline __s64 colo_whole_change(struct __sk_buff *skb, struct col
 static __always_inline int colo_whole_same(struct __sk_buff *skb, struct colo_work *work,
 					   struct colo_slot *slot, struct colo_frame *frame)
 {
-	__u64 l4 = slot->tcp_off, options = slot->data_off - slot->tcp_off - 20, from = 0;
+	__u64 l4 = slot->tcp_off, options = slot->data_off - slot->tcp_off - 20, from = 0, len;
 	__s64 change;
 
 	COLO_OPAQUE(l4);
@@ -97,15 +97,15 @@ static __always_inline int colo_whole_same(struct __sk_buff *skb, struct colo_wo
 			return -1;
 		from = l4;
 	}
-	l4 += 16 - from;
+	len = l4 + 16 - from;
 	COLO_OPAQUE(from);
-	COLO_OPAQUE(l4);
-	if (from > COLO_HEAD_MAX || l4 < 16 || l4 > COLO_HEAD_MAX + 16 ||
-	    bpf_skb_store_bytes(skb, from, &frame->data[from], l4, BPF_F_INVALIDATE_HASH))
+	COLO_OPAQUE(len);
+	if (from > COLO_HEAD_MAX || len < 16 || len > COLO_HEAD_MAX + 16 ||
+	    bpf_skb_store_bytes(skb, from, &frame->data[from], len, BPF_F_INVALIDATE_HASH))
 		return -1;
 	if (!options)
 		return 0;
-	l4 = slot->tcp_off + 20;
+	l4 += 20;
 	COLO_OPAQUE(l4);
 	COLO_OPAQUE(options);
 	if (l4 > COLO_HEAD_MAX || options < 4 || options > COLO_TCP_MAX - 20)

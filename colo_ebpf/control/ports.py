@@ -172,8 +172,8 @@ class Vm(Protocol):
         """announce-self: the bridges learn where the VM is now."""
 
     def look(self) -> bool:
-        """A few times a second, while nothing else is asked of it: does it hang? The events HUNG
-        and ANSWERS tell. Returns whether there is work for the loop."""
+        """To be called a few times a second: does it hang? The events HUNG and ANSWERS tell.
+        Returns whether there is work for the loop."""
 
     def settled(self) -> Settled:
         """Secondary: from the COLO trace file and the events read so far."""
