@@ -300,7 +300,7 @@ struct colo_note {		/* one way of a datagram bucket */
 	__u32 copies;		/* equal SVM datagrams nobody has used yet */
 };
 
-struct colo_bucket {		/* colo_dgrams[digest mod buckets] */
+struct colo_bucket {		/* colo_dgrams[upper half of the digest, mod buckets] */
 	__u64 lock;
 	struct colo_note note[COLO_DGRAM_WAYS];
 };

@@ -69,7 +69,7 @@ static __always_inline void colo_dgram_digest(struct __sk_buff *skb, struct colo
 
 static __always_inline struct colo_bucket *colo_dgram_bucket(struct colo_conf *conf, __u64 digest)
 {
-	__u32 ix = digest & (conf->dgram_buckets - 1);
+	__u32 ix = digest >> 32 & (conf->dgram_buckets - 1);	/* every digest is odd */
 
 	return colo_dgrams.lookup(&ix);
 }

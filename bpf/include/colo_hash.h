@@ -20,13 +20,20 @@
 #define COLO_EIGHT	(8 * COLO_BLOCK)
 #define COLO_HASH_TURNS	(65536 / COLO_EIGHT + COLO_STOPS + 2)
 #define COLO_PLAIN_MAX	(60 * COLO_EIGHT)	/* bytes of what is no stream */
+#define COLO_FEW_WORDS	8
 #define COLO_NOWHERE	0xffffffffu
 #define COLO_PHI	0x9E3779B97F4A7C15ULL
 
+/*
+ * A constant factor would take a word's highest bit, the sign of a double, to the highest bit of the
+ * product and nowhere else, whatever the key is: two of them would cancel out. So the factor is the upper
+ * half of what is multiplied, which the key has made: no difference in the words leads to one that is
+ * known in the product, but with a chance of 2^-32. It is odd, so that zeros forget nothing.
+ */
 static __always_inline __u64 colo_mix(__u64 hash, __u64 word)
 {
-	hash = (hash ^ word) * COLO_PHI;
-	return hash ^ (hash >> 29);
+	hash ^= word;
+	return hash * (hash >> 31 | 1);
 }
 
 /* Odd, so never 0: that means "none" in the maps. */
@@ -82,18 +89,13 @@ static __always_inline void colo_walk_tail(struct colo_walk *walk, __u64 *word, 
 	}
 }
 
+/* As few multiplications behind each other as there can be. */
 static __always_inline __u64 colo_lanes_digest(__u64 *lane, __u64 *tail, __u64 key)
 {
-	__u64 hash = lane[0];
+	__u64 a = colo_mix(lane[0], tail[0]), b = colo_mix(lane[1], tail[1]);
+	__u64 c = colo_mix(lane[2], tail[2]), d = colo_mix(lane[3], tail[3]);
 
-	hash = colo_mix(hash, lane[1]);
-	hash = colo_mix(hash, lane[2]);
-	hash = colo_mix(hash, lane[3]);
-	hash = colo_mix(hash, tail[0]);
-	hash = colo_mix(hash, tail[1]);
-	hash = colo_mix(hash, tail[2]);
-	hash = colo_mix(hash, tail[3]);
-	return colo_digest(hash, key);
+	return colo_digest(colo_mix(colo_mix(a, b), colo_mix(c, d)), key);
 }
 
 /* The digest of all before `stop`. */

@@ -170,9 +170,9 @@ class Bed(LoadedPlane):
         """A frame arrives over the link."""
         self.send_to_link(tunnelled(frame, tag, vni, nic))
 
-    def send_to_link(self, packet: bytes) -> None:
-        """The peer's host sends what `tunnelled` made."""
-        self.peer.sendto(packet, (LOCAL, PORT))
+    def send_to_link(self, packet: bytes, flags: int = 0) -> None:
+        """The peer's host sends what `tunnelled` made. Flags as of send(2)."""
+        self.peer.sendto(packet, flags, (LOCAL, PORT))
 
 
 # The peer plane's sign of life.

@@ -38,6 +38,7 @@ from colo_ebpf.lab.bed import (
     VNI,
     Bed,
     packet_socket,
+    tunnelled,
 )
 from colo_ebpf.lab.checksum import checksum
 from colo_ebpf.lab.frames import CLIENT, CLIENT_MAC, VM, VM_MAC
@@ -237,6 +238,13 @@ class Rig:
     def from_peer_raw(self, frame: bytes, tag: int, vni: int = VNI, nic: int = 0) -> None:
         """A frame arrives over the link."""
         self._bed.from_peer_raw(frame, tag, vni, nic)
+
+    def from_peer_in_pages(self, frame: Packet, head_bytes: int) -> None:
+        """A frame arrives over the link of which only so many bytes lie in the skb's head."""
+        packet = tunnelled(bytes(frame), 1)
+        cut = len(packet) - len(frame) + head_bytes
+        self._bed.send_to_link(packet[:cut], socket.MSG_MORE)  # what is appended goes to pages
+        self._bed.send_to_link(packet[cut:])
 
     @staticmethod
     def let_the_wire_cut(cut: bool) -> None:
