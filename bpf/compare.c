@@ -337,8 +337,7 @@ int colo_cmp_svm(struct __sk_buff *skb)
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_PAIR);
 	if (colo_link_in(skb, conf, &tag, &nic))
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NOT_OURS);
-	at_ns = bpf_ktime_get_boot_ns();
-	*heard = at_ns;
+	at_ns = colo_link_hear(heard);
 	pkt = &work->pkt;
 	if (colo_parse(skb, pkt))
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_MALFORMED);

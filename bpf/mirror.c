@@ -225,7 +225,7 @@ int colo_mir_link(struct __sk_buff *skb)
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_NO_PAIR);
 	if (colo_link_in(skb, conf, &tag, &nic))
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_NOT_OURS);
-	*heard = bpf_ktime_get_boot_ns();
+	colo_link_hear(heard);
 	if (colo_parse(skb, &pkt))
 		return colo_finish(skb, LINK, COLO_V_DROP, COLO_R_MALFORMED);
 	reason = colo_link_word(pkt.ethertype, heard);

@@ -29,6 +29,38 @@ static __always_inline int colo_link_in(struct __sk_buff *skb, struct colo_conf 
 	return 0;
 }
 
+/* When this CPU has last written down that the peer is heard. */
+struct colo_ear {
+	__u64 tick;
+	__u64 at_ns;
+};
+
+BPF_PERCPU_ARRAY(colo_ears, struct colo_ear, 1);
+
+/*
+ * The peer is heard: write down when, and return it. Once a tick of the kernel will do, for reading the
+ * clock costs as much as a look-up, and the word would go from cache to cache. What stands there is too
+ * old by a tick at most; after the host was suspended, when ticks stood still and the clock did not, it
+ * is what it was before. Who looks (the word is 0 behind a farewell) never finds the peer heard later
+ * than it was.
+ */
+static __always_inline __u64 colo_link_hear(__u64 *heard)
+{
+	__u64 tick = bpf_jiffies64();
+	struct colo_ear *ear;
+	__u32 zero = 0;
+
+	ear = colo_ears.lookup(&zero);
+	if (!ear)
+		return 0;
+	if (ear->tick != tick || *(volatile __u64 *)heard < ear->at_ns) {
+		ear->tick = tick;
+		ear->at_ns = bpf_ktime_get_boot_ns();
+		*heard = ear->at_ns;
+	}
+	return ear->at_ns;
+}
+
 /* Which NIC of the VM the hook is on; COLO_NICS: none of ours. */
 static __always_inline __u32 colo_nic_of(struct __sk_buff *skb, struct colo_conf *conf)
 {

@@ -65,12 +65,12 @@ def test_a_beacon_of_epoch_0_is_heard(role: VmRole) -> None:
     """A group of 0 is not put on the wire: without the option it is 0."""
     with Rig(role) as rig:
         rig.pair(3, Mode.PAIRING if role is VmRole.PRIMARY else Mode.SECONDARY)
-        before = rig.plane.link_heard_ns()
+        rig.silence()
         header = b"\x08\x00\x00\x00" + (VNI << 11).to_bytes(4, "big")
         rig.peer.sendto(header + bytes(beacon()), ("198.51.100.1", 4789))
         program = "cmp-svm" if role is VmRole.PRIMARY else "mir-link"
         assert rig.count(program, "drop", "beacon") == 2
-        assert rig.plane.link_heard_ns() > before
+        assert rig.plane.link_heard_ns() > 1
 
 
 def test_another_pairings_frames_are_not_heard() -> None:
