@@ -186,7 +186,7 @@ static __always_inline struct colo_frame *bench_least(struct __sk_buff *skb,
 	COLO_OPAQUE(len);
 	if (!flow || len < 1 || len > BENCH_MTU || colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS))
 		return 0;
-	if (!bpf_skb_load_bytes(skb, work->pkt.payload, &buf->word[COLO_START / 8], len)) {
+	if (!colo_load(skb, buf, work->pkt.payload, COLO_START, len)) {
 		walk = &work->walk;
 		colo_lanes_begin(walk->lane, flow->epoch);
 		walk->pos = COLO_START;

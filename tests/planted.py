@@ -12,6 +12,7 @@ TABLE, LEADS = "tests/bpf/test_flow_table.py", "tests/bpf/test_leads.py"
 SAID = "tests/bpf/test_said.py"
 WHOLE, MALFORMED = "tests/bpf/test_whole.py", "tests/bpf/test_malformed.py"
 PARK = "tests/bpf/test_park.py"
+HASH, HEARD = "tests/bpf/test_hash.py", "tests/bpf/test_heard.py"
 ATTACKS, QUOTED = "tests/bpf/test_attacks.py", "tests/bpf/test_quoted.py"
 
 
@@ -597,15 +598,15 @@ MUTANTS = [
     Mutant(
         "the checksum misses that the options are the PVM's",
         "include/colo_whole.h",
-        "	if (!options)\n		return sum;\n",
-        "	if (options < 61)\n		return sum;\n",
+        "	if (options) {\n",
+        "	if (options > 60) {\n",
         WHOLE,
     ),
     Mutant(
         "the checksum misses that flags and window are the PVM's",
         "include/colo_whole.h",
-        "(__u64)ack + half[0] + half[1]",
-        "(__u64)ack + pkt->control",
+        "+ ack + half[0] + half[1];",
+        "+ ack + pkt->control;",
         WHOLE,
     ),
     Mutant(
@@ -768,5 +769,82 @@ MUTANTS = [
         "now->mode == COLO_PRIMARY && now->heard && slot->epoch",
         "now->mode == COLO_PRIMARY && slot->epoch",
         PARK,
+    ),
+    Mutant(
+        "the hash multiplies with a constant",
+        "include/colo_hash.h",
+        "return hash * (hash >> 31 | 1);",
+        "hash *= COLO_PHI;\n	return hash ^ hash >> 29;",
+        HASH,
+    ),
+    Mutant(
+        "zeros make the hash forget",
+        "include/colo_hash.h",
+        "return hash * (hash >> 31 | 1);",
+        "return hash * (hash >> 31 << 1);",
+        HASH,
+    ),
+    Mutant(
+        "what a buffer held before belongs to a datagram",
+        "include/colo_hash.h",
+        "*word = (first & ~colo_from_byte(before)) |",
+        "*word = first |",
+        HASH,
+    ),
+    Mutant(
+        "the unfinished word of a stream is lost",
+        "include/colo_hash.h",
+        "*word = (first & ~colo_from_byte(before)) |",
+        "*word =",
+        HASH,
+    ),
+    Mutant(
+        "what is behind a short payload is hashed with it",
+        "include/colo_hash.h",
+        ">> after * 8;",
+        ";",
+        HASH,
+    ),
+    Mutant(
+        "a short payload that lies in pages counts as read",
+        "include/colo_hash.h",
+        "!colo_load_words(skb, buf, from, to, len))",
+        "(colo_load_words(skb, buf, from, to, len), 1))",
+        HASH,
+    ),
+    Mutant(
+        "a header that lies in pages keeps what the SVM wrote",
+        "include/colo_whole.h",
+        "	if (to + COLO_PLAIN_L4 + 16 > (__u8 *)(long)skb->data_end)\n		return -1;",
+        "	if (to + COLO_PLAIN_L4 + 16 > (__u8 *)(long)skb->data_end)\n		return 0;",
+        HASH,
+    ),
+    Mutant(
+        "the checksum misses that the ACK is the PVM's",
+        "include/colo_whole.h",
+        "if (!options && ack == bpf_htonl(pkt->ack) &&",
+        "if (!options &&",
+        WHOLE,
+    ),
+    Mutant(
+        "the checksum stays if just the options differ",
+        "include/colo_whole.h",
+        "if (!options && ack == bpf_htonl(pkt->ack) &&",
+        "if (ack == bpf_htonl(pkt->ack) &&",
+        WHOLE,
+    ),
+    Mutant(
+        "who was silent is not heard before the next tick",
+        "include/colo_link.h",
+        "ear->tick != tick || *(volatile __u64 *)heard < ear->at_ns",
+        "ear->tick != tick",
+        HEARD,
+    ),
+    Mutant(
+        "a plane is heard once and never again",
+        "include/colo_link.h",
+        "ear->tick != tick || *(volatile __u64 *)heard < ear->at_ns",
+        "*(volatile __u64 *)heard < ear->at_ns",
+        HEARD,
     ),
 ]

@@ -56,7 +56,7 @@ static __always_inline void colo_dgram_digest(struct __sk_buff *skb, struct colo
 	COLO_OPAQUE(len);
 	if (len < 1 || len > COLO_PLAIN_MAX)
 		return;
-	if (bpf_skb_load_bytes(skb, pkt->l4, &buf->word[COLO_START / 8], len))
+	if (colo_load(skb, buf, pkt->l4, COLO_START, len))
 		return;
 	if (pkt->proto == IPPROTO_UDP && !pkt->fragment)	/* checksum: may not be made yet */
 		buf->word[COLO_START / 8] &= 0x0000ffffffffffffULL;

@@ -248,13 +248,8 @@ static __always_inline int colo_walk_load(struct __sk_buff *skb, struct colo_wor
 	walk->fin = fin ? COLO_FIN_MARK : 0;
 	COLO_OPAQUE(phase);
 	phase = COLO_START + (phase & (COLO_BLOCK - 1));
-	if (len) {
-		COLO_OPAQUE(len);
-		if (len < 1 || len > 65536)
-			return -1;
-		if (bpf_skb_load_bytes(skb, pkt->payload + skip, (__u8 *)buf->word + phase, len))
-			return -1;
-	}
+	if (len && colo_load(skb, buf, pkt->payload + skip, phase, len))
+		return -1;
 	if (fin) {	/* counts as a byte of its own */
 		end = phase + len;
 		COLO_OPAQUE(end);

@@ -161,6 +161,51 @@ static __always_inline __u64 colo_walk_plain(struct colo_walk *walk, struct colo
 	return colo_walk_digest(walk, walk->limit);
 }
 
+/*
+ * A payload of a few words, where it lies in the skb's head: each word is stored once, as it is hashed. A
+ * call would cost more than what it copies, and the hash would wait for stores that its words span. What
+ * is before the payload in its first word is the header's end, or the unfinished word of the stream.
+ */
+static __always_inline int colo_load_words(struct __sk_buff *skb, struct colo_buf *buf, __u64 from,
+					   __u64 to, __u64 len)
+{
+	__u64 before = to & 7, last = (before + len - 1) / 8, after = (0 - before - len) & 7;
+	__u64 *word = &buf->word[to / 8 & (COLO_BUF_WORDS - 1)], *at, first = *word;
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u64 head = from - before, tail = from + len - 8;
+	int i;
+
+	COLO_OPAQUE(head);
+	COLO_OPAQUE(tail);
+	COLO_OPAQUE(last);
+	if (head > COLO_HEAD_MAX || tail > COLO_HEAD_MAX + 8 * COLO_FEW_WORDS ||
+	    last > COLO_FEW_WORDS || data + tail + 8 > end)
+		return -1;
+#pragma unroll
+	for (i = 0; i < COLO_FEW_WORDS; i++) {
+		at = data + head + 8 * i;
+		if (i >= last || (void *)(at + 1) > end)	/* the second never is: for the verifier */
+			break;
+		word[i] = *at;
+	}
+	/* It ends with the payload: behind that there may be nothing. */
+	word[last] = *(__u64 *)(data + tail) >> after * 8;
+	*word = (first & ~colo_from_byte(before)) | (*word & colo_from_byte(before));
+	return 0;
+}
+
+/* The payload at `from`, to byte `to` of the buffer. -1: there is none, or it does not fit. */
+static __always_inline int colo_load(struct __sk_buff *skb, struct colo_buf *buf, __u64 from,
+				     __u64 to, __u64 len)
+{
+	COLO_OPAQUE(len);
+	if (len < 1 || len > 65536)
+		return -1;
+	if (len <= 8 * COLO_FEW_WORDS && !colo_load_words(skb, buf, from, to, len))
+		return 0;
+	return bpf_skb_load_bytes(skb, from, (__u8 *)buf->word + to, len);
+}
+
 static __always_inline void colo_stop_add(struct colo_work *work, __u32 at, __u64 other, __u32 cut)
 {
 	struct colo_stop *stop = &work->stop[work->walk.stops & (COLO_STOPS - 1)];

@@ -12,6 +12,7 @@
 #define COLO_WHOLE_H
 
 #define COLO_TCP_MAX	60	/* bytes of a TCP header with all options */
+#define COLO_PLAIN_L4	(ETH_HLEN + 20)	/* where TCP begins, mostly */
 
 /* Does the frame begin where the held one does, with headers of the same length? */
 static __always_inline int colo_whole_fits(struct __sk_buff *skb, struct colo_work *work,
@@ -44,15 +45,17 @@ static __always_inline int colo_sum_is_due(struct __sk_buff *skb, __u32 sum, __u
 }
 
 /*
- * How the sum of the TCP header changes: the ports and the sequence number do not, options may. The
- * order of 16-bit words is nothing to it (RFC 1071). -1: the frame cannot be read.
+ * Make the checksum of the SVM's frame, which is right for it, that of the held header: the ports and the
+ * sequence number are the same, ACK, window and flags may be, options may differ. The order of 16-bit words
+ * is nothing to a sum (RFC 1071). The kernel leaves alone one that is still to be made. -1: the frame
+ * cannot be read.
  */
-static __always_inline __s64 colo_whole_change(struct __sk_buff *skb, struct colo_pkt *pkt,
-					       struct colo_frame *frame, __u64 l4, __u64 options)
+static __always_inline int colo_whole_sum(struct __sk_buff *skb, struct colo_pkt *pkt,
+					  struct colo_frame *frame, __u64 l4, __u64 options)
 {
-	__u64 sum = (__u32)~bpf_htonl(pkt->ack) + (__u64)(__u32)~pkt->control;
 	__u8 was[COLO_TCP_MAX - 20];
 	__u16 half[2];
+	__u64 sum;
 	__u32 ack;
 
 	if (l4 > COLO_HEAD_MAX)
@@ -61,36 +64,51 @@ static __always_inline __s64 colo_whole_change(struct __sk_buff *skb, struct col
 	__builtin_memcpy(&ack, &frame->data[l4 + 8], 4);
 	__builtin_memcpy(&half[0], &frame->data[l4 + 12], 2);
 	__builtin_memcpy(&half[1], &frame->data[l4 + 14], 2);
-	sum += (__u64)ack + half[0] + half[1];
+	if (!options && ack == bpf_htonl(pkt->ack) &&
+	    ((__u32)half[1] << 16 | half[0]) == pkt->control)
+		return 0;
+	sum = (__u64)(__u32)~bpf_htonl(pkt->ack) + (__u32)~pkt->control + ack + half[0] + half[1];
 	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffffffff) + (sum >> 32);
-	if (!options)
-		return sum;
-	COLO_OPAQUE(options);
-	if (options < 4 || options > sizeof(was) ||
-	    bpf_skb_load_bytes(skb, pkt->l4 + 20, was, options))
-		return -1;
-	return (__u32)bpf_csum_diff((__be32 *)was, options & ~3ULL,
-				    (__be32 *)&frame->data[l4 + 20], options & ~3ULL, sum);
+	if (options) {
+		COLO_OPAQUE(options);
+		if (options < 4 || options > sizeof(was) ||
+		    bpf_skb_load_bytes(skb, pkt->l4 + 20, was, options))
+			return -1;
+		sum = (__u32)bpf_csum_diff((__be32 *)was, options & ~3ULL,
+					   (__be32 *)&frame->data[l4 + 20], options & ~3ULL, sum);
+	}
+	return bpf_l4_csum_replace(skb, l4 + 16, 0, sum, 0);
 }
 
 /*
- * Give the SVM's frame the header of the held one, which is as long and has as much payload. Its
- * checksum is right for it and is changed by what differs; the kernel leaves alone one that is still to
- * be made. The urgent pointer stays: without URG it means nothing.
+ * A header that begins as nearly all do, with no tag and no IP option, written in place up to the
+ * checksum; -1: it does not lie in the skb's head. Words of 8 bytes, but for what was lowered just now: a
+ * load that spans two stores waits for both.
  */
-static __always_inline int colo_whole_same(struct __sk_buff *skb, struct colo_work *work,
-					   struct colo_slot *slot, struct colo_frame *frame)
+static __always_inline int colo_whole_put(struct __sk_buff *skb, struct colo_frame *frame)
 {
-	__u64 l4 = slot->tcp_off, options = slot->data_off - slot->tcp_off - 20, from = 0, len;
-	__s64 change;
+	__u8 *to = (void *)(long)skb->data, *from = frame->data;
+	int i;
 
-	COLO_OPAQUE(l4);
-	if (l4 < ETH_HLEN || l4 > COLO_HEAD_MAX || frame->data[l4 + 13] & COLO_TCP_URG)
+	if (to + COLO_PLAIN_L4 + 16 > (__u8 *)(long)skb->data_end)
 		return -1;
-	change = colo_whole_change(skb, &work->pkt, frame, l4, options);
-	if (change < 0 || bpf_l4_csum_replace(skb, l4 + 16, 0, change, 0))
-		return -1;
+#pragma unroll
+	for (i = 0; i < 40; i += 8)
+		*(__u64 *)(to + i) = *(__u64 *)(from + i);
+	*(__u16 *)(to + 40) = *(__u16 *)(from + 40);
+	*(__u32 *)(to + 42) = *(__u32 *)(from + 42);
+	*(__u16 *)(to + 46) = *(__u16 *)(from + 46);
+	*(__u16 *)(to + 48) = *(__u16 *)(from + 48);
+	return 0;
+}
+
+/* The same for any header. */
+static __always_inline int colo_whole_store(struct __sk_buff *skb, struct colo_work *work,
+					    struct colo_frame *frame, __u64 l4)
+{
+	__u64 from = 0, len;
+
 	/* IPv4's own checksum keeps its header's sum what it is. IPv6 has none. */
 	if (work->pkt.ethertype == ETH_P_IPV6) {
 		if (bpf_skb_store_bytes(skb, 0, frame->data, l4, BPF_F_RECOMPUTE_CSUM))
@@ -100,8 +118,27 @@ static __always_inline int colo_whole_same(struct __sk_buff *skb, struct colo_wo
 	len = l4 + 16 - from;
 	COLO_OPAQUE(from);
 	COLO_OPAQUE(len);
-	if (from > COLO_HEAD_MAX || len < 16 || len > COLO_HEAD_MAX + 16 ||
-	    bpf_skb_store_bytes(skb, from, &frame->data[from], len, BPF_F_INVALIDATE_HASH))
+	if (from > COLO_HEAD_MAX || len < 16 || len > COLO_HEAD_MAX + 16)
+		return -1;
+	return bpf_skb_store_bytes(skb, from, &frame->data[from], len, 0);
+}
+
+/*
+ * Give the SVM's frame the header of the held one, which is as long and has as much payload. The urgent
+ * pointer stays: without URG it means nothing. So does the skb's hash: both are of one connection.
+ */
+static __always_inline int colo_whole_same(struct __sk_buff *skb, struct colo_work *work,
+					   struct colo_slot *slot, struct colo_frame *frame)
+{
+	__u64 l4 = slot->tcp_off, options = slot->data_off - slot->tcp_off - 20;
+
+	COLO_OPAQUE(l4);
+	if (l4 < ETH_HLEN || l4 > COLO_HEAD_MAX || frame->data[l4 + 13] & COLO_TCP_URG)
+		return -1;
+	if (colo_whole_sum(skb, &work->pkt, frame, l4, options))
+		return -1;
+	if ((l4 != COLO_PLAIN_L4 || colo_whole_put(skb, frame)) &&
+	    colo_whole_store(skb, work, frame, l4))
 		return -1;
 	if (!options)
 		return 0;

@@ -29,6 +29,7 @@ from tests.bpf.rig import (
 MSS = 1400
 SKEW = 7  # between the VMs' clocks
 Wrap = Callable[..., Packet]
+_LATER = [("NOP", None), ("NOP", None), ("Timestamp", (9 + SKEW, 1))]
 
 
 @pytest.fixture
@@ -316,6 +317,28 @@ def test_its_checksum_is_right_whatever_differs_in_the_header(
     assert (tcp.ack, str(tcp.flags), bytes(tcp.payload)) == (5001, "PAE", b"odd")
     assert dict(tcp.options).get("Timestamp") == (None if sacks is None else (9, 1))
     assert frame.payload.id == 100 if wrap is _four else frame.payload.fl == 100
+
+
+@pytest.mark.parametrize("stamped", [True, False])
+@pytest.mark.parametrize(
+    "theirs",
+    [{}, {"ack": 5003}, {"window": 1100}, {"flags": "PA"}, {"urgptr": 3}, {"options": _LATER}],
+    ids=lambda theirs: next(iter(theirs), "nothing"),
+)
+def test_its_checksum_is_right_if_one_thing_differs(
+    rig: Rig, theirs: dict[str, object], stamped: bool
+) -> None:
+    mine, others = _tcp(1001, b"odd", ack=5002), _tcp(1001, b"odd", ack=5002)
+    for name, value in theirs.items():
+        setattr(others, name, value)
+    if not stamped:
+        mine.options = others.options = []
+    rig.from_vm(_four(mine))
+    rig.from_peer(_four(others, 63, 200), 1)
+    (frame,) = rig.to_client()
+    assert (_whole(rig), frame[TCP].ack, str(frame[TCP].flags)) == (1, 5002, "A")
+    assert (frame.payload.id, frame.payload.ttl) == (100, 64)
+    assert sums_are_right(frame)
 
 
 @pytest.mark.parametrize("theirs", ["A", "AU"])
