@@ -20,7 +20,8 @@
 #define COLO_EIGHT	(8 * COLO_BLOCK)
 #define COLO_HASH_TURNS	(65536 / COLO_EIGHT + COLO_STOPS + 2)
 #define COLO_PLAIN_MAX	(60 * COLO_EIGHT)	/* bytes of what is no stream */
-#define COLO_FEW_WORDS	8
+#define COLO_FEW_WORDS	8	/* of a payload that is read in place */
+#define COLO_FEW_FROM	256	/* where it begins at most */
 #define COLO_NOWHERE	0xffffffffu
 #define COLO_PHI	0x9E3779B97F4A7C15ULL
 
@@ -178,7 +179,7 @@ static __always_inline int colo_load_words(struct __sk_buff *skb, struct colo_bu
 	COLO_OPAQUE(head);
 	COLO_OPAQUE(tail);
 	COLO_OPAQUE(last);
-	if (head > COLO_HEAD_MAX || tail > COLO_HEAD_MAX + 8 * COLO_FEW_WORDS ||
+	if (head > COLO_FEW_FROM || tail > COLO_FEW_FROM + 8 * COLO_FEW_WORDS ||
 	    last > COLO_FEW_WORDS || data + tail + 8 > end)
 		return -1;
 #pragma unroll
