@@ -39,11 +39,9 @@ static __always_inline int colo_emit_part(struct __sk_buff *skb, struct colo_con
 		return -1;
 	six = frame->data[l3] >> 4 == 6;
 	colo_length_put(frame, &was, l3, l4, six, 1);
-	now.flags = was.flags & ~(COLO_TCP_FIN | COLO_TCP_PSH);
-	now.ip_len = bpf_htons(slot->data_off - slot->l3_off - (six ? 40 : 0) + part);
-	now.ip_sum = was.ip_sum;
-	colo_sum_replace((__u8 *)&now.ip_sum, was.ip_len, now.ip_len);
-	now.tcp_sum = was.tcp_sum;
+	now = was;
+	now.flags &= ~(COLO_TCP_FIN | COLO_TCP_PSH);
+	colo_length_set(&now, bpf_htons(slot->data_off - slot->l3_off - (six ? 40 : 0) + part));
 	colo_length_put(frame, &now, l3, l4, six, 0);
 	slot->len = slot->data_off + part;
 	result = colo_emit(skb, conf, ix, slot, part);

@@ -350,6 +350,14 @@ struct colo_length {
 	__u8 flags;
 };
 
+/* Another length, and IPv4's own checksum for it. */
+static __always_inline void colo_length_set(struct colo_length *as, __u16 ip_len)
+{
+	if (as->ip_len != ip_len)
+		colo_sum_replace((__u8 *)&as->ip_sum, as->ip_len, ip_len);
+	as->ip_len = ip_len;
+}
+
 static __always_inline void colo_length_put(struct colo_frame *frame, struct colo_length *as,
 					    __u64 l3, __u64 l4, int six, int load)
 {

@@ -171,9 +171,7 @@ static __always_inline int colo_whole_dress(struct __sk_buff *skb, struct colo_w
 	colo_length_put(frame, &was, l3, l4, six, 1);
 	now = was;
 	now.flags |= work->pkt.flags & COLO_TCP_PSH;
-	now.ip_len = bpf_htons(skb->len - slot->l3_off - (six ? 40 : 0));
-	if (now.ip_len != was.ip_len)
-		colo_sum_replace((__u8 *)&now.ip_sum, was.ip_len, now.ip_len);
+	colo_length_set(&now, bpf_htons(skb->len - slot->l3_off - (six ? 40 : 0)));
 	colo_length_put(frame, &now, l3, l4, six, 0);
 	now.tcp_sum = ~colo_sum_fold(colo_pseudo_sum(frame, l3, six, len, IPPROTO_TCP));
 	colo_length_put(frame, &now, l3, l4, six, 0);
