@@ -83,7 +83,7 @@ def _was_bad(status: dict[str, object], noises: list[Noise]) -> None:
     packets = status["packets"]
     assert isinstance(packets, list)
     reasons = {r["reason"]: r["packets"] for r in packets if r["program"] == "cmp-svm"}
-    assert reasons.keys() & {"gap", "old"}, reasons
+    assert reasons.keys() & {"gap", "old"}, (reasons, status["generation"])
 
 
 def test_the_clients_see_nothing_of_it() -> None:
