@@ -393,6 +393,11 @@ def offloaded(frame: Packet, segment_bytes: int) -> bytes:
     return struct.pack("=BBHHHH", 1, kind, head, segment_bytes, l4, at) + bytes(raw)
 
 
+def payload(frames: Iterable[Packet]) -> bytes:
+    """What TCP segments carry, one behind the other."""
+    return b"".join(bytes(frame[TCP].payload) for frame in frames)
+
+
 def sums_are_right(frame: Packet) -> bool:
     """Every checksum of the frame is the one scapy makes."""
     again = frame.copy()

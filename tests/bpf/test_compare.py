@@ -21,21 +21,18 @@ from tests.bpf.rig import (
     Rig,
     datagram,
     established,
+    payload,
     request,
     segment,
     sums_are_right,
 )
 
 
-def _payload(frames: list) -> bytes:
-    return b"".join(bytes(f[TCP].payload) for f in frames)
-
-
 def test_svm_first_the_pvm_frame_passes() -> None:
     with established() as rig:
         rig.from_peer(segment(1001, b"hello", ack=5001), 1)
         rig.from_vm(segment(1001, b"hello", ack=5001))
-        assert _payload(rig.to_client()) == b"hello"
+        assert payload(rig.to_client()) == b"hello"
         assert rig.count("cmp-pvm", "pass", "verified") == 1
         assert rig.count("cmp-svm", "note", "ahead") >= 1
 
@@ -82,7 +79,7 @@ def test_differing_segmentation(cut_pvm: list[int], cut_svm: list[int], pvm_firs
             for start, end in pairwise(cuts):
                 send(segment(1001 + start, stream[start:end], ack=5001))
         frames = rig.to_client()
-        assert _payload(frames) == stream
+        assert payload(frames) == stream
         assert all(sums_are_right(f) for f in frames)
 
 
@@ -108,10 +105,10 @@ def test_mismatch_leaves_by_the_flush_of_a_later_epoch() -> None:
         rig.plane.set_turn(2, Phase.OPEN)
         assert rig.to_client() == []
         assert rig.plane.flush().emitted == 2
-        assert _payload(rig.to_client()) == b"you are #1 now"
+        assert payload(rig.to_client()) == b"you are #1 now"
         rig.from_vm(segment(1015, b"next", ack=5001))
         rig.from_peer(segment(1015, b"next", ack=5001), 2)
-        assert _payload(rig.to_client()) == b"next"
+        assert payload(rig.to_client()) == b"next"
 
 
 def test_a_flush_releases_nothing_of_the_epoch_that_goes_on() -> None:
@@ -250,9 +247,9 @@ def test_retransmission_of_verified_bytes_passes_and_of_held_ones_is_dropped() -
             rig.from_vm(segment(1001, b"held", ack=5001))
         assert rig.count("cmp-pvm", "drop", "held-again") == 1
         rig.from_peer(segment(1001, b"held", ack=5001), 1)
-        assert _payload(rig.to_client()) == b"held"
+        assert payload(rig.to_client()) == b"held"
         rig.from_vm(segment(1001, b"held", ack=5001))
-        assert _payload(rig.to_client()) == b"held"
+        assert payload(rig.to_client()) == b"held"
 
 
 def test_sequence_wrap() -> None:
@@ -261,7 +258,7 @@ def test_sequence_wrap() -> None:
         rig.from_vm(segment(first, b"a" * 20, ack=5001))
         rig.from_vm(segment((first + 20) % 2**32, b"b" * 20, ack=5001))
         rig.from_peer(segment(first, b"a" * 20 + b"b" * 20, ack=5001), 1)
-        assert _payload(rig.to_client()) == b"a" * 20 + b"b" * 20
+        assert payload(rig.to_client()) == b"a" * 20 + b"b" * 20
 
 
 def test_datagrams_are_a_multiset() -> None:
@@ -330,7 +327,7 @@ def test_heard_a_moment_later_on_another_cpu_is_heard() -> None:
         rig.from_peer(segment(1001, b"equal", ack=5001), 1)
         rig.plane._set_live(LiveWord.HEARD_NS, boot_ns() + 10**9)
         rig.from_vm(segment(1001, b"equal", ack=5001))
-        assert _payload(rig.to_client()) == b"equal"
+        assert payload(rig.to_client()) == b"equal"
 
 
 def test_pairing_compares_and_releases_nothing() -> None:
@@ -341,7 +338,7 @@ def test_pairing_compares_and_releases_nothing() -> None:
         assert rig.to_client() == []
         rig.plane.set_mode(Mode.PRIMARY)
         assert rig.plane.flush().emitted == 1
-        assert _payload(rig.to_client()) == b"equal"
+        assert payload(rig.to_client()) == b"equal"
 
 
 def test_pairing_lets_no_second_copy_out_either() -> None:
@@ -359,7 +356,7 @@ def test_solo_flushes_all_and_passes() -> None:
         rig.plane.set_mode(Mode.SOLO)
         assert rig.plane.flush().left == 0
         rig.from_vm(segment(1005, b"next", ack=5001))
-        assert _payload(rig.to_client()) == b"heldnext"
+        assert payload(rig.to_client()) == b"heldnext"
 
 
 def test_a_fresh_vm_finds_nothing_of_the_one_before() -> None:
@@ -378,7 +375,7 @@ def test_a_fresh_vm_finds_nothing_of_the_one_before() -> None:
         rig.plane.set_mode(Mode.SOLO)
         assert rig.plane.flush().emitted == 0
         rig.from_vm(segment(1001, b"another VM", ack=5001))
-        assert _payload(rig.to_client()) == b"another VM"
+        assert payload(rig.to_client()) == b"another VM"
         rig.plane.set_turn(2, Phase.OPEN)
         rig.plane.set_mode(Mode.PRIMARY)
         rig.from_vm(segment(1011, b"later", ack=5040))
@@ -440,7 +437,7 @@ def test_a_segment_that_finds_no_room_is_dropped_never_let_out() -> None:
         assert rig.plane.flush().emitted == 16
         for start in range(1600, len(stream), 100):
             rig.from_vm(segment(1001 + start, stream[start : start + 100], ack=5001))
-        assert _payload(rig.to_client()) == stream
+        assert payload(rig.to_client()) == stream
 
 
 def test_many_held_frames_leave_in_order() -> None:
@@ -450,7 +447,7 @@ def test_many_held_frames_leave_in_order() -> None:
             rig.from_vm(segment(1001 + 100 * i, stream[100 * i : 100 * i + 100], ack=5001))
         for start in range(0, 10000, 1400):
             rig.from_peer(segment(1001 + start, stream[start : start + 1400], ack=5001), 1)
-        assert _payload(rig.to_client()) == stream
+        assert payload(rig.to_client()) == stream
 
 
 def test_flows_and_held_frames_can_be_looked_at_without_a_daemon() -> None:

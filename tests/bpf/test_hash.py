@@ -14,9 +14,11 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import IP
 
-from tests.bpf.rig import Rig, datagram, established, segment
+from tests.bpf.rig import Rig, datagram, established, payload, segment
+
+Cuts = list[tuple[int, bytes]]  # offset in the stream, and the bytes there
 
 
 def _flip(data: bytes, bits: tuple[int, ...]) -> bytes:
@@ -66,13 +68,17 @@ def test_streams_that_differ_in_the_signs_of_two_doubles(words: int, pvm_first: 
         _differ(ours, _flip(ours, bits), pvm_first)
 
 
+def _both(rig: Rig, ours: Cuts, theirs: Cuts, pvm_first: bool) -> None:
+    """The two VMs' streams, one behind the other."""
+    sides = [(rig.from_vm, ours), (lambda frame: rig.from_peer(frame, 1), theirs)]
+    for send, cuts in sides if pvm_first else reversed(sides):
+        for at, data in cuts:
+            send(segment(1001 + at, data, ack=5001))
+
+
 def _differ(ours: bytes, theirs: bytes, pvm_first: bool) -> None:
     with established() as rig:
-        if pvm_first:
-            rig.from_vm(segment(1001, ours, ack=5001))
-        rig.from_peer(segment(1001, theirs, ack=5001), 1)
-        if not pvm_first:
-            rig.from_vm(segment(1001, ours, ack=5001))
+        _both(rig, [(0, ours)], [(0, theirs)], pvm_first)
         assert rig.to_client() == []
         assert len(rig.plane.mismatches()) == 1
 
@@ -87,10 +93,6 @@ def test_a_stream_of_zeros_does_not_forget_what_was_before_it() -> None:
         assert len(rig.plane.mismatches()) == 1
 
 
-def _sent(rig: Rig) -> bytes:
-    return b"".join(bytes(frame[TCP].payload) for frame in rig.to_client())
-
-
 @pytest.mark.parametrize("pvm_first", [True, False])
 @pytest.mark.parametrize("step", [1, 7, 8, 9, 31, 33, 63, 64, 65, 71])
 def test_short_segments_are_the_same_stream_as_long_ones(step: int, pvm_first: bool) -> None:
@@ -99,15 +101,8 @@ def test_short_segments_are_the_same_stream_as_long_ones(step: int, pvm_first: b
     short = [(at, stream[at : at + step]) for at in range(0, len(stream), step)]
     long = [(at, stream[at : at + 1400]) for at in range(0, len(stream), 1400)]
     with established() as rig:
-        if pvm_first:
-            for at, data in short:
-                rig.from_vm(segment(1001 + at, data, ack=5001))
-        for at, data in long:
-            rig.from_peer(segment(1001 + at, data, ack=5001), 1)
-        if not pvm_first:
-            for at, data in short:
-                rig.from_vm(segment(1001 + at, data, ack=5001))
-        assert _sent(rig) == stream
+        _both(rig, short, long, pvm_first)
+        assert payload(rig.to_client()) == stream
         assert rig.plane.mismatches() == []
 
 
@@ -117,7 +112,7 @@ def test_a_segment_whose_bytes_lie_in_pages(head: int) -> None:
     with established() as rig:
         rig.from_peer_in_pages(segment(1001, b"twelve bytes", ack=5001), head)
         rig.from_vm(segment(1001, b"twelve bytes", ack=5001))
-        assert _sent(rig) == b"twelve bytes"
+        assert payload(rig.to_client()) == b"twelve bytes"
         held = segment(1013, b"eleven more", ack=5001)
         rig.from_vm(held)
         theirs = held.copy()

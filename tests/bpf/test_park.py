@@ -22,7 +22,7 @@ from colo_ebpf.datapath import abi, netdev, sysbpf
 from colo_ebpf.datapath.inspect import held_slots
 from colo_ebpf.errors import AttachError
 from colo_ebpf.model import Mode, Phase
-from tests.bpf.rig import Rig, established, request, segment, stream, sums_are_right
+from tests.bpf.rig import Rig, established, payload, request, segment, stream, sums_are_right
 
 CUT, CUTS = 300, 10
 DATA = stream(CUT * CUTS)
@@ -103,10 +103,6 @@ def _queue(rig: Rig, number: int, frame: Packet = LONG) -> abi.Line:
     return abi.Line(*struct.unpack_from("=I", run.context, _PRIORITY))
 
 
-def _payload(frames: list[Packet]) -> bytes:
-    return b"".join(bytes(f[TCP].payload) for f in frames)
-
-
 # ---- on the line ----
 
 
@@ -142,11 +138,11 @@ def test_what_the_svm_does_not_say_is_held_after_a_while(rig: Rig) -> None:
     assert _kinds(rig) == ["STREAM"] * CUTS
     rig.from_peer(segment(1001, DATA[:1200], ack=5001), 1)
     frames = rig.to_client()
-    assert _payload(frames) == DATA[:1200]
+    assert payload(frames) == DATA[:1200]
     assert all(sums_are_right(f) for f in frames)
     rig.from_peer(segment(2201, DATA[1200:2400], ack=5001), 1)
     rig.from_peer(segment(3401, DATA[2400:], ack=5001), 1)
-    assert _payload(rig.to_client()) == DATA[1200:]
+    assert payload(rig.to_client()) == DATA[1200:]
     assert rig.plane.held().frames == 0
 
 
@@ -165,7 +161,7 @@ def test_what_comes_behind_it_leaves_behind_it(line: Rig) -> None:
     line.from_peer_offloaded(LONG, CUT)
     line.from_peer(more, 1)
     frames = line.to_client()
-    assert _payload(frames) == DATA + b"and more"
+    assert payload(frames) == DATA + b"and more"
     assert line.plane.held().frames == 0
 
 
@@ -179,7 +175,7 @@ def test_several_leave_in_their_order(line: Rig) -> None:
         line.from_vm_offloaded(frame, CUT)
     for frame in long:
         line.from_peer_offloaded(frame, CUT)
-    assert _payload(line.to_client()) == data
+    assert payload(line.to_client()) == data
     assert line.plane.held().frames == 0
 
 
@@ -336,7 +332,7 @@ def test_the_verified_part_leaves_where_the_svm_stands_inside(cut: Rig) -> None:
     assert cut.flow().verified == 1001
     _come_out(cut, number, age_ns=LATE_NS)
     assert cut.flow().verified == 1001 + 4 * CUT
-    assert _payload(cut.to_client()) == DATA[: 4 * CUT]
+    assert payload(cut.to_client()) == DATA[: 4 * CUT]
     assert len(_slots(cut)) == CUTS - 4
 
 
@@ -384,7 +380,7 @@ def test_the_cuts_of_a_first_one_stay_before_a_second(cut: Rig) -> None:
     for start in range(0, len(DATA), 1000):
         cut.from_peer(segment(4001 + start, DATA[start : start + 1000], ack=5001), 1)
     frames = cut.to_client()
-    assert _payload(frames) == DATA + DATA
+    assert payload(frames) == DATA + DATA
     assert [f[TCP].seq for f in frames] == sorted(f[TCP].seq for f in frames)
 
 
@@ -426,7 +422,7 @@ def test_one_that_was_lost_is_given_up(cut: Rig) -> None:
     assert _kinds(cut) == ["STREAM"]
     cut.plane.set_turn(2, Phase.OPEN)
     cut.plane.flush()
-    assert _payload(cut.to_client()) == DATA[:CUT]
+    assert payload(cut.to_client()) == DATA[:CUT]
 
 
 def _just_now(rig: Rig) -> None:
@@ -446,7 +442,7 @@ def test_one_that_was_lost_does_not_stop_what_is_behind(cut: Rig) -> None:
     _age(cut, number, LOST_NS)
     _said(cut)
     cut.from_peer(segment(1001 + len(DATA), b"and more", ack=5001), 1)
-    assert _payload(cut.to_client()) == b"and more"
+    assert payload(cut.to_client()) == b"and more"
     assert cut.plane.live()["held"] == 0
 
 
@@ -458,7 +454,7 @@ def test_what_is_behind_leaves_with_it(cut: Rig) -> None:
     cut.from_peer(segment(1001 + len(DATA), b"and more", ack=5001), 1)
     _come_out(cut, number)
     assert cut.count("park", "pass", "verified") == 1
-    assert _payload(cut.to_client()) == b"and more"  # the other has come out of a test run
+    assert payload(cut.to_client()) == b"and more"  # the other has come out of a test run
     assert cut.plane.live()["held"] == 0
 
 
@@ -476,5 +472,5 @@ def test_what_is_verified_does_not_overtake_it(line: Rig) -> None:
     line.from_peer(more, 1)
     _just_now(line)
     line.from_vm(more)
-    assert _payload(line.to_client()) == DATA + b"and more"
+    assert payload(line.to_client()) == DATA + b"and more"
     assert line.count("park", "pass", "verified") == 2
