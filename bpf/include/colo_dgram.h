@@ -53,10 +53,7 @@ static __always_inline void colo_dgram_digest(struct __sk_buff *skb, struct colo
 		work->digest = colo_digest(hash, conf->key[1]);
 		return;
 	}
-	COLO_OPAQUE(len);
-	if (len < 1 || len > COLO_PLAIN_MAX)
-		return;
-	if (colo_load(skb, buf, pkt->l4, COLO_START, len))
+	if (len > COLO_PLAIN_MAX || colo_load(skb, buf, pkt->l4, COLO_START, len))
 		return;
 	if (pkt->proto == IPPROTO_UDP && !pkt->fragment)	/* checksum: may not be made yet */
 		buf->word[COLO_START / 8] &= 0x0000ffffffffffffULL;
