@@ -22,6 +22,11 @@ from pathlib import Path
 from colo_ebpf.model import VmRole
 
 _NOT_OFFERED = ("guest_ufo", "host_ufo")
+# A device whose guest forbids it DMA (bus master off), as a kernel does while it looks for devices,
+# is marked, and the mark is migrated only if it is set. If a checkpoint comes while the replica's
+# device is marked and the primary's is not, the mark stays for good: the VM that takes over has
+# neither network nor disk. Without DMA a device does nothing anyway; the mark only says so.
+_NO_MARKS = "virtio-device.use-disabled-flag=off"
 _PEER_NODE = "nbd"
 REPLICAS = "replicas.json"  # in the run directory
 SYNC_JOB = "colo-sync"  # the jobs that copy the disks to a new secondary; a number follows
@@ -216,6 +221,7 @@ def command_line(spec: VmSpec, role: VmRole, instance: str, taps: Sequence[int])
         "colo_*",
         "-D",
         str(trace_path(spec, instance)),
+        *("-global", _NO_MARKS),
         *boot,
         *_monitors(spec, instance),
         *_network(spec, taps),

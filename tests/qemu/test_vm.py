@@ -177,3 +177,37 @@ async def test_the_secondary_is_whole_after_checkpoints_from_early_boot_on(tmp_p
         await b.vm.take_over()
         await asyncio.to_thread(netdev.add_address, "tapb", "192.168.77.1", 24)
         assert await asyncio.to_thread(_talk, "192.168.77.10") == b"are you there?"
+
+
+_PCI_COMMAND, _BUS_MASTER_OFF = 4, 0x0103
+_VIRTIO = 0x1AF4
+
+
+async def _forbid_dma(side: Side) -> int:
+    """What a guest does to its devices while it looks for them. Returns to how many."""
+    (bus,) = await side.vm._qmp.run("query-pci")
+    found = [one for one in bus["devices"] if one["id"]["vendor"] == _VIRTIO]
+    for one in found:
+        place = 1 << 31 | one["slot"] << 11 | one["function"] << 8 | _PCI_COMMAND
+        for line in (f"o /w 0xcf8 {place:#x}", f"o /h 0xcfc {_BUS_MASTER_OFF:#x}"):
+            await side.vm._qmp.run("human-monitor-command", command_line=line)
+    return len(found)
+
+
+async def test_devices_work_although_a_load_came_while_the_replica_looked_for_them(
+    tmp_path: Path,
+) -> None:
+    """Checkpoints of a guest that boots: the replica is still, or already, where the primary is
+    not. What its QEMU remembers of that and no checkpoint replaces would last for good."""
+    async with Pair(tmp_path) as (a, b):
+        serial_a = a.spec.run_dir / "serial.log"
+        await until(lambda: b"serving" in serial_a.read_bytes(), "the guest serves")
+        await checkpoint(a, b)
+        assert await _forbid_dma(b) == 2, "one NIC and one disk"
+        await checkpoint(a, b)
+        os.kill(a.vm.pid, signal.SIGKILL)
+        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
+        await b.vm.take_over()
+        await asyncio.to_thread(netdev.add_address, "tapb", "192.168.77.1", 24)
+        assert await asyncio.to_thread(_talk, "192.168.77.10") == b"are you there?"
+        await asyncio.to_thread(Ledger().append, 8)
