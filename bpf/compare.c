@@ -43,6 +43,7 @@
 #include "colo_flow.h"
 #include "colo_dgram.h"
 #include "colo_park.h"
+#include "colo_beat.h"
 #include "colo_whole.h"
 #include "colo_drain.h"
 #include "colo_pvm.h"
@@ -256,7 +257,7 @@ static __always_inline int colo_carry_on(struct __sk_buff *skb, struct colo_work
 	return TC_ACT_SHOT;
 }
 
-/* Behind the delay line: may the frame leave now? */
+/* Behind the delay line: may the frame leave now? Or is it the plane's own beat? */
 int colo_park(struct __sk_buff *skb)
 {
 	struct colo_conf *conf = colo_conf_get();
@@ -267,6 +268,8 @@ int colo_park(struct __sk_buff *skb)
 	if (!conf || !work)
 		return colo_finish(skb, PARK, COLO_V_DROP, COLO_R_NO_CONF);
 	colo_now_get(conf, &work->now, bpf_ktime_get_boot_ns());
+	if (skb->protocol == bpf_htons(COLO_BEACON_ETHERTYPE))
+		return colo_beat(skb, conf, work->now.epoch);
 	if ((skb->mark & ~(COLO_NICS - 1)) == COLO_MARK_CARRIER)
 		return colo_carry_on(skb, work);
 	work->walk.key = conf->key[1];

@@ -31,6 +31,7 @@
 #include "colo_rewrite.h"
 #include "colo_hold.h"
 #include "colo_said.h"
+#include "colo_beat.h"
 
 #define COLO_AGE_MAX	256	/* places one run of colo_age looks at */
 #define CLI	COLO_PROG_MIR_CLI
@@ -285,18 +286,10 @@ int colo_mir_svm(struct __sk_buff *skb)
 	return bpf_redirect(conf->link_ifindex, 0);
 }
 
-/* Run by the control plane: tell the peer's plane that this one is there. */
+/* Run by the control plane: the plane's first beat, or the first after it has stopped. */
 int colo_beacon(struct __sk_buff *skb)
 {
-	struct colo_conf *conf = colo_conf_get();
-
-	if (!conf || !conf->vni || conf->mode == COLO_SOLO)
-		return colo_finish(skb, COLO_PROG_BEACON, COLO_V_DROP, COLO_R_NO_PAIR);
-	if (colo_link_tag(skb, conf, colo_epoch_get(), 0) ||
-	    bpf_clone_redirect(skb, conf->link_ifindex, 0))
-		return colo_finish(skb, COLO_PROG_BEACON, COLO_V_DROP, COLO_R_CLONE_FAILED);
-	colo_count(COLO_PROG_BEACON, COLO_V_LINK, COLO_R_BEACON, skb->len);
-	return TC_ACT_SHOT;
+	return colo_beat(skb, colo_conf_get(), colo_epoch_get());
 }
 
 /*

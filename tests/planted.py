@@ -9,7 +9,7 @@ COMPARE, MIRROR = "tests/bpf/test_compare.py", "tests/bpf/test_mirror.py"
 MODEL, PAIR = "tests/model/test_stream.py", "tests/model/test_pair.py"
 PROTOCOLS, GOLDEN = "tests/bpf/test_protocols.py", "tests/bpf/test_golden.py"
 TABLE, LEADS = "tests/bpf/test_flow_table.py", "tests/bpf/test_leads.py"
-SAID = "tests/bpf/test_said.py"
+SAID, BEAT = "tests/bpf/test_said.py", "tests/bpf/test_beat.py"
 WHOLE, MALFORMED = "tests/bpf/test_whole.py", "tests/bpf/test_malformed.py"
 PARK = "tests/bpf/test_park.py"
 HASH, HEARD = "tests/bpf/test_hash.py", "tests/bpf/test_heard.py"
@@ -345,10 +345,38 @@ MUTANTS = [
     ),
     Mutant(
         "a solo host goes on talking over the link",
-        "mirror.c",
+        "include/colo_beat.h",
         "if (!conf || !conf->vni || conf->mode == COLO_SOLO)",
         "if (!conf || !conf->vni)",
         MIRROR,
+    ),
+    Mutant(
+        "a plane beats on although its daemon is gone",
+        "include/colo_beat.h",
+        "if (!conf->park_ifindex || now >= *(volatile __u64 *)until)",
+        "if (!conf->park_ifindex)",
+        BEAT,
+    ),
+    Mutant(
+        "a plane beats as fast as its line lets it",
+        "include/colo_beat.h",
+        "skb->priority = COLO_LINE_BEAT;",
+        "skb->priority = COLO_LINE_NEW;",
+        BEAT,
+    ),
+    Mutant(
+        "a beacon says the epoch it was begun in",
+        "compare.c",
+        "return colo_beat(skb, conf, work->now.epoch);",
+        "return colo_beat(skb, conf, work->now.epoch & ~15ULL);",
+        BEAT,
+    ),
+    Mutant(
+        "a daemon cannot tell that its plane beats",
+        "include/colo_beat.h",
+        "*last = now;",
+        "*last = 0;",
+        BEAT,
     ),
     Mutant(
         "a host that has left the pair is heard until the timeout",

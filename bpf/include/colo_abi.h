@@ -10,7 +10,7 @@
 #ifndef COLO_ABI_H
 #define COLO_ABI_H
 
-#define COLO_ABI_VERSION	6
+#define COLO_ABI_VERSION	7
 
 #define COLO_EPOCH_NONE		0	/* matches nothing, on the link as in the cell */
 #define COLO_TURNING_BIT	1ULL	/* turn word = epoch << 1 | TURNING */
@@ -131,7 +131,7 @@ enum colo_reason {
 	COLO_REASONS = 64,		/* slots of the counter table, not a reason */
 };
 
-/* Named words of colo_live; the data plane owns all but HELD_ARMED and HEARD's reset. */
+/* Named words of colo_live; the data plane owns all but HELD_ARMED, BEAT_UNTIL and HEARD's reset. */
 enum colo_live_word {
 	COLO_LIVE_HEARD_NS = 0,		/* last frame of the peer's plane */
 	COLO_LIVE_HOLD_HEAD = 1,	/* slots handed out since the maps were made */
@@ -141,7 +141,9 @@ enum colo_live_word {
 	COLO_LIVE_EVENTS_LOST = 5,	/* ring buffer was full */
 	COLO_LIVE_CARRIED = 6,		/* held frames released by a carrier */
 	COLO_LIVE_FLOWS = 7,		/* entries of colo_flows */
-	COLO_LIVE_WORDS = 8,
+	COLO_LIVE_BEAT_NS = 8,		/* this plane's last beacon */
+	COLO_LIVE_BEAT_UNTIL_NS = 9,	/* it beats by itself until then; the daemon's */
+	COLO_LIVE_WORDS = 10,
 };
 
 struct colo_conf {		/* colo_conf[0], written by user space */
@@ -268,6 +270,7 @@ enum colo_line {		/* queues of the delay line, as HTB's class ids (skb->priority
 	COLO_LINE_FIRST = 0x10001,	/* nothing else of its flow may leave before it */
 	COLO_LINE_LATE = 0x10002,	/* its flow's first has been looked at for long */
 	COLO_LINE_NEW = 0x10003,
+	COLO_LINE_BEAT = 0x10004,	/* one beacon in a heartbeat */
 };
 
 struct colo_slot {		/* colo_hold: what is known of a held frame */

@@ -113,7 +113,7 @@ class _Beat:
             if self._ended:
                 return
             now_ns = boot_ns()
-            self._plane.beacon()
+            self._plane.beat(now_ns)
             self._plane.reap(now_ns)
             if watch is not None:
                 watch.look(None, True, now_ns)
@@ -196,6 +196,7 @@ class OurLane(Lane):
             link_address=_LINK_ADDRESSES[host],
             link_timeout_ms=_TIMING.link_timeout_ms,
             compare_timeout_ms=_TIMING.compare_timeout_ms,
+            heartbeat_ms=_TIMING.heartbeat_ms,
             sizes=Sizes(
                 sizes.flows, hold_slots(sizes.hold_mib, frame), sizes.datagram_buckets, frame
             ),

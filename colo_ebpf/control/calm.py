@@ -2,15 +2,17 @@
 """When time alone cannot change a decision: then a beat does without. Pure, but for `Calm`.
 
 Most of a pair's life nothing happens, and to decide that fifty times a second takes more processor
-time than all else a daemon does.
+time than all else a daemon does. To wake takes the next most, so there are fewer beats then.
 """
 
 from __future__ import annotations
 
 from colo_ebpf.control.checkpoints import Checkpoints
-from colo_ebpf.control.facts import Decision, Snapshot, State
+from colo_ebpf.control.facts import Decision, Snapshot, State, Timing
 from colo_ebpf.control.peer import PeerView
 from colo_ebpf.control.ports import Plane
+
+_SELDOM = 3  # heartbeats from one beat of a pair at rest to the next, after so many in a row
 
 
 def lasts(s: Snapshot, d: Decision) -> bool:
@@ -39,12 +41,13 @@ class Calm:
     """What one core remembers of it. Every event ends it, mostly by the cycle that follows."""
 
     def __init__(
-        self, checkpoints: Checkpoints, peer: PeerView, plane: Plane, silence_ns: int
+        self, checkpoints: Checkpoints, peer: PeerView, plane: Plane, timing: Timing
     ) -> None:
         self._checkpoints, self._peer, self._plane = checkpoints, peer, plane
-        self._silence_ns = silence_ns
+        self._silence_ns, self._heartbeat_ns = timing.peer_timeout_ns, timing.heartbeat_ns
         self._lasts = False
         self._until_ns = self._sure_until_ns = 0
+        self._left_out = 0  # beats in a row
 
     def begins(self) -> None:
         """The last cycle has decided what lasts, and nothing is left to do."""
@@ -52,24 +55,19 @@ class Calm:
 
     def ends(self) -> None:
         """A fact has changed."""
-        self._lasts, self._until_ns, self._sure_until_ns = False, 0, 0
+        self._lasts, self._left_out = False, 0
+        self._until_ns = self._sure_until_ns = 0
 
     def stands(self, now_ns: int) -> bool:
         """The last cycle has decided what lasts, and the peer has not fallen silent since."""
         return self._lasts and self._hears(now_ns)
 
     def _hears(self, now_ns: int) -> bool:
-        """The plane is asked only if the other daemon is late: a look there is a system call."""
-        peer = self._peer
-        if now_ns - peer.link_heard_ns <= self._silence_ns:
-            return True
-        peer.plane_heard_ns = self._plane.link_heard_ns()
-        return now_ns - peer.link_heard_ns <= self._silence_ns
+        self._peer.plane_heard_ns = self._plane.link_heard_ns()
+        return now_ns - self._peer.link_heard_ns <= self._silence_ns
 
     def holds(self, now_ns: int) -> bool:
-        """A cycle would do nothing now. Mostly the last answer tells, without another look."""
-        if now_ns < self._sure_until_ns:
-            return True
+        """A cycle would do nothing now."""
         if now_ns >= self._until_ns:
             self._until_ns = self._checkpoints.quiet_until_ns(now_ns) if self._lasts else 0
             if now_ns >= self._until_ns:
@@ -78,3 +76,25 @@ class Calm:
             return False
         self._sure_until_ns = min(self._until_ns, self._peer.link_heard_ns + self._silence_ns)
         return True
+
+    def leaves_out(self, now_ns: int) -> bool:
+        """This beat does without a cycle."""
+        if not self.holds(now_ns):
+            return False
+        self._left_out += 1
+        return True
+
+    def next_beat_ns(self, last_ns: int) -> int:
+        """When a beat is due after the one at `last_ns`.
+
+        A daemon whose pair is at rest sleeps longer: its plane beats in between, and that says
+        enough to whoever has heard the daemon lately (`PeerView.link_heard_ns`). It does not sleep
+        through its peer's silence, nor through the time at which a held frame is overdue: a frame
+        that nobody verifies is a client that waits.
+        """
+        sleeps = self._left_out > _SELDOM and self._plane.beats_alone
+        due_ns = last_ns + self._heartbeat_ns * (_SELDOM if sleeps else 1)
+        for sooner_ns in (self._sure_until_ns, self._checkpoints.held_due_ns or 0):
+            if last_ns < sooner_ns < due_ns:
+                due_ns = sooner_ns
+        return due_ns

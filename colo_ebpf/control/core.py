@@ -47,7 +47,6 @@ from colo_ebpf.model import (
 PAIR_STEPS = (facts.Synchronise, facts.EnterColo, facts.StartVm)
 _SETTLE_ROUNDS = 6
 _URGENT_COPIES = 3
-_SELDOM = 3  # beats: so often a pair at rest says the same again, first thrice in a row
 
 
 class Core:
@@ -99,8 +98,7 @@ class Core:
         self._pairing: Pairing | None = None
         self._pairing_known = False
         self.said: PeerState | None = None  # at the end of the last cycle
-        self.calm = Calm(self.checkpoints, peer, plane, timing.peer_timeout_ns)
-        self._quiet_beats = 0
+        self.calm = Calm(self.checkpoints, peer, plane, timing)
         self._wanted = ""
 
     # --- events ------------------------------------------------------------------------
@@ -279,11 +277,6 @@ class Core:
         self._done.clear()
         self._attempt += 1
 
-    def look_again_ns(self, now_ns: int) -> int | None:
-        """How long from now the oldest held frame becomes overdue; None: none can."""
-        due_ns = self.checkpoints.held_due_ns
-        return due_ns - now_ns if due_ns is not None and due_ns > now_ns else None
-
     def take_pause(self, pause: Pause, now_ns: int) -> None:
         """An operator's newest word, said here or on the other host."""
         if pause.on is not self.pause.on:
@@ -295,17 +288,10 @@ class Core:
 
     def beat(self, now_ns: int) -> bool:
         """`cycle`, unless nothing would come of it. False: it was left out."""
-        if self.calm.holds(now_ns):
-            self._quiet_beats += 1
+        if self.calm.leaves_out(now_ns):
             return False
         self.cycle(now_ns)
         return True
-
-    @property
-    def speaks(self) -> bool:
-        """This beat says what was said before once more. If not, the plane's beacon says enough:
-        whoever hears that and has heard the daemon lately (`PeerView.link_heard_ns`)."""
-        return self._quiet_beats <= _SELDOM or self._quiet_beats % _SELDOM == 0
 
     def cycle(self, now_ns: int) -> None:
         """Decide and make it so, until nothing changes any more."""
@@ -313,7 +299,6 @@ class Core:
         if self.peer.state is not None and self.peer.state.pause.newer_than(self.pause):
             self.take_pause(self.peer.state.pause, now_ns)
         self.calm.ends()
-        self._quiet_beats = 0
         for _ in range(_SETTLE_ROUNDS):
             before, s = self.decision, self.snapshot(now_ns)
             self._apply(decide(s), now_ns)

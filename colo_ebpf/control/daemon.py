@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The daemon of one VM on one host: `Core` wired to clock, sockets, QEMU and the kernel.
 
-Every `heartbeat` the loop sends a beacon over the data plane, decides and says how it is; while
-nothing happens it decides nothing, and says so in every third. All else is an event: a datagram, a
-ring buffer record, a QMP event, the exit of QEMU, a step's end. Ending the daemon leaves VM,
+Every `heartbeat` the loop sees to it that the data plane beats, decides and says how it is; while
+nothing happens it decides nothing, and sleeps for three. All else is an event: a datagram,
+a ring buffer record, a QMP event, the exit of QEMU, a step's end. Ending the daemon leaves VM,
 programs and maps as they are; the next run adopts them.
 """
 
@@ -115,7 +115,7 @@ class Daemon:
         gc.collect()
         gc.freeze()  # a full collection would take longer than a heartbeat
         self._notifier.say(READY=1)
-        beats = self._pulse.beat(self.timing.heartbeat_ns / 1e9, self._beat)
+        beats = self._pulse.beat(self.core.calm.next_beat_ns, self._beat)
         stopping = asyncio.create_task(self._stopping.wait())
         stopping.add_done_callback(lambda _: self._pulse.rest())
         try:
@@ -163,26 +163,14 @@ class Daemon:
         self.core.adopt(vm, vm.past(), failed=failed, off=off, now_ns=boot_ns())
 
     def _plane_event(self, event: PlaneEvent) -> None:
-        now_ns = boot_ns()
-        self.core.plane_event(event, now_ns)
-        self._look_in_time(now_ns)
+        self.core.plane_event(event, boot_ns())
 
-    def _look_in_time(self, now_ns: int) -> None:
-        """A frame nobody verifies is a client that waits: not until some beat after it is due."""
-        wait_ns = self.core.look_again_ns(now_ns)
-        if wait_ns is not None:
-            self._pulse.hasten(wait_ns / 1e9)
-
-    def _beat(self) -> bool:
-        now_ns = boot_ns()
-        self.plane.beacon()
+    def _beat(self, now_ns: int) -> bool:
+        self.plane.beat(now_ns)
         decided = self.core.beat(now_ns)
-        if decided:
-            self._look_in_time(now_ns)
-        if self.core.speaks:
-            said = self.core.said
-            assert said is not None, "the first beat decides, and a decision is told"
-            self._beats.send(self._speech.say(said))
+        said = self.core.said
+        assert said is not None, "the first beat decides, and a decision is told"
+        self._beats.send(self._speech.say(said))
         self.plane.reap(now_ns)
         if now_ns < self._chores_due_ns:
             return decided

@@ -81,8 +81,12 @@ class Plane(Protocol):
     def rearm_held(self) -> None:
         """Ask for a HELD event at the next frame that is held."""
 
-    def beacon(self) -> None:
-        """Send one full-sized beacon over the link."""
+    @property
+    def beats_alone(self) -> bool:
+        """What `beat` begins goes on for a while by itself."""
+
+    def beat(self, now_ns: int) -> None:
+        """Full-sized beacons go over the link, one in a heartbeat; called in every beat."""
 
     def reap(self, now_ns: int) -> None:
         """Forget a few connections that have ended; called in every beat."""

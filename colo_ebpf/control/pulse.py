@@ -6,7 +6,8 @@ than all that has to be done for one. So they are called from within `select`, w
 the loop once one of them says that it may have left something to do there.
 
 A beat that is nearly due does not wait if a heartbeat has just been read: one waking less. So the
-beats of two daemons fall together, whichever is first, and none is ever later than it would be.
+beats of two daemons fall together, whichever is first, and none is ever later than it would be. One
+that was late is not made up for.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import logging
 import math
 import select
 import selectors
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from colo_ebpf.clock import boot_ns
+
 _log = logging.getLogger(__name__)
 _MOST_EVENTS = 16
-_EARLY = 1 / 4  # of the period: so much before it is due a beat may join what woke us
+_EARLY = 4  # so much of the time from one beat to the next, a quarter, may one come too soon
 
 Work = Callable[[], bool]
+Tick = Callable[[int], bool]
 
 
 def loop_of(pulse: Pulse) -> asyncio.AbstractEventLoop:
@@ -40,30 +43,26 @@ class Pulse(selectors.BaseSelector):
         self._poll = select.epoll()
         self._poll.register(self._others.fileno(), select.EPOLLIN)
         self._readers: dict[int, Work] = {}
-        self._tick: Work | None = None
-        self._due_s, self._period_s = math.inf, 0.0
-        self._wish_s = math.inf
+        self._tick: Tick | None = None
+        self._next: Callable[[int], int] = lambda last_ns: last_ns
+        self._last_ns = 0
         self._ended: asyncio.Future[None] | None = None
 
     # -- beats and readers ------------------------------------------------------------------
 
-    def beat(self, period_s: float, tick: Work) -> asyncio.Future[None]:
-        """Call it now and then every `period_s`; one that is late is not made up for.
+    def beat(self, due_ns: Callable[[int], int], tick: Tick) -> asyncio.Future[None]:
+        """Call `tick` with the boot time, now and then whenever `due_ns` says.
 
-        The future ends with the first exception, or with `rest`.
+        That is given the time of the last beat, and asked whenever something may have changed. The
+        future ends with the first exception, or with `rest`.
         """
         self._ended = asyncio.get_running_loop().create_future()
-        self._tick, self._period_s, self._due_s = tick, period_s, time.monotonic()
+        self._tick, self._next, self._last_ns = tick, due_ns, 0
         return self._ended
-
-    def hasten(self, wait_s: float) -> None:
-        """There is a beat in so long, whatever others come before; those after it follow it."""
-        if self._due_s < math.inf:  # else it rests
-            self._wish_s = min(self._wish_s, time.monotonic() + wait_s)
 
     def rest(self) -> None:
         """No more beats."""
-        self._due_s = self._wish_s = math.inf
+        self._tick = None
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
@@ -81,26 +80,35 @@ class Pulse(selectors.BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Until the loop has something to do: at the latest after `timeout` seconds."""
-        now_s = time.monotonic()
-        end_s = math.inf if timeout is None else now_s + timeout
+        now_ns = boot_ns()
+        end_ns = math.inf if timeout is None else now_ns + timeout * 1e9
         while True:
             # epoll counts whole milliseconds, never too few
-            until_s = min(end_s, self._due_s, self._wish_s)
-            wait_s = None if until_s == math.inf else max(until_s - now_s, 0.0)
+            until_ns = min(end_ns, self._due_ns())
+            wait_s = None if until_ns == math.inf else max(until_ns - now_ns, 0.0) / 1e9
             events = self._poll.poll(wait_s, _MOST_EVENTS)
             wanted = others = heard = False
             if events:
                 wanted, others = self._read(events)
                 heard = len(events) > others
-            now_s = time.monotonic()
-            early_s = self._period_s * _EARLY if heard else 0.0
-            if now_s >= self._due_s - early_s or now_s >= self._wish_s:
-                wanted = self._beat() or wanted
-                now_s = time.monotonic()
+            now_ns = boot_ns()
+            if self._is_due(now_ns, heard):
+                wanted = self._beat(now_ns) or wanted
+                now_ns = boot_ns()
             if others:
                 return self._others.select(0)
-            if wanted or now_s >= end_s:
+            if wanted or now_ns >= end_ns:
                 return []
+
+    def _due_ns(self) -> float:
+        if self._tick is None:
+            return math.inf
+        return self._next(self._last_ns) if self._last_ns else 0
+
+    def _is_due(self, now_ns: int, heard: bool) -> bool:
+        due_ns = self._due_ns()
+        early_ns = (due_ns - self._last_ns) / _EARLY if heard else 0
+        return now_ns >= due_ns - early_ns
 
     def _read(self, events: list[tuple[int, int]]) -> tuple[bool, bool]:
         """May the loop have work? Do its own descriptors?"""
@@ -116,21 +124,16 @@ class Pulse(selectors.BaseSelector):
                 _log.exception("reading a heartbeat failed in an unforeseen way")
         return wanted, others
 
-    def _beat(self) -> bool:
+    def _beat(self, now_ns: int) -> bool:
         assert self._tick is not None
-        now_s = time.monotonic()
-        self._due_s = min(self._due_s, now_s) + self._period_s
-        if self._wish_s <= now_s:
-            self._wish_s = math.inf
+        self._last_ns = now_ns
         try:
-            wanted = self._tick()
+            return self._tick(now_ns)
         except Exception as e:
-            self._due_s = self._wish_s = math.inf
+            self._tick = None
             if self._ended is not None and not self._ended.done():
                 self._ended.set_exception(e)
             return True
-        self._due_s = max(self._due_s, time.monotonic())
-        return wanted
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         """Of the loop's own."""

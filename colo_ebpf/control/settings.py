@@ -124,6 +124,7 @@ def plane_spec(config: Config) -> PlaneSpec:
         link_address=link.address,
         link_timeout_ms=config.timing.link_timeout_ms,
         compare_timeout_ms=config.timing.compare_timeout_ms,
+        heartbeat_ms=config.timing.heartbeat_ms,
         sizes=Sizes(sizes.flows, hold_slots(sizes.hold_mib, frame), sizes.datagram_buckets, frame),
     )
 

@@ -11,7 +11,7 @@ from ctypes import c_uint32 as u32
 from ctypes import c_uint64 as u64
 from typing import ClassVar
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 TURNING_BIT = 1
 BEACON_ETHERTYPE = 0x88B5
 LEAVE_ETHERTYPE = 0x88B6
@@ -116,9 +116,11 @@ class LiveWord(enum.IntEnum):
     EVENTS_LOST = 5
     CARRIED = 6
     FLOWS = 7
+    BEAT_NS = 8
+    BEAT_UNTIL_NS = 9
 
 
-LIVE_WORDS = 8
+LIVE_WORDS = 10
 
 
 class OffFlag(enum.IntFlag):
@@ -175,6 +177,7 @@ class Line(enum.IntEnum):
     FIRST = 0x10001
     LATE = 0x10002
     NEW = 0x10003
+    BEAT = 0x10004
 
 
 class _Struct(ctypes.Structure):

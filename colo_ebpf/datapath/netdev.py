@@ -31,6 +31,7 @@ from colo_ebpf.errors import AttachError
 T = TypeVar("T")
 
 VXLAN_OVERHEAD_BYTES = 50  # outer Ethernet is not counted: IPv4 20, UDP 8, VXLAN 8, inner 14
+ETHERNET_BYTES = 14
 _TUNSETIFF = 0x400454CA
 _TUNSETPERSIST = 0x400454CB
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
@@ -243,23 +244,24 @@ def delay_line(link_device: str) -> tuple[str, str]:
     return f"{link_device[:11]}-in", f"{link_device[:11]}-out"
 
 
-def create_delay_line(first: str, last: str, mtu: int) -> None:
+def create_delay_line(first: str, last: str, mtu: int, heartbeat_ms: int) -> None:
     """A veth pair: what is sent into `first` comes out of `last` some ten microseconds later,
-    by an HTB queue. AttachError if the kernel has no HTB."""
+    by an HTB queue; of what is put into the class of beacons one comes out in a heartbeat.
+    AttachError if the kernel has no HTB."""
     if not exists(first):
         with _netlink(f"veth {first}: create") as ipr:
             ipr.link("add", ifname=first, kind="veth", peer={"ifname": last})
     for one in (first, last):
         _no_router_solicitation(one)
         set_up(one, mtu)
-    _delay(first)
+    _delay(first, (mtu + ETHERNET_BYTES) * 1000 / heartbeat_ms)
     _steer(last, range(os.sysconf("SC_NPROCESSORS_CONF")))  # or a connection's order would be lost
 
 
-def _delay(ifname: str) -> None:
+def _delay(ifname: str, beats_bytes_s: float) -> None:
     """By the command, all at once: pyroute2's HTB knows no `mpu`."""
     argv = ["tc", "-batch", "-"]
-    lines = "\n".join(_line_commands(ifname))
+    lines = "\n".join(_line_commands(ifname, beats_bytes_s))
     try:
         done = subprocess.run(argv, input=lines, capture_output=True, text=True, check=False)
     except OSError as e:
@@ -335,7 +337,7 @@ _BURST = "burst 100000 cburst 100000 mpu 65535"
 _LINE_PRIORITIES = {Line.FIRST: (0, 100_000), Line.LATE: (1, 300_000), Line.NEW: (1, 100_000)}
 
 
-def _line_commands(ifname: str) -> Iterator[str]:
+def _line_commands(ifname: str, beats_bytes_s: float) -> Iterator[str]:
     if not _is_htb(ifname):  # else what waits in it stays
         yield f"qdisc replace dev {ifname} root handle 1: htb default {_minor(Line.NEW)}"
     yield f"class replace dev {ifname} parent 1: classid 1:ff htb rate {_RATE} {_BURST}"
@@ -345,6 +347,10 @@ def _line_commands(ifname: str) -> Iterator[str]:
             f" htb rate 1mbit ceil {_RATE} {_BURST} prio {priority} quantum {quantum}"
         )
         yield f"qdisc replace dev {ifname} parent 1:{_minor(line)} bfifo limit 64mb"
+    # A beacon owes the time until the next: with no burst two are never nearer than that.
+    beats = f"rate {beats_bytes_s * 8:.0f}bit burst 1 cburst 1 prio 0 quantum 100000"
+    yield f"class replace dev {ifname} parent 1: classid 1:{_minor(Line.BEAT)} htb {beats}"
+    yield f"qdisc replace dev {ifname} parent 1:{_minor(Line.BEAT)} pfifo limit 1"
 
 
 def _minor(line: Line) -> str:

@@ -42,7 +42,8 @@ _AGE_PLACES = 256  # COLO_AGE_MAX: places one run looks at
 _AGE_BUSY = 1 / 16  # of the flow table's entries: below, a run finds next to nothing, and rests
 AGE_REST_NS = 500_000_000
 _FAREWELLS = 3  # copies: the link may lose some
-_BEACONS = 2  # copies: the second costs next to nothing
+_BEATS_ALONE = 5  # heartbeats the plane goes on by itself: a daemon may be kept waiting so long
+_BEAT_LOST = 2  # heartbeats without a beacon: its place in the delay line is empty
 _HIGH_MARK = 3 / 4  # of the hold store: from here on a checkpoint is due
 
 
@@ -69,6 +70,7 @@ class PlaneSpec:
     link_address: str
     link_timeout_ms: int
     compare_timeout_ms: int
+    heartbeat_ms: int
     sizes: loader.Sizes
 
     @property
@@ -112,8 +114,9 @@ class DataPlane:
         self._lasting = LastingOffsets(offsets, lasting)
         self._reap_offsets, self._reap_lasting = reap.Reaper(offsets), reap.Reaper(lasting)
         self._held = HeldSlots(self._maps["colo_hold"].fd)
-        beacon = self._mirror.programs["colo_beacon"]
-        self._beacon_run = Runner(beacon, self._beacon_frame(), repeat=_BEACONS)
+        self._beacon_run = Runner(self._mirror.programs["colo_beacon"], self._beacon_frame())
+        heartbeat_ns = spec.heartbeat_ms * 1_000_000
+        self._alone_ns, self._lost_ns = _BEATS_ALONE * heartbeat_ns, _BEAT_LOST * heartbeat_ns
         self._age_run = Runner(self._mirror.programs["colo_age"], bytes(64))
         self._conf = self._first_conf()
         self._callbacks: list[Callable[[PlaneEvent], None]] = []
@@ -197,9 +200,13 @@ class DataPlane:
         """Where long frames of the PVM wait; 0: the kernel has no HTB, they are copied."""
         first, last = netdev.delay_line(self._spec.link_device)
         try:
-            netdev.create_delay_line(first, last, self._spec.mtu)
+            netdev.create_delay_line(first, last, self._spec.mtu, self._spec.heartbeat_ms)
         except AttachError as e:
-            _log.warning("%s: long frames are copied and cut at once, bulk is slower", e)
+            _log.warning(
+                "%s: long frames are copied and cut at once, bulk is slower; the daemon beats for"
+                " the plane, and takes more of a processor",
+                e,
+            )
             return 0
         tc.attach(last, tc.INGRESS, "colo_park", self._compare.programs["colo_park"])
         return netdev.index_of(first)
@@ -357,12 +364,26 @@ class DataPlane:
 
     # -- link ----------------------------------------------------------------------------
 
+    @property
+    def beats_alone(self) -> bool:
+        """Once begun beacons go on for a while: there is a delay line."""
+        return bool(self._conf.park_ifindex)
+
+    def beat(self, now_ns: int) -> None:
+        """Full-sized beacons over the link, one in a heartbeat: the plane is alive, and the link
+        carries what it has to. See colo_beat.h."""
+        if self.beats_alone:
+            self._set_live(LiveWord.BEAT_UNTIL_NS, now_ns + self._alone_ns)
+            if now_ns - self._live(LiveWord.BEAT_NS) < self._lost_ns:
+                return
+        self.beacon()
+
     def beacon(self) -> None:
-        """Full-sized frames over the link: the plane is alive, and its MTU suffices."""
+        """One beacon now."""
         self._beacon_run.run()
 
     def _beacon_frame(self) -> bytes:
-        return _own_frame(abi.BEACON_ETHERTYPE).ljust(self._spec.mtu + 14, b"\0")
+        return _own_frame(abi.BEACON_ETHERTYPE).ljust(self._spec.mtu + netdev.ETHERNET_BYTES, b"\0")
 
     def link_heard_ns(self) -> int:
         """Boot time of the last frame of the peer's plane; 0: never."""

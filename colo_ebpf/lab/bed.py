@@ -121,6 +121,7 @@ class Bed(LoadedPlane):
                 link_address=LOCAL,
                 link_timeout_ms=60_000,
                 compare_timeout_ms=60_000,
+                heartbeat_ms=30,
                 sizes=sizes,
             )
             netdev.in_namespace(self.host, lambda: self._begin(spec, role))

@@ -67,6 +67,7 @@ class Host:
                 link_address=self.address,
                 link_timeout_ms=60_000,
                 compare_timeout_ms=60_000,
+                heartbeat_ms=30,
                 sizes=Sizes(256, 1024, 64, frame_bytes(MTU)),
             )
         )

@@ -254,7 +254,8 @@ def test_the_line_has_a_queue_for_each_class(rig: Rig) -> None:
     argv = ["tc", "-d", "class", "show", "dev", "vx0-in"]
     shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     found = dict(re.findall(r"class htb (1:\w) parent 1:ff leaf \w+: prio (\d)", shown))
-    assert {f"1:{line & 0xFFFF:x}" for line in abi.Line} == set(found)
+    frames = set(abi.Line) - {abi.Line.BEAT}
+    assert {f"1:{line & 0xFFFF:x}" for line in frames} == set(found)
     assert min(found, key=lambda one: found[one]) == f"1:{abi.Line.FIRST & 0xFFFF:x}"
 
 
@@ -264,7 +265,7 @@ def test_a_line_that_is_made_again_keeps_what_waits_in_it(rig: Rig) -> None:
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
 
     before = handles()
-    netdev.create_delay_line("vx0-in", "vx0-out", 1500)
+    netdev.create_delay_line("vx0-in", "vx0-out", 1500, 30)
     assert handles() == before
 
 

@@ -55,6 +55,7 @@ class ToyPlane:
         self._mode, self._turn = Mode.WITHHOLD, Turn(0, Phase.OPEN)
         self.pairing: Pairing | None = None
         self.heard_ns = 0
+        self._beats, self._beats_until_ns, self.beats_alone = False, 0, True
 
     def set_mode(self, mode: Mode) -> None:
         self._mode = mode
@@ -92,19 +93,29 @@ class ToyPlane:
     def link_heard_ns(self) -> int:
         return self.heard_ns
 
-    def beacon(self) -> None:
+    def beat(self, now_ns: int) -> None:
+        """By itself, until its daemon has been away for some heartbeats."""
+        self._beats_until_ns = now_ns + 5 * TIMING.heartbeat_ns
+        if not self._beats:
+            self._beats = True
+            self._beat()
+
+    def _beat(self) -> None:
         """To the other plane, if both are of one pairing."""
-        world, other = self._host.world, self._host.other.plane
-        cut = (self._host.name, Path.LINK) in world.cut
-        if self.pairing is None or self._mode is Mode.SOLO or cut:
+        host, world = self._host, self._host.world
+        gone = host.plane is not self or host.now_ns >= self._beats_until_ns
+        self._beats = not gone and self.pairing is not None and self._mode is not Mode.SOLO
+        if self.pairing is None or not self._beats:
             return
-        vni = self.pairing.vni
+        other, vni = host.other.plane, self.pairing.vni
 
         def arrive() -> None:
             if other.pairing is not None and other.pairing.vni == vni:
-                other.heard_ns = self._host.other.now_ns
+                other.heard_ns = host.other.now_ns
 
-        world.after(world.delay_ns(0.05, 1), arrive)
+        if (host.name, Path.LINK) not in world.cut:
+            world.after(world.delay_ns(0.05, 1), arrive)
+        world.after(world.delay_ns(49, 51), self._beat)
 
     def subscribe(self, callback: Callable[[PlaneEvent], None]) -> None: ...
 
@@ -147,6 +158,7 @@ class Host:
         if self.core is not None or not self.up:
             return
         self._run += 1
+        self._beaten_ns = self.now_ns - TIMING.heartbeat_ns
         self._speech = Speech(SEAL)
         boot = f"{self.name}{self._run}-{self.world.random.getrandbits(32):x}"
         peer = PeerView(vm="v", host=self.peer_name, boot=boot, seal=SEAL, started_ns=self.now_ns)
@@ -177,12 +189,12 @@ class Host:
     def _beat(self, run: int) -> None:
         if run != self._run or self.core is None:
             return
-        if not self.paused:
-            self.plane.beacon()
+        if not self.paused and self.now_ns >= self.core.calm.next_beat_ns(self._beaten_ns):
+            self._beaten_ns = self.now_ns
+            self.plane.beat(self.now_ns)
             self._decide(self.core)
-            if self.core.speaks:
-                self.publish(1)
-        self.world.after(self.world.delay_ns(45, 60), lambda: self._beat(run))
+            self.publish(1)
+        self.world.after(self.world.delay_ns(10, 30), lambda: self._beat(run))
 
     def _decide(self, core: Core) -> None:
         """In every other history what a beat leaves out is done all the same: nothing may come of

@@ -18,7 +18,7 @@ from tests.sim.world import MS, World
 @pytest.fixture
 def world() -> World:
     """A protected pair, a the primary."""
-    world = World(3)
+    world = World(4)
     for host in [Host(world, name) for name in "ab"]:
         host.start_daemon()
     assert _until_protected(world, 20_000)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from colo_ebpf.bench import failover, idle, reaction, stall
@@ -22,10 +20,8 @@ Private_Hugetlb:    9999 kB
 """
 
 
-def test_processor_time_of_a_process_whose_name_has_brackets() -> None:
-    fields = ["S"] + ["0"] * 10 + ["150", "50"] + ["0"] * 30
-    stat = f"7 (a (b) c) {' '.join(fields)}"
-    assert idle.cpu_s(stat) == 200 / os.sysconf("SC_CLK_TCK")
+def test_processor_time_is_that_of_all_threads() -> None:
+    assert idle.cpu_s(["1500000000 7 3\n", "250000000 0 1\n"]) == 1.75
 
 
 def test_memory_counts_the_named_lines_only() -> None:

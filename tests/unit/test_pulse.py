@@ -18,6 +18,11 @@ _T = TypeVar("_T")
 _PERIOD_S = 0.001
 
 
+def _later(last_ns: int) -> int:
+    """When the beat after that one is due."""
+    return last_ns + int(_PERIOD_S * 1e9)
+
+
 def _run(pulse: Pulse, work: Callable[[], Coroutine[None, None, _T]]) -> _T:
     with asyncio.Runner(loop_factory=lambda: loop_of(pulse)) as runner:
         return runner.run(work())
@@ -26,7 +31,7 @@ def _run(pulse: Pulse, work: Callable[[], Coroutine[None, None, _T]]) -> _T:
 def test_it_beats_until_it_is_put_to_rest() -> None:
     pulse, beats = Pulse(), 0
 
-    def beat() -> bool:
+    def beat(now_ns: int) -> bool:
         nonlocal beats
         beats += 1
         if beats == 3:
@@ -34,7 +39,7 @@ def test_it_beats_until_it_is_put_to_rest() -> None:
         return True
 
     async def run() -> int:
-        await pulse.beat(_PERIOD_S, beat)
+        await pulse.beat(_later, beat)
         await asyncio.sleep(10 * _PERIOD_S)
         return beats
 
@@ -45,7 +50,7 @@ def test_a_beat_that_fails_is_the_last_one() -> None:
     pulse = Pulse()
 
     async def run() -> None:
-        await pulse.beat(_PERIOD_S, lambda: {}["nothing"])
+        await pulse.beat(_later, lambda now_ns: {}["nothing"])
 
     with pytest.raises(KeyError, match="nothing"):
         _run(pulse, run)
@@ -63,7 +68,7 @@ def _rounds(pulse: Pulse, beats: int, wanted: bool) -> int:
 
     pulse.select = select  # type: ignore[method-assign,assignment]
 
-    def beat() -> bool:
+    def beat(now_ns: int) -> bool:
         nonlocal left
         left -= 1
         if not left:
@@ -71,7 +76,7 @@ def _rounds(pulse: Pulse, beats: int, wanted: bool) -> int:
         return wanted or not left
 
     async def run() -> None:
-        await pulse.beat(_PERIOD_S, beat)
+        await pulse.beat(_later, beat)
 
     _run(pulse, run)
     return rounds
@@ -86,7 +91,7 @@ def test_timers_and_descriptors_of_the_loop_are_served_while_every_beat_is_quiet
     pulse = Pulse()
 
     async def run() -> bytes:
-        beats = pulse.beat(_PERIOD_S, lambda: False)
+        beats = pulse.beat(_later, lambda now_ns: False)
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.setblocking(False)
@@ -103,7 +108,7 @@ def test_what_another_thread_asks_for_wakes_the_loop() -> None:
     pulse = Pulse()
 
     async def run() -> int:
-        pulse.beat(_PERIOD_S, lambda: False)
+        pulse.beat(_later, lambda now_ns: False)
         return await asyncio.to_thread(lambda: 7)
 
     assert _run(pulse, run) == 7
@@ -180,29 +185,28 @@ def test_a_datagram_goes_over_both_paths_and_is_heard_on_both() -> None:
 
 
 class _Clock:
-    """Of a pulse whose time passes by hand."""
+    """Of a pulse whose time passes by hand. A beat is due 20 ns after the last, or as told."""
 
     def __init__(self, pulse: Pulse, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now_s, self.beats, self.hastens_s = 1000.0, 0, 0.0
+        self.now_ns, self.beats, self.due_ns = 1000, 0, 0
         self._pulse = pulse
         self._ours, self._theirs = socket.socketpair()
-        monkeypatch.setattr("colo_ebpf.control.pulse.time.monotonic", lambda: self.now_s)
+        monkeypatch.setattr("colo_ebpf.control.pulse.boot_ns", lambda: self.now_ns)
         pulse.listen(self._ours.fileno(), self._read)
-        pulse.beat(20.0, self._beat)
+        pulse.beat(lambda last_ns: self.due_ns or last_ns + 20, self._beat)
 
-    def _beat(self) -> bool:
+    def _beat(self, now_ns: int) -> bool:
+        assert now_ns == self.now_ns
         self.beats += 1
-        if self.hastens_s:
-            self._pulse.hasten(self.hastens_s)
         return False
 
     def _read(self) -> bool:
         self._ours.recv(10)
         return False
 
-    def beats_at(self, now_s: float, heard: bool) -> int:
+    def beats_at(self, now_ns: int, heard: bool) -> int:
         """How many there are then, if a datagram has come or not."""
-        self.now_s, before = 1000.0 + now_s, self.beats
+        self.now_ns, before = 1000 + now_ns, self.beats
         if heard:
             self._theirs.send(b"x")
         self._pulse.select(0)
@@ -214,27 +218,20 @@ class _Clock:
         self._theirs.close()
 
 
-def test_a_beat_can_be_hastened_and_the_others_follow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_a_beat_is_due_may_change_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         pulse = Pulse()
         clock = _Clock(pulse, monkeypatch)
         assert clock.beats_at(0, heard=False) == 1
-        pulse.hasten(7.0)
-        pulse.hasten(9.0)
-        assert clock.beats_at(6.9, heard=True) == 0
-        clock.hastens_s = 4.0
-        assert clock.beats_at(7.0, heard=False) == 1
-        clock.hastens_s = 30.0
-        assert clock.beats_at(11.0, heard=False) == 1, "by the beat before"
-        clock.hastens_s = 0.0
-        assert clock.beats_at(30.9, heard=False) == 0
-        assert clock.beats_at(31.0, heard=False) == 1, "none is put off"
-        assert clock.beats_at(40.9, heard=False) == 0
-        assert clock.beats_at(41.0, heard=False) == 1, "what was wished for two beats before"
-        assert clock.beats_at(42.0, heard=False) == 0
+        assert clock.beats_at(6, heard=False) == 0
+        clock.due_ns = 1007
+        assert clock.beats_at(7, heard=False) == 1, "sooner"
+        clock.due_ns = 1100
+        assert clock.beats_at(60, heard=False) == 0, "later"
+        clock.due_ns = 0
+        assert clock.beats_at(60, heard=False) == 1
         pulse.rest()
-        pulse.hasten(1.0)
-        assert clock.beats_at(90.0, heard=False) == 0
+        assert clock.beats_at(90, heard=False) == 0
         clock.close()
 
     asyncio.run(run())
@@ -246,15 +243,23 @@ def test_a_beat_that_is_nearly_due_joins_a_heartbeat_and_none_is_late(
     async def run() -> None:
         clock = _Clock(Pulse(), monkeypatch)
         assert clock.beats_at(0, heard=False) == 1
-        assert clock.beats_at(14.9, heard=True) == 0
-        assert clock.beats_at(15.1, heard=False) == 0
-        assert clock.beats_at(15.2, heard=True) == 1
-        assert clock.beats_at(15.3, heard=True) == 0, "one is enough"
-        assert clock.beats_at(35.1, heard=False) == 0
-        assert clock.beats_at(35.2, heard=False) == 1, "a period after the one before"
-        assert clock.beats_at(60.0, heard=False) == 1
-        assert clock.beats_at(75.1, heard=False) == 0
-        assert clock.beats_at(75.3, heard=False) == 1, "as if that had not been late"
+        assert clock.beats_at(14, heard=True) == 0
+        assert clock.beats_at(15, heard=False) == 0
+        assert clock.beats_at(15, heard=True) == 1
+        assert clock.beats_at(34, heard=False) == 0
+        assert clock.beats_at(35, heard=False) == 1
+        clock.close()
+
+    asyncio.run(run())
+
+
+def test_beats_that_were_missed_are_not_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        clock = _Clock(Pulse(), monkeypatch)
+        assert clock.beats_at(0, heard=False) == 1
+        assert clock.beats_at(200, heard=False) == 1
+        assert clock.beats_at(219, heard=False) == 0
+        assert clock.beats_at(220, heard=False) == 1
         clock.close()
 
     asyncio.run(run())
