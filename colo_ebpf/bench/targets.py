@@ -104,6 +104,16 @@ def _largest(part: str, start: str, lanes: Sequence[str] = ()) -> Find:
     return find
 
 
+def _most(part: str, start: str, lane: str) -> Find:
+    """The largest single reading of all rows of a lane whose measure begins so."""
+
+    def find(results: Results) -> float | None:
+        rows = [r for r in results.rows if r.part == part and r.measure.startswith(start)]
+        return max((value for r in rows if r.lane == lane for value in r.values), default=None)
+
+    return find
+
+
 def _cold_share(results: Results) -> float | None:
     """What a frame would cost if nothing had grown but what its two look-ups cost that read what
     it needs of the entry, over what it costs: the least."""
@@ -165,7 +175,7 @@ TARGETS: tuple[Target, ...] = (
     Target(
         "false checkpoints, all loads",
         "none",
-        _largest(names.LANES, _REQUESTS, (names.OURS,)),
+        _most(names.LANES, _REQUESTS, names.OURS),
         0,
         at_most=True,
         unit="",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_LONGEST = 10  # timeouts: an SVM that falls ever further behind is put level again
+_LONGEST = 20  # timeouts: an SVM that falls ever further behind is put level again
 
 
 @dataclass(slots=True)

@@ -105,6 +105,17 @@ def test_a_target_is_met_missed_or_not_measured() -> None:
     assert below.judge(found).found.endswith(", 89% of the limit")
 
 
+def test_one_false_checkpoint_in_any_reading_is_one_too_many() -> None:
+    (target,) = [one for one in TARGETS if one.measure.startswith("false checkpoints")]
+    for readings, outcome in (((0, 0, 0), Outcome.MET), ((0, 0, 2), Outcome.MISSED)):
+        recorder = Recorder(lambda _: None)
+        for load, values in (("some load", (0, 0)), ("another", readings)):
+            measure = f"checkpoint requests, {load}"
+            recorder.add("lanes", measure, "ours", "requests", values=values)
+            recorder.add("lanes", measure, "qemu", "requests", values=(7,))
+        assert target.judge(recorder.results(quick=False)).outcome is outcome
+
+
 def test_a_cold_look_up_is_the_limit_of_many_flows() -> None:
     """From 800 to 1,700 ns, 750 of which the look-up alone became dearer: the limit is 1,550."""
     recorder = Recorder(lambda _: None)

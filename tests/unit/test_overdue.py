@@ -11,7 +11,7 @@ from colo_ebpf.control.overdue import Overdue
 MS = 1_000_000
 BEAT = 20 * MS
 TIMEOUT = 60 * MS
-LONGEST = 10 * TIMEOUT
+LONGEST = 20 * TIMEOUT
 
 
 def _held(at_ns: int) -> Overdue:
