@@ -243,7 +243,7 @@ class Checkpoints:
             if self._plane.held_since_ns() is None:
                 return
             self._overdue.first(now_ns)
-        elif self._overdue.look(oldest, now_ns):
+        elif self._overdue.look(oldest, self._plane.held_frames(), now_ns):
             self._do(self.primary.ask(Reason.HOLD_AGE, now_ns))
 
     def _flush(self) -> None:

@@ -75,6 +75,9 @@ class Plane(Protocol):
 
     def held(self) -> HeldReport: ...
 
+    def held_frames(self) -> int:
+        """How many are held."""
+
     def held_since_ns(self) -> int | None:
         """Boot time the oldest held frame came; None: none is held."""
 

@@ -321,7 +321,7 @@ class DataPlane:
         """Emit what may leave now; see colo_flush in compare.c."""
         emitted = left = idle = 0
         for _ in range(_FLUSH_ROUNDS):
-            if not self._live(LiveWord.HELD):
+            if not self.held_frames():
                 return FlushReport(emitted, 0)
             left, before = 0, emitted
             for slot in self._oldest_first():
@@ -350,13 +350,16 @@ class DataPlane:
 
     def held(self) -> HeldReport:
         """How much is held, and since when."""
-        some = self._live(LiveWord.HELD)
-        frames, total, oldest = self._held.report() if some else (0, 0, None)
+        frames, total, oldest = self._held.report() if self.held_frames() else (0, 0, None)
         return HeldReport(frames, total, oldest, self._spec.sizes.hold_slots)
+
+    def held_frames(self) -> int:
+        """How many are held."""
+        return self._live(LiveWord.HELD)
 
     def held_since_ns(self) -> int | None:
         """Boot time the oldest held frame came; None: none is held."""
-        return self._held.oldest_ns() if self._live(LiveWord.HELD) else None
+        return self._held.oldest_ns() if self.held_frames() else None
 
     def rearm_held(self) -> None:
         """Ask for an event at the next held frame."""

@@ -85,6 +85,9 @@ class ToyPlane:
     def held(self) -> HeldReport:
         return HeldReport(0, 0, None, 1)
 
+    def held_frames(self) -> int:
+        return 0
+
     def held_since_ns(self) -> int | None:
         return None
 
