@@ -36,10 +36,11 @@ static __always_inline int colo_beat(struct __sk_buff *skb, struct colo_conf *co
 	if (!conf || !conf->vni || conf->mode == COLO_SOLO)
 		return colo_finish(skb, COLO_PROG_BEACON, COLO_V_DROP, COLO_R_NO_PAIR);
 	colo_beat_again(skb, conf);
+	if (colo_link_tag(skb, conf, epoch, 0))
+		return colo_finish(skb, COLO_PROG_BEACON, COLO_V_DROP, COLO_R_CLONE_FAILED);
 #pragma unroll
 	for (i = 0; i < COLO_BEAT_COPIES; i++) {
-		if (colo_link_tag(skb, conf, epoch, 0) ||
-		    bpf_clone_redirect(skb, conf->link_ifindex, 0))
+		if (bpf_clone_redirect(skb, conf->link_ifindex, 0))
 			return colo_finish(skb, COLO_PROG_BEACON, COLO_V_DROP, COLO_R_CLONE_FAILED);
 		colo_count(COLO_PROG_BEACON, COLO_V_LINK, COLO_R_BEACON, skb->len);
 	}

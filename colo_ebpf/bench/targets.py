@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -93,23 +94,18 @@ def _median(part: str, measure: str, lane: str) -> Find:
     return find
 
 
-def _largest(part: str, start: str, lanes: Sequence[str] = ()) -> Find:
-    """Of the medians of all rows whose measure begins so (in these lanes)."""
+def _largest(
+    part: str,
+    start: str,
+    lanes: Sequence[str] = (),
+    of: Callable[[Sequence[float]], float] = statistics.median,
+) -> Find:
+    """Of the medians (or `of`) of all rows whose measure begins so (in these lanes)."""
 
     def find(results: Results) -> float | None:
         rows = [r for r in results.rows if r.part == part and r.measure.startswith(start)]
-        medians = [row.median for row in rows if row.values and (not lanes or row.lane in lanes)]
-        return max(medians, default=None)
-
-    return find
-
-
-def _most(part: str, start: str, lane: str) -> Find:
-    """The largest single reading of all rows of a lane whose measure begins so."""
-
-    def find(results: Results) -> float | None:
-        rows = [r for r in results.rows if r.part == part and r.measure.startswith(start)]
-        return max((value for r in rows if r.lane == lane for value in r.values), default=None)
+        found = [of(row.values) for row in rows if row.values and (not lanes or row.lane in lanes)]
+        return max(found, default=None)
 
     return find
 
@@ -175,7 +171,7 @@ TARGETS: tuple[Target, ...] = (
     Target(
         "false checkpoints, all loads",
         "none",
-        _most(names.LANES, _REQUESTS, names.OURS),
+        _largest(names.LANES, _REQUESTS, (names.OURS,), of=max),
         0,
         at_most=True,
         unit="",

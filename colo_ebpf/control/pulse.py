@@ -106,6 +106,8 @@ class Pulse(selectors.BaseSelector):
         return self._next(self._last_ns) if self._last_ns else 0
 
     def _is_due(self, now_ns: int, heard: bool) -> bool:
+        if self._tick is None:
+            return False
         due_ns = self._due_ns()
         early_ns = (due_ns - self._last_ns) / _EARLY if heard else 0
         return now_ns >= due_ns - early_ns

@@ -162,6 +162,14 @@ def _talk(address: str) -> bytes:
         return s.recv(100)
 
 
+async def _takes_over_and_answers(a: Side, b: Side) -> None:
+    os.kill(a.vm.pid, signal.SIGKILL)
+    await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
+    await b.vm.take_over()
+    await asyncio.to_thread(netdev.add_address, "tapb", "192.168.77.1", 24)
+    assert await asyncio.to_thread(_talk, "192.168.77.10") == b"are you there?"
+
+
 async def test_the_secondary_is_whole_after_checkpoints_from_early_boot_on(tmp_path: Path) -> None:
     """Under TCG a page that was missed makes its guest crash: see guest/lab-tcg."""
     async with Pair(tmp_path) as (a, b):
@@ -172,11 +180,7 @@ async def test_the_secondary_is_whole_after_checkpoints_from_early_boot_on(tmp_p
         await until(lambda: b"serving" in serial_a.read_bytes(), "the guest serves")
         for _ in range(5):
             await checkpoint(a, b)
-        os.kill(a.vm.pid, signal.SIGKILL)
-        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-        await b.vm.take_over()
-        await asyncio.to_thread(netdev.add_address, "tapb", "192.168.77.1", 24)
-        assert await asyncio.to_thread(_talk, "192.168.77.10") == b"are you there?"
+        await _takes_over_and_answers(a, b)
 
 
 _PCI_COMMAND, _BUS_MASTER_OFF = 4, 0x0103
@@ -205,9 +209,5 @@ async def test_devices_work_although_a_load_came_while_the_replica_looked_for_th
         await checkpoint(a, b)
         assert await _forbid_dma(b) == 2, "one NIC and one disk"
         await checkpoint(a, b)
-        os.kill(a.vm.pid, signal.SIGKILL)
-        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-        await b.vm.take_over()
-        await asyncio.to_thread(netdev.add_address, "tapb", "192.168.77.1", 24)
-        assert await asyncio.to_thread(_talk, "192.168.77.10") == b"are you there?"
+        await _takes_over_and_answers(a, b)
         await asyncio.to_thread(Ledger().append, 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TypeVar
 
 import pytest
@@ -189,7 +189,7 @@ class _Clock:
 
     def __init__(self, pulse: Pulse, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_ns, self.beats, self.due_ns = 1000, 0, 0
-        self._pulse = pulse
+        self.pulse = pulse
         self._ours, self._theirs = socket.socketpair()
         monkeypatch.setattr("colo_ebpf.control.pulse.boot_ns", lambda: self.now_ns)
         pulse.listen(self._ours.fileno(), self._read)
@@ -209,57 +209,46 @@ class _Clock:
         self.now_ns, before = 1000 + now_ns, self.beats
         if heard:
             self._theirs.send(b"x")
-        self._pulse.select(0)
+        self.pulse.select(0)
         return self.beats - before
 
     def close(self) -> None:
-        self._pulse.close()
+        self.pulse.close()
         self._ours.close()
         self._theirs.close()
 
 
-def test_when_a_beat_is_due_may_change_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> None:
-        pulse = Pulse()
-        clock = _Clock(pulse, monkeypatch)
-        assert clock.beats_at(0, heard=False) == 1
-        assert clock.beats_at(6, heard=False) == 0
-        clock.due_ns = 1007
-        assert clock.beats_at(7, heard=False) == 1, "sooner"
-        clock.due_ns = 1100
-        assert clock.beats_at(60, heard=False) == 0, "later"
-        clock.due_ns = 0
-        assert clock.beats_at(60, heard=False) == 1
-        pulse.rest()
-        assert clock.beats_at(90, heard=False) == 0
-        clock.close()
-
-    asyncio.run(run())
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_Clock]:
+    one = _Clock(Pulse(), monkeypatch)
+    yield one
+    one.close()
 
 
-def test_a_beat_that_is_nearly_due_joins_a_heartbeat_and_none_is_late(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def run() -> None:
-        clock = _Clock(Pulse(), monkeypatch)
-        assert clock.beats_at(0, heard=False) == 1
-        assert clock.beats_at(14, heard=True) == 0
-        assert clock.beats_at(15, heard=False) == 0
-        assert clock.beats_at(15, heard=True) == 1
-        assert clock.beats_at(34, heard=False) == 0
-        assert clock.beats_at(35, heard=False) == 1
-        clock.close()
-
-    asyncio.run(run())
+async def test_when_a_beat_is_due_may_change_at_any_time(clock: _Clock) -> None:
+    assert clock.beats_at(0, heard=False) == 1
+    assert clock.beats_at(6, heard=False) == 0
+    clock.due_ns = 1007
+    assert clock.beats_at(7, heard=False) == 1, "sooner"
+    clock.due_ns = 1100
+    assert clock.beats_at(60, heard=False) == 0, "later"
+    clock.due_ns = 0
+    assert clock.beats_at(60, heard=False) == 1
+    clock.pulse.rest()
+    assert clock.beats_at(90, heard=False) == 0
 
 
-def test_beats_that_were_missed_are_not_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> None:
-        clock = _Clock(Pulse(), monkeypatch)
-        assert clock.beats_at(0, heard=False) == 1
-        assert clock.beats_at(200, heard=False) == 1
-        assert clock.beats_at(219, heard=False) == 0
-        assert clock.beats_at(220, heard=False) == 1
-        clock.close()
+async def test_a_beat_that_is_nearly_due_joins_a_heartbeat_and_none_is_late(clock: _Clock) -> None:
+    assert clock.beats_at(0, heard=False) == 1
+    assert clock.beats_at(14, heard=True) == 0
+    assert clock.beats_at(15, heard=False) == 0
+    assert clock.beats_at(15, heard=True) == 1
+    assert clock.beats_at(34, heard=False) == 0
+    assert clock.beats_at(35, heard=False) == 1
 
-    asyncio.run(run())
+
+async def test_beats_that_were_missed_are_not_made_up_for(clock: _Clock) -> None:
+    assert clock.beats_at(0, heard=False) == 1
+    assert clock.beats_at(200, heard=False) == 1
+    assert clock.beats_at(219, heard=False) == 0
+    assert clock.beats_at(220, heard=False) == 1
