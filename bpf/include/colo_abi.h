@@ -10,7 +10,7 @@
 #ifndef COLO_ABI_H
 #define COLO_ABI_H
 
-#define COLO_ABI_VERSION	7
+#define COLO_ABI_VERSION	8
 
 #define COLO_EPOCH_NONE		0	/* matches nothing, on the link as in the cell */
 #define COLO_TURNING_BIT	1ULL	/* turn word = epoch << 1 | TURNING */
@@ -192,6 +192,7 @@ enum colo_flow_flag {
 	COLO_F_LOST = 1024,	/* a frame was hashed and not stored */
 	COLO_F_PVM_FIN = 2048,
 	COLO_F_RESET = 8192,	/* the PVM reset the connection */
+	COLO_F_OVER = 4096,	/* both reset it, or the PVM did and a checkpoint has it */
 	COLO_F_SVM_GAP = 16384,	/* a segment of the SVM was lost in this epoch: told */
 };
 
@@ -248,6 +249,7 @@ struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u32 c_known;		/* 1: c_ack is meant; apart from flags, for mirror.c takes no lock */
 	__u32 unparked;		/* so many long frames are held without being parked */
 	__u32 rounds;		/* its first frame has gone through the delay line, in vain */
+	__u32 svm_reset;	/* the SVM reset the connection, the PVM did not: slot + 1; 0: no */
 	struct colo_bound bound[COLO_BOUNDS];
 };
 
@@ -264,6 +266,7 @@ enum colo_slot_kind {
 	COLO_SLOT_DGRAM = 3,	/* found by its digest */
 	COLO_SLOT_SAID = 4,	/* the secondary's: said over the link, not counted as held */
 	COLO_SLOT_PARKED = 5,	/* in its flow's list; the frame itself is in the delay line */
+	COLO_SLOT_RESET = 6,	/* no frame: a reset of the SVM that the PVM has not sent yet */
 };
 
 enum colo_line {		/* queues of the delay line, as HTB's class ids (skb->priority) */
@@ -330,7 +333,6 @@ struct colo_off_slot {		/* what one epoch taught of a connection's offsets */
 };
 
 struct colo_off {		/* colo_offs: TCP, secondary's side */
-	__u64 seen_ns;
 	struct colo_off_slot slot[2];	/* by epoch mod 2: an undone turn finds the old one */
 };
 

@@ -22,7 +22,8 @@
 #ifndef COLO_REWRITE_H
 #define COLO_REWRITE_H
 
-BPF_TABLE_PINNED("hash", struct colo_flow_key, struct colo_off, colo_offs, COLO_FLOWS,
+/* A secondary cannot see what has ended: the connection not used for longest leaves for a new one. */
+BPF_TABLE_PINNED("lru_hash", struct colo_flow_key, struct colo_off, colo_offs, COLO_FLOWS,
 		 COLO_PIN "/colo_offs");
 
 BPF_TABLE_PINNED("hash", struct colo_flow_key, struct colo_lasting, colo_last, COLO_FLOWS,
@@ -45,7 +46,6 @@ static __always_inline struct colo_off_slot *colo_off_slot(struct colo_flow_key 
 	off = make ? colo_offs.lookup_or_try_init(key, &blank) : colo_offs.lookup(key);
 	if (!off)
 		return 0;
-	off->seen_ns = bpf_ktime_get_boot_ns();
 	slot = &off->slot[epoch & 1];
 	was = slot->epoch;
 	if (was == epoch)

@@ -17,23 +17,29 @@
 #define COLO_PLACE_TRIES	32	/* until one is free: half are, even in a full table */
 #define COLO_PLACE_NONE		COLO_PLACES
 #define COLO_ENDED_NS		60000000000ULL	/* twice the time a late segment may live */
+#define COLO_SOON_NS		4000000000ULL	/* a FIN whose answer was lost has come again by then */
 #define COLO_IDLE_NS		3600000000000ULL
-#define COLO_CROWDED		(COLO_FLOWS / 4 * 3)	/* from here on idle ones are not waited for */
+#define COLO_CROWDED		(COLO_FLOWS / 4 * 3)	/* from here on little is waited for */
 
 BPF_TABLE_PINNED("array", __u32, struct colo_flow_key, colo_places, COLO_PLACES,
 		 COLO_PIN "/colo_places");
 BPF_PERCPU_ARRAY(colo_blank, struct colo_flow, 1);	/* too large for the stack */
 
-/* By TCP state and idle time. A client that never acknowledged has no connection yet. */
+/*
+ * By TCP state and idle time. A client that never acknowledged has no connection yet. In a crowded table
+ * less is waited for: who finds no entry cannot connect at all.
+ */
 static __always_inline int colo_flow_ended(struct colo_flow *flow, __u64 now)
 {
 	__u64 *used = colo_live_word(COLO_LIVE_FLOWS);
+	int crowded = used && *used >= COLO_CROWDED;
 	__s64 idle = now - flow->seen_ns;
 
-	if (flow->held || flow->ack_slot || idle < (__s64)COLO_ENDED_NS)
+	if (flow->held || flow->ack_slot)
 		return 0;
-	return flow->flags & (COLO_F_PVM_FIN | COLO_F_RESET) || !flow->c_known ||
-	       (used && *used >= COLO_CROWDED) || idle >= (__s64)COLO_IDLE_NS;
+	if (flow->flags & (COLO_F_PVM_FIN | COLO_F_RESET) || !flow->c_known)
+		return idle >= (__s64)(crowded ? COLO_SOON_NS : COLO_ENDED_NS);
+	return idle >= (__s64)(crowded ? COLO_ENDED_NS : COLO_IDLE_NS);
 }
 
 /* Look at a place: 1 if it is free, or has become so. */

@@ -11,7 +11,7 @@ from ctypes import c_uint32 as u32
 from ctypes import c_uint64 as u64
 from typing import ClassVar
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 TURNING_BIT = 1
 BEACON_ETHERTYPE = 0x88B5
 LEAVE_ETHERTYPE = 0x88B6
@@ -148,6 +148,7 @@ class FlowFlag(enum.IntFlag):
     BAD = 512
     LOST = 1024
     PVM_FIN = 2048
+    OVER = 4096
     RESET = 8192
     SVM_GAP = 16384
 
@@ -169,6 +170,7 @@ class SlotKind(enum.IntEnum):
     DGRAM = 3
     SAID = 4
     PARKED = 5
+    RESET = 6
 
 
 class Line(enum.IntEnum):
@@ -281,6 +283,7 @@ class Flow(_Struct):
         ("c_known", u32),
         ("unparked", u32),
         ("rounds", u32),
+        ("svm_reset", u32),
         ("bound", Bound * BOUNDS),
     ]
 
@@ -330,7 +333,7 @@ class OffSlot(_Struct):
 class Off(_Struct):
     """``struct colo_off``, a value of the map ``colo_offs``."""
 
-    _fields_: ClassVar = [("seen_ns", u64), ("slot", OffSlot * 2)]
+    _fields_: ClassVar = [("slot", OffSlot * 2)]
 
 
 class Lasting(_Struct):

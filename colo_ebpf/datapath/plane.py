@@ -112,7 +112,7 @@ class DataPlane:
         offsets, lasting = self._tables[:2]
         self._aged_to = self._age_due_ns = self._reap_due_ns = 0
         self._lasting = LastingOffsets(offsets, lasting)
-        self._reap_offsets, self._reap_lasting = reap.Reaper(offsets), reap.Reaper(lasting)
+        self._reap_lasting = reap.Reaper(lasting)
         self._held = HeldSlots(self._maps["colo_hold"].fd)
         self._beacon_run = Runner(self._mirror.programs["colo_beacon"], self._beacon_frame())
         heartbeat_ns = spec.heartbeat_ms * 1_000_000
@@ -398,14 +398,10 @@ class DataPlane:
             return
         if now_ns >= self._age_due_ns:
             self._age(now_ns)
-        offsets, lasting = self._reap_offsets, self._reap_lasting
-        if now_ns >= offsets.due_ns:
-            epoch = self.turn().epoch
-            epochs = epoch, epoch + 1, int(self._conf.lasting_epoch)
-            offsets.step(now_ns, lambda raw: reap.offset_ended(raw, now_ns, epochs))
+        lasting = self._reap_lasting
         if now_ns >= lasting.due_ns:
             lasting.step(now_ns, lambda raw: reap.lasting_ended(raw, now_ns))
-        self._reap_due_ns = min(self._age_due_ns, offsets.due_ns, lasting.due_ns)
+        self._reap_due_ns = min(self._age_due_ns, lasting.due_ns)
 
     def _age(self, now_ns: int) -> None:
         """The next places of the flow table; in every beat only if there is much to find."""

@@ -1,30 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Offsets of connections that have ended leave their tables, a few entries at a time.
+"""Lasting offsets of connections long forgotten leave their table, a few entries at a time.
 
-The flow table needs no daemon for that: `bpf/include/colo_table.h`.
+The other tables need no daemon for that: `bpf/include/colo_table.h`, `colo_rewrite.h`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from colo_ebpf.datapath import abi
 from colo_ebpf.datapath.sysbpf import RawMap
 
-ENDED_NS = 60_000_000_000  # twice the time a late segment may live
 FORGOTTEN_NS = 5 * 86_400_000_000_000  # what connection tracking gives an idle connection
 _PER_STEP = 24
 REST_NS = 10_000_000_000  # between walks: the end of an empty table is behind all its buckets
-
-
-def offset_ended(raw: bytes, now_ns: int, epochs: Collection[int]) -> bool:
-    """May this value of `colo_offs` go? One that an epoch in force has taught is needed for as
-    long as its connection may live: here idle time is all there is to go by.
-    """
-    off = abi.Off.from_buffer_copy(raw)
-    counts = any(slot.epoch and slot.epoch in epochs for slot in off.slot)
-    patience_ns = FORGOTTEN_NS if counts else ENDED_NS
-    return now_ns - int(off.seen_ns) > patience_ns
 
 
 def lasting_ended(raw: bytes, now_ns: int) -> bool:

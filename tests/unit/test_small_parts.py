@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import dataclasses
 import os
 import signal
@@ -25,7 +24,7 @@ from colo_ebpf.control.ran import Ran
 from colo_ebpf.control.rests import Rests
 from colo_ebpf.control.taps import Taps
 from colo_ebpf.control.vm import Qemu
-from colo_ebpf.datapath import abi, loader, reap
+from colo_ebpf.datapath import loader
 from colo_ebpf.errors import LoadError, VmError
 from colo_ebpf.lab import ledger
 from colo_ebpf.model import Settled, VmRole
@@ -135,15 +134,6 @@ def test_a_note_belongs_to_its_instance(tmp_path: Path) -> None:
     assert notes.load("b/2") is None
     (tmp_path / "turns.json").write_text("{ half")
     assert notes.load("b/1") is None
-
-
-def test_an_offset_in_force_is_kept() -> None:
-    now = 10**15
-    off = abi.Off(seen_ns=now - reap.ENDED_NS - 1)
-    off.slot[1].epoch = 7
-    assert not reap.offset_ended(bytes(off), now, (7, 8, 0))
-    assert reap.offset_ended(bytes(off), now, (8, 9, 0))
-    assert ctypes.sizeof(off) == len(bytes(off))
 
 
 def test_the_ledgers_sums_chain() -> None:
