@@ -36,6 +36,7 @@
 #include "colo_parse.h"
 #include "colo_link.h"
 #include "colo_work.h"
+#include "colo_stage.h"
 #include "colo_hold.h"
 #include "colo_send.h"
 #include "colo_event.h"
@@ -46,20 +47,15 @@
 #include "colo_beat.h"
 #include "colo_whole.h"
 #include "colo_drain.h"
+#include "colo_reset.h"
 #include "colo_pvm.h"
 #include "colo_svm.h"
 #include "colo_unpark.h"
 #include "colo_other.h"
 
-#define COLO_STAGE_DRAIN	0	/* programs that others call; loader.py fills the table */
-#define COLO_STAGE_ENTER	1
-#define COLO_STAGE_PVM		2
-#define COLO_STAGE_SVM		3
 #define PVM		COLO_PROG_CMP_PVM
 #define SVM		COLO_PROG_CMP_SVM
 #define PARK		COLO_PROG_PARK
-
-BPF_PROG_ARRAY(colo_stages, 4);
 
 static __always_inline struct colo_conf *colo_conf_get(void)
 {
@@ -205,8 +201,12 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 			return colo_pvm_neighbour(skb, conf, work);
 		if (skb->gso_size)	/* UDP segmentation offload is not offered to guests */
 			return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_TOO_BIG);
+		if (colo_is_reset(pkt)) {
+			colo_stages.call(skb, COLO_STAGE_PVM_RST);
+			return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
+		}
 		colo_dgram_digest(skb, conf, work, buf);
-		return colo_pvm_dgram(skb, conf, work);
+		return colo_pvm_dgram(skb, conf, work, 0);
 	}
 	flow = colo_flows.lookup(&work->flow);
 	if (!flow) {
@@ -223,6 +223,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	if (work->step == COLO_STEP_HASH)
 		colo_walk_hash(work, buf);
 	colo_pvm_conclude(skb, conf, work, flow);
+	colo_reset_parted(work, flow);
 	work->scale = colo_flow_scale(flow);
 	colo_unlock(&flow->lock);
 	/* After the unlock: whom we kept from sending has said before that there is more. */
@@ -359,8 +360,12 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	pkt->nic = nic;
 	colo_key_from_vm(pkt, &work->flow);
 	if (!colo_is_stream(pkt)) {
+		if (colo_is_reset(pkt)) {
+			colo_stages.call(skb, COLO_STAGE_SVM_RST);
+			return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_CONF);
+		}
 		colo_dgram_digest(skb, conf, work, buf);
-		return colo_svm_dgram(skb, conf, work);
+		return colo_svm_dgram(skb, conf, work, 0);
 	}
 	/* A guest opens connections too, and the SVM may be the first to. */
 	flow = colo_flows.lookup(&work->flow);
@@ -411,6 +416,38 @@ int colo_enter(struct __sk_buff *skb)
 	colo_stages.call(skb, work->stage);
 	work->entered = 0;
 	return colo_finish(skb, COLO_PROG_ENTER, COLO_V_DROP, COLO_R_TABLE_FULL);
+}
+
+/* A reset of the PVM: of its connection, then as a frame that is compared as a whole. */
+int colo_rst_pvm(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_buf *buf = colo_buf_get();
+	struct colo_work *work;
+	__u32 zero = 0;
+
+	work = colo_work.lookup(&zero);
+	if (!conf || !work || !buf)
+		return TC_ACT_SHOT;
+	if (colo_pvm_reset(conf, work) && work->now.may_release)
+		return colo_finish(skb, PVM, COLO_V_PASS, COLO_R_OLD);
+	colo_dgram_digest(skb, conf, work, buf);
+	return colo_pvm_dgram(skb, conf, work, 1);
+}
+
+/* A reset of the SVM. */
+int colo_rst_svm(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_buf *buf = colo_buf_get();
+	struct colo_work *work;
+	__u32 zero = 0;
+
+	work = colo_work.lookup(&zero);
+	if (!conf || !work || !buf)
+		return TC_ACT_SHOT;
+	colo_dgram_digest(skb, conf, work, buf);
+	return colo_svm_dgram(skb, conf, work, 1);
 }
 
 /*

@@ -52,7 +52,7 @@ class PlaneEventKind(enum.IntEnum):
     STORE_FULL = 3  # the hold store passed its high mark or had no slot
     EPOCH_AHEAD = 4  # a link frame carried a newer epoch: the plane set TURNING itself
     MISSED_INPUT = 5  # the SVM resends what the client has acknowledged
-    SVM_RESET = 6  # the SVM resets a connection that lives on the PVM
+    SVM_RESET = 6  # the SVM has reset a connection, and the PVM says more on it
     GAP = 7  # output of the PVM went by unseen: the flow cannot be verified
 
 

@@ -13,6 +13,7 @@ SAID, BEAT = "tests/bpf/test_said.py", "tests/bpf/test_beat.py"
 WHOLE, MALFORMED = "tests/bpf/test_whole.py", "tests/bpf/test_malformed.py"
 PARK = "tests/bpf/test_park.py"
 HASH, HEARD = "tests/bpf/test_hash.py", "tests/bpf/test_heard.py"
+RESET, MANY = "tests/bpf/test_reset.py", "tests/bpf/test_many_connections.py"
 ATTACKS, QUOTED = "tests/bpf/test_attacks.py", "tests/bpf/test_quoted.py"
 
 
@@ -248,8 +249,8 @@ MUTANTS = [
     Mutant(
         "an entry with held frames is taken out",
         "include/colo_table.h",
-        "if (flow->held || flow->ack_slot || ",
-        "if (",
+        "	if (flow->held || flow->ack_slot)\n		return 0;\n",
+        "",
         TABLE,
     ),
     Mutant(
@@ -262,8 +263,8 @@ MUTANTS = [
     Mutant(
         "living connections make room for new ones",
         "include/colo_table.h",
-        "idle < (__s64)COLO_ENDED_NS",
-        "0",
+        "(crowded ? COLO_ENDED_NS : COLO_IDLE_NS)",
+        "(crowded ? 0 : COLO_IDLE_NS)",
         TABLE,
     ),
     Mutant(
@@ -495,13 +496,6 @@ MUTANTS = [
         "compare.c",
         "if (turn && now->phase == COLO_OPEN &&",
         "if (0 && turn && now->phase == COLO_OPEN &&",
-        ATTACKS,
-    ),
-    Mutant(
-        "a reset of the SVM is nobody's business",
-        "include/colo_other.h",
-        "!(flow->flags & COLO_F_RESET))\n",
-        "0)\n",
         ATTACKS,
     ),
     Mutant(
@@ -874,5 +868,117 @@ MUTANTS = [
         "ear->tick != tick || *(volatile __u64 *)heard < ear->at_ns",
         "*(volatile __u64 *)heard < ear->at_ns",
         HEARD,
+    ),
+    Mutant(
+        "what the PVM has reset the SVM may not",
+        "include/colo_reset.h",
+        "	flow->flags |= COLO_F_RESET;\n",
+        "",
+        RESET,
+    ),
+    Mutant(
+        "a reset's slot is freed though another has it",
+        "include/colo_reset.h",
+        "ix = flow->epoch == work->now.epoch ? flow->svm_reset - 1 : -1;",
+        "ix = flow->svm_reset - 1;",
+        RESET,
+    ),
+    Mutant(
+        "a reset of the SVM that is ahead is told at once",
+        "include/colo_reset.h",
+        "work->step != COLO_STEP_HASH ||\n	    !COLO_AFTER(work->end, flow->svm.next))",
+        "work->step != COLO_STEP_HASH)",
+        RESET,
+    ),
+    Mutant(
+        "a reset that only the PVM said lets others follow it",
+        "include/colo_reset.h",
+        "over = flow->flags & COLO_F_OVER ? 1 : 0;",
+        "over = flow->flags & COLO_F_RESET ? 1 : 0;",
+        RESET,
+    ),
+    Mutant(
+        "each reset waits for one of the SVM",
+        "compare.c",
+        "if (colo_pvm_reset(conf, work) && work->now.may_release)",
+        "if (colo_pvm_reset(conf, work) && 0)",
+        RESET,
+    ),
+    Mutant(
+        "a primary that is cut off resets what was over",
+        "compare.c",
+        "if (colo_pvm_reset(conf, work) && work->now.may_release)",
+        "if (colo_pvm_reset(conf, work))",
+        RESET,
+    ),
+    Mutant(
+        "every reset that waits takes a slot",
+        "include/colo_other.h",
+        "if (reset && colo_dgram_waits(bucket, work->digest, now->epoch)) {",
+        "if (0 && colo_dgram_waits(bucket, work->digest, now->epoch)) {",
+        RESET,
+    ),
+    Mutant(
+        "a checkpoint does not end what the PVM had reset",
+        "include/colo_flow.h",
+        "	if (flags & COLO_F_RESET)\n		flags |= COLO_F_OVER;\n",
+        "",
+        RESET,
+    ),
+    Mutant(
+        "nobody is told that the VMs parted by a reset",
+        "include/colo_reset.h",
+        "	work->plan.event = COLO_EV_SVM_RESET;\n",
+        "",
+        RESET,
+    ),
+    Mutant(
+        "every reset of the SVM takes a slot",
+        "include/colo_reset.h",
+        "flow->flags & COLO_F_RESET || flow->svm_reset)",
+        "flow->flags & COLO_F_RESET)",
+        RESET,
+    ),
+    Mutant(
+        "a flush before the checkpoint forgets the SVM's reset",
+        "include/colo_drain.h",
+        "		if (due && !colo_slot_claim(slot))\n			colo_slot_free(slot);\n",
+        "		if (!colo_slot_claim(slot))\n			colo_slot_free(slot);\n",
+        RESET,
+    ),
+    Mutant(
+        "a reset that ended nothing ends the watch",
+        "include/colo_pvm.h",
+        "	flow->flags &= ~(COLO_F_RESET | COLO_F_OVER);",
+        "	;",
+        RESET,
+    ),
+    Mutant(
+        "a reset's watch outlives its connection",
+        "include/colo_flow.h",
+        "	flow->unmet = 0;\n	flow->svm_reset = 0;\n	flow->unparked = 0;",
+        "	flow->unmet = 0;\n	flow->unparked = 0;",
+        RESET,
+    ),
+    Mutant(
+        "offsets of ended connections keep their place",
+        "include/colo_rewrite.h",
+        'BPF_TABLE_PINNED("lru_hash", struct colo_flow_key, struct colo_off,',
+        'BPF_TABLE_PINNED("hash", struct colo_flow_key, struct colo_off,',
+        MANY,
+    ),
+    Mutant(
+        "a crowded table keeps what has ended for a minute",
+        "include/colo_table.h",
+        "(crowded ? COLO_SOON_NS : COLO_ENDED_NS)",
+        "COLO_ENDED_NS",
+        MANY,
+    ),
+    Mutant(
+        "a crowded table keeps nothing",
+        "include/colo_table.h",
+        "#define COLO_SOON_NS		4000000000ULL",
+        "#define COLO_SOON_NS		0ULL",
+        MANY,
     ),
 ]

@@ -111,6 +111,18 @@ static __always_inline struct colo_note *colo_dgram_way(struct colo_bucket *buck
 	return oldest;
 }
 
+/* Is an equal frame of the PVM held? */
+static __always_inline int colo_dgram_waits(struct colo_bucket *bucket, __u64 digest, __u64 epoch)
+{
+	int i;
+
+	for (i = 0; i < COLO_DGRAM_WAYS; i++)
+		if (bucket->note[i].digest == digest && bucket->note[i].slot &&
+		    bucket->note[i].epoch == epoch)
+			return 1;
+	return 0;
+}
+
 /* Note a held datagram of the PVM. Without a way it waits for a checkpoint. */
 static __always_inline void colo_dgram_wait(struct colo_bucket *bucket, __u64 digest,
 					    struct colo_now *now, __u32 ref)

@@ -297,6 +297,11 @@ static __always_inline int colo_flush_take(struct colo_conf *conf, struct colo_w
 
 	if (slot->kind == COLO_SLOT_SAID)
 		return colo_flush_said(conf, work, slot);
+	if (slot->kind == COLO_SLOT_RESET) {	/* the SVM has the connection again, or there is none */
+		if (due && !colo_slot_claim(slot))
+			colo_slot_free(slot);
+		return COLO_FLUSH_SKIP;
+	}
 	if (slot->kind != COLO_SLOT_DGRAM)
 		flow = colo_flows.lookup(&slot->flow);
 	if (slot->kind == COLO_SLOT_PARKED)

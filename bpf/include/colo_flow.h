@@ -29,12 +29,15 @@ static __always_inline void colo_side_begin(struct colo_side *side, __u64 key, _
 static __always_inline void colo_flow_turn(struct colo_flow *flow, __u64 epoch, __u64 key)
 {
 	__u32 flags = flow->flags & (COLO_F_HAS_HIGH | COLO_F_HAS_ACK | COLO_F_PVM_SYN |
-				     COLO_F_PVM_SCALE | COLO_F_PVM_FIN | COLO_F_RESET);
+				     COLO_F_PVM_SCALE | COLO_F_PVM_FIN | COLO_F_RESET |
+				     COLO_F_OVER);
 
 	if (flags & COLO_F_HAS_HIGH)
 		flags |= COLO_F_ANCHORED;
 	if (flags & COLO_F_HAS_ACK)
 		flags |= COLO_F_HAS_FLOOR;
+	if (flags & COLO_F_RESET)
+		flags |= COLO_F_OVER;
 	flow->epoch = epoch;
 	flow->flags = flags;
 	flow->anchor = flow->p_high;
@@ -45,6 +48,7 @@ static __always_inline void colo_flow_turn(struct colo_flow *flow, __u64 epoch, 
 	flow->bounds = 0;
 	flow->stride = 0;
 	flow->unmet = 0;
+	flow->svm_reset = 0;
 	colo_side_begin(&flow->pvm, key, flow->p_high);
 	colo_side_begin(&flow->svm, key, flow->p_high);
 }
@@ -69,6 +73,7 @@ static __always_inline void colo_flow_begin(struct colo_flow *flow, struct colo_
 	flow->bounds = 0;
 	flow->stride = 0;
 	flow->unmet = 0;
+	flow->svm_reset = 0;
 	flow->unparked = 0;
 	flow->rounds = 0;
 	if (now->phase == COLO_TURNING || now->mode == COLO_SOLO)

@@ -39,8 +39,9 @@ static __always_inline __u32 colo_dgram_hold(struct __sk_buff *skb, struct colo_
 	return ref;
 }
 
+/* `reset`: of a TCP connection. */
 static __always_inline int colo_pvm_dgram(struct __sk_buff *skb, struct colo_conf *conf,
-					  struct colo_work *work)
+					  struct colo_work *work, int reset)
 {
 	struct colo_bucket *bucket = colo_dgram_bucket(conf, work->digest);
 	struct colo_now *now = &work->now;
@@ -52,7 +53,13 @@ static __always_inline int colo_pvm_dgram(struct __sk_buff *skb, struct colo_con
 		return colo_finish(skb, COLO_PROG_CMP_PVM, COLO_V_DROP, COLO_R_BUSY);
 	if (now->may_release && colo_dgram_use(bucket, conf, work->digest, now)) {
 		colo_unlock(&bucket->lock);
+		if (reset)
+			colo_reset_over(work);
 		return colo_finish(skb, COLO_PROG_CMP_PVM, COLO_V_PASS, COLO_R_VERIFIED);
+	}
+	if (reset && colo_dgram_waits(bucket, work->digest, now->epoch)) {
+		colo_unlock(&bucket->lock);
+		return colo_finish(skb, COLO_PROG_CMP_PVM, COLO_V_DROP, COLO_R_HELD_AGAIN);
 	}
 	ref = colo_dgram_hold(skb, conf, work);
 	if (ref && now->phase == COLO_OPEN)
@@ -65,19 +72,8 @@ static __always_inline int colo_pvm_dgram(struct __sk_buff *skb, struct colo_con
 	return colo_finish(skb, COLO_PROG_CMP_PVM, COLO_V_DROP, COLO_R_STORE_FULL);
 }
 
-/* A reset of the SVM on a connection the PVM keeps: they parted. */
-static __always_inline void colo_svm_reset(struct colo_work *work)
-{
-	struct colo_flow *flow = colo_flows.lookup(&work->flow);
-
-	if (flow && flow->epoch == work->now.epoch && flow->flags & COLO_F_ANCHORED &&
-	    !(flow->flags & COLO_F_RESET))
-		colo_tell(COLO_EV_SVM_RESET, COLO_R_MISMATCH, &work->flow, IPPROTO_TCP,
-			  work->now.epoch);
-}
-
 static __always_inline int colo_svm_dgram(struct __sk_buff *skb, struct colo_conf *conf,
-					  struct colo_work *work)
+					  struct colo_work *work, int reset)
 {
 	struct colo_bucket *bucket = colo_dgram_bucket(conf, work->digest);
 	struct colo_slot *slot;
@@ -91,8 +87,8 @@ static __always_inline int colo_svm_dgram(struct __sk_buff *skb, struct colo_con
 	ref = work->now.may_release ? colo_dgram_meet(bucket, work->digest, &work->now) : 0;
 	colo_unlock(&bucket->lock);
 	if (!ref) {
-		if (colo_is_reset(&work->pkt))
-			colo_svm_reset(work);
+		if (reset)
+			colo_svm_reset(conf, work);
 		return colo_finish(skb, COLO_PROG_CMP_SVM, COLO_V_NOTE, COLO_R_AHEAD);
 	}
 	ix = ref - 1;
@@ -102,6 +98,8 @@ static __always_inline int colo_svm_dgram(struct __sk_buff *skb, struct colo_con
 	    colo_slot_claim(slot))
 		return colo_finish(skb, COLO_PROG_CMP_SVM, COLO_V_DROP, COLO_R_OLD);
 	colo_count(COLO_PROG_CMP_SVM, COLO_V_CARRY, COLO_R_CARRIED, skb->len);
+	if (reset)
+		colo_reset_over(work);
 	whole = !colo_whole_dgram(skb, work, slot, ix);
 	if (!whole && (colo_carrier_ready(skb) || colo_emit(skb, conf, ix, slot, 0))) {
 		colo_slot_orphan(slot);

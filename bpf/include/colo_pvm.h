@@ -149,6 +149,7 @@ static __always_inline void colo_pvm_prepare(struct __sk_buff *skb, struct colo_
 	work->end = pkt->seq + pkt->len + syn + fin;
 	colo_cuts(skb, work);
 	flow->seen_ns = now->at_ns;
+	flow->flags &= ~(COLO_F_RESET | COLO_F_OVER);	/* that answered a stray segment: it lives */
 	if (open && flow->epoch != now->epoch)
 		colo_flow_turn(flow, now->epoch, conf->key[0]);
 	if (syn && !(flow->flags & COLO_F_PVM_SYN && flow->isn == pkt->seq)) {

@@ -25,6 +25,7 @@ from colo_ebpf.datapath.inspect import held_slots, slot_flow
 from colo_ebpf.datapath.sysbpf import RawMap, obj_get
 from colo_ebpf.model import PlaneEvent
 
+_WITHOUT_FRAME = (abi.SlotKind.PARKED, abi.SlotKind.RESET)
 _ETHERNET = 1  # LINKTYPE_ETHERNET
 _NANOSECONDS = bytes([9])  # if_tsresol: 10^-9
 
@@ -62,7 +63,7 @@ class HoldStore:
 
     def _frame(self, index: int, slot: abi.Slot, events: list[PlaneEvent]) -> HeldFrame | None:
         raw = self._frames.get(struct.pack("=I", index))
-        if raw is None or slot.kind == abi.SlotKind.PARKED or slot.len > len(raw):
+        if raw is None or slot.kind in _WITHOUT_FRAME or slot.len > len(raw):
             return None
         return HeldFrame(index, int(slot.at_ns), raw[: slot.len], _comment(slot, events))
 

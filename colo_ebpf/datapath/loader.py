@@ -19,7 +19,14 @@ import msgspec
 from colo_ebpf.datapath import abi, compiler, sysbpf
 from colo_ebpf.errors import DatapathError, LoadError
 
-_STAGES = ("colo_drain", "colo_enter", "colo_cmp_pvm", "colo_cmp_svm")  # by COLO_STAGE_...
+_STAGES = (  # by COLO_STAGE_...
+    "colo_drain",
+    "colo_enter",
+    "colo_cmp_pvm",
+    "colo_cmp_svm",
+    "colo_rst_pvm",
+    "colo_rst_svm",
+)
 PROGRAMS = {
     "compare.c": (
         "colo_cmp_pvm",
@@ -28,6 +35,8 @@ PROGRAMS = {
         "colo_enter",
         "colo_flush",
         "colo_park",
+        "colo_rst_pvm",
+        "colo_rst_svm",
     ),
     "mirror.c": (
         "colo_mir_cli",

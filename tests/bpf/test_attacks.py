@@ -117,9 +117,11 @@ def test_a12_a_reset_waits_until_both_reset() -> None:
         assert [str(f[TCP].flags) for f in rig.to_client()] == ["R"]
 
 
-def test_a12_a_reset_of_the_svm_alone_is_told() -> None:
+def test_a12_a_reset_of_the_svm_alone_waits_until_the_pvm_resets_or_says_more() -> None:
     with established() as rig:
         rig.from_peer(segment(1001, flags="R"), 1)
+        assert rig.plane.held_frames() == 1
+        rig.from_vm(segment(1001, b"alive", ack=5001))
         assert "svm_reset" in rig.events()
 
 
