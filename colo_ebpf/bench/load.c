@@ -4,6 +4,7 @@
  *
  *   load rr ADDRESS PORT BYTES CONNECTIONS MS	each with one request outstanding
  *   load connect ADDRESS AT_ONCE MS ATTEMPTS	connect, 100 bytes each way, close; 0: no limit
+ *   load refused ADDRESS AT_ONCE MS ATTEMPTS	connect, 100 bytes, which the server answers by a reset
  *   load down|up ADDRESS CHUNK_BYTES MS	chunk after chunk over one connection
  *   load udp ADDRESS BYTES OUTSTANDING MS	echo
  *
@@ -173,6 +174,11 @@ static int take_some(struct conn *c, uint32_t bytes)
 
 /* ---- request and response ---- */
 
+static uint16_t port_of(uint16_t port, uint32_t number)
+{
+	return port == MANY_PORT ? port + number % MANY_PORTS : port;
+}
+
 static uint64_t open_all(struct conn *conns, uint32_t count, uint16_t port)
 {
 	uint64_t until = now_ns() + OPEN_MS * MS, opened = 0;
@@ -181,7 +187,7 @@ static uint64_t open_all(struct conn *conns, uint32_t count, uint16_t port)
 
 	while (opened + failed < count && now_ns() < until) {
 		for (; begun < count && pending < OPENING; begun++) {
-			if (begin_connect(&conns[begun], port))
+			if (begin_connect(&conns[begun], port_of(port, begun)))
 				failed++;
 			else
 				pending++;
@@ -203,6 +209,7 @@ static uint64_t open_all(struct conn *conns, uint32_t count, uint16_t port)
 	for (uint32_t i = 0; i < count; i++)
 		if (conns[i].fd >= 0 && !conns[i].open)
 			drop(&conns[i]);
+	failed = count - opened;	/* those there was no time for, too */
 	return opened;
 }
 
@@ -261,7 +268,21 @@ static void requests(uint16_t port, uint32_t bytes, uint32_t count, uint64_t ms)
 
 /* ---- connections that come and go ---- */
 
-static void connects(uint32_t at_once, uint64_t ms, uint64_t attempts)
+/* What it says to the request. Returns 1 once it is over as it should, 0 to wait, -1 otherwise. */
+static int answer(struct conn *c, int refused)
+{
+	int found;
+
+	if (refused)
+		return recv(c->fd, buffer, 1, 0) >= 0 ? -1 :
+		       errno == ECONNRESET ? 1 : errno == EAGAIN ? 0 : -1;
+	found = take_some(c, ONCE_BYTES);
+	if (found > 0)		/* and the server closes */
+		found = recv(c->fd, buffer, 1, 0) ? errno == EAGAIN ? 0 : -1 : 1;
+	return found;
+}
+
+static void connects(uint32_t at_once, uint64_t ms, uint64_t attempts, int refused)
 {
 	struct conn *conns = calloc(at_once, sizeof(*conns));
 	uint64_t begun = now_ns(), end = begun + ms * MS, tried = 0;
@@ -282,7 +303,7 @@ static void connects(uint32_t at_once, uint64_t ms, uint64_t attempts)
 			if (c->fd < 0 && now < end && (!attempts || tried < attempts)) {
 				tried++;
 				c->since = now_ns();
-				if (begin_connect(c, 7005))
+				if (begin_connect(c, refused ? 7006 : 7005))
 					failed++;
 			}
 			busy += c->fd >= 0;
@@ -299,9 +320,7 @@ static void connects(uint32_t at_once, uint64_t ms, uint64_t attempts)
 				found = begin_request(c, ONCE_BYTES);
 				c->since = since;
 			} else {
-				found = take_some(c, ONCE_BYTES);
-				if (found > 0)	/* and the server closes */
-					found = recv(c->fd, buffer, 1, 0) ? errno == EAGAIN ? 0 : -1 : 1;
+				found = answer(c, refused);
 			}
 			if (!found)
 				continue;
@@ -464,8 +483,8 @@ int main(int argc, char **argv)
 		return 2;
 	else if (argc == 7 && !strcmp(mode, "rr"))
 		requests(number(argv[3]), number(argv[4]), number(argv[5]), number(argv[6]));
-	else if (argc == 6 && !strcmp(mode, "connect"))
-		connects(number(argv[3]), number(argv[4]), number(argv[5]));
+	else if (argc == 6 && (!strcmp(mode, "connect") || !strcmp(mode, "refused")))
+		connects(number(argv[3]), number(argv[4]), number(argv[5]), !strcmp(mode, "refused"));
 	else if (argc == 5 && (!strcmp(mode, "up") || !strcmp(mode, "down")))
 		stream(!strcmp(mode, "up"), number(argv[3]), number(argv[4]));
 	else if (argc == 6 && !strcmp(mode, "udp"))

@@ -129,6 +129,8 @@ static void go_on(struct conn *c)
 {
 	int turns, done = 0, waits;
 
+	if (c->service->kind == REFUSE)
+		return end(c);
 	/* Not for ever: the others want their turn. */
 	for (turns = 0; !done && turns < 64; turns++)
 		done = c->stage == SAY ? say(c) : take(c);
@@ -194,7 +196,7 @@ static void echo(int fd)
 
 int main(int argc, char **argv)
 {
-	struct conn listeners[SERVICES], udp = { .listens = 1 };
+	struct conn listeners[LISTENERS], *listener = listeners, udp = { .listens = 1 };
 	struct epoll_event events[EVENTS];
 	struct rlimit files;
 	cpu_set_t cpus;
@@ -211,11 +213,12 @@ int main(int argc, char **argv)
 	setrlimit(RLIMIT_NOFILE, &files);
 	fill(pattern);
 	loop = epoll_create1(EPOLL_CLOEXEC);
-	for (unsigned int i = 0; i < SERVICES; i++) {
-		listeners[i] = (struct conn){ .service = &services[i], .listens = 1 };
-		listeners[i].fd = open_port(SOCK_STREAM, services[i].port);
-		await(&listeners[i], EPOLL_CTL_ADD, EPOLLIN);
-	}
+	for (unsigned int i = 0; i < SERVICES; i++)
+		for (unsigned int n = 0; n < services[i].ports; n++, listener++) {
+			*listener = (struct conn){ .service = &services[i], .listens = 1 };
+			listener->fd = open_port(SOCK_STREAM, services[i].port + n);
+			await(listener, EPOLL_CTL_ADD, EPOLLIN);
+		}
 	udp.fd = open_port(SOCK_DGRAM, UDP_PORT);
 	await(&udp, EPOLL_CTL_ADD, EPOLLIN);
 	puts("ready");

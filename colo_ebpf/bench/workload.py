@@ -17,7 +17,7 @@ from colo_ebpf.lab.topology import DEFAULT_GUEST_ADDRESS
 
 PROGRAMS = ("serve", "load", "beside")
 _CHUNK_BYTES = 8 << 20
-_PATIENCE_S = 40.0  # beyond the load's own time; opening 10,000 connections takes up to 20 s
+_PATIENCE_S = 40.0  # beyond the load's own time; opening 10,000 connections may take up to 20 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Load:
         """For the program `load`."""
         ms = max(1, int(seconds * 1000))
         values = [str(one or ms) for one in self.arguments]
-        tail = ["0"] if self.mode == "connect" else []
+        tail = ["0"] if self.mode in ("connect", "refused") else []
         return [self.mode, DEFAULT_GUEST_ADDRESS, *values, *tail]
 
 
@@ -63,9 +63,10 @@ LOADS = (
     _requests(names.REQUEST_64KB, 7003, 65536),
     Load(names.CONNECTIONS, "connect", (1, 0), "/s", percentiles=True),
     Load(names.CONNECTIONS_16, "connect", (16, 0), "/s"),
+    Load(names.REFUSED, "refused", (16, 0), "/s"),
     Load(names.UDP_1, "udp", (64, 1, 0), "/s", percentiles=True),
     Load(names.UDP_8, "udp", (64, 8, 0), "/s"),
-    *(_requests(names.MANY.format(count), 7004, 100, count) for count in (1, 100, 10_000)),
+    *(_requests(names.MANY.format(count), 7100, 100, count) for count in (1, 100, 10_000)),
 )
 
 
