@@ -20,6 +20,7 @@ from colo_ebpf.datapath.sysbpf import RawMap, Runner, program_info, run_time_kep
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab import bed, frames
 
+_AT_ONCE = 4096
 BLOCK = 32  # frames of one VM before the other's turn: half of what a flow remembers
 CLIENT_ISN = 5000
 ISN = 1000
@@ -122,6 +123,12 @@ def accept() -> Template:
     return Template(frame, seq=ISN)
 
 
+def acknowledge() -> Template:
+    """The client's answer to it."""
+    frame = frames.of_client(CLIENT_ISN + 1, ack=ISN + 1)
+    return Template(frame, seq=CLIENT_ISN + 1, ack=ISN + 1, inbound=True)
+
+
 class Driver:
     """The makers of one plane. Inside the plane's namespace only."""
 
@@ -212,10 +219,16 @@ class Driver:
         return min(found)
 
     def connect(self, flows: int, first: int = 0) -> None:
-        """Both VMs accept so many connections, numbered from `first` on."""
+        """Both VMs accept so many connections, numbered from `first` on, and each client knows."""
         before = self._where.count("cmp-pvm", "pass", "verified")
-        for program in ("colo_cmp_svm", "colo_cmp_pvm"):
-            self.stream(program, accept(), flows, first).run_all(flows)
+        streams = (
+            self.stream("colo_cmp_svm", accept(), flows, first),
+            self.stream("colo_cmp_pvm", accept(), flows, first),
+            self.stream("colo_mir_cli", acknowledge(), flows, first),
+        )
+        for start in range(0, flows, _AT_ONCE):
+            for stream in streams:
+                stream.run(min(_AT_ONCE, flows - start))
         passed = self._where.count("cmp-pvm", "pass", "verified") - before
         require_all(self._where, passed, flows, "connections that both accept")
 
@@ -255,10 +268,10 @@ class Stream:
         self.wall_ns += self._runner.run(count) * count
         self.made += count
 
-    def run_all(self, count: int, at_once: int = 4096) -> None:
+    def run_all(self, count: int) -> None:
         """Many frames, in several calls."""
-        for start in range(0, count, at_once):
-            self.run(min(at_once, count - start))
+        for start in range(0, count, _AT_ONCE):
+            self.run(min(_AT_ONCE, count - start))
 
 
 def in_turn(first: Stream, second: Stream, count: int, until: float | None = None) -> int:
