@@ -418,20 +418,31 @@ int colo_enter(struct __sk_buff *skb)
 	return colo_finish(skb, COLO_PROG_ENTER, COLO_V_DROP, COLO_R_TABLE_FULL);
 }
 
-/* A reset of the PVM: of its connection, then as a frame that is compared as a whole. */
-int colo_rst_pvm(struct __sk_buff *skb)
+/* What is known of the reset in hand, with its digest. */
+static __always_inline struct colo_work *colo_reset_work(struct __sk_buff *skb,
+							 struct colo_conf *conf)
 {
-	struct colo_conf *conf = colo_conf_get();
 	struct colo_buf *buf = colo_buf_get();
 	struct colo_work *work;
 	__u32 zero = 0;
 
 	work = colo_work.lookup(&zero);
-	if (!conf || !work || !buf)
+	if (!work || !buf)
+		return 0;
+	colo_dgram_digest(skb, conf, work, buf);
+	return work;
+}
+
+/* A reset of the PVM: of its connection, then as a frame that is compared as a whole. */
+int colo_rst_pvm(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_work *work = conf ? colo_reset_work(skb, conf) : 0;
+
+	if (!conf || !work)
 		return TC_ACT_SHOT;
 	if (colo_pvm_reset(conf, work) && work->now.may_release)
 		return colo_finish(skb, PVM, COLO_V_PASS, COLO_R_OLD);
-	colo_dgram_digest(skb, conf, work, buf);
 	return colo_pvm_dgram(skb, conf, work, 1);
 }
 
@@ -439,15 +450,9 @@ int colo_rst_pvm(struct __sk_buff *skb)
 int colo_rst_svm(struct __sk_buff *skb)
 {
 	struct colo_conf *conf = colo_conf_get();
-	struct colo_buf *buf = colo_buf_get();
-	struct colo_work *work;
-	__u32 zero = 0;
+	struct colo_work *work = conf ? colo_reset_work(skb, conf) : 0;
 
-	work = colo_work.lookup(&zero);
-	if (!conf || !work || !buf)
-		return TC_ACT_SHOT;
-	colo_dgram_digest(skb, conf, work, buf);
-	return colo_svm_dgram(skb, conf, work, 1);
+	return conf && work ? colo_svm_dgram(skb, conf, work, 1) : TC_ACT_SHOT;
 }
 
 /*

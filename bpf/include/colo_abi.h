@@ -191,8 +191,8 @@ enum colo_flow_flag {
 	COLO_F_BAD = 512,	/* mismatch in this epoch: nothing more verifies */
 	COLO_F_LOST = 1024,	/* a frame was hashed and not stored */
 	COLO_F_PVM_FIN = 2048,
-	COLO_F_RESET = 8192,	/* the PVM reset the connection */
 	COLO_F_OVER = 4096,	/* both reset it, or the PVM did and a checkpoint has it */
+	COLO_F_RESET = 8192,	/* the PVM reset the connection */
 	COLO_F_SVM_GAP = 16384,	/* a segment of the SVM was lost in this epoch: told */
 };
 

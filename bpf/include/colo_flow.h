@@ -29,8 +29,7 @@ static __always_inline void colo_side_begin(struct colo_side *side, __u64 key, _
 static __always_inline void colo_flow_turn(struct colo_flow *flow, __u64 epoch, __u64 key)
 {
 	__u32 flags = flow->flags & (COLO_F_HAS_HIGH | COLO_F_HAS_ACK | COLO_F_PVM_SYN |
-				     COLO_F_PVM_SCALE | COLO_F_PVM_FIN | COLO_F_RESET |
-				     COLO_F_OVER);
+				     COLO_F_PVM_SCALE | COLO_F_PVM_FIN | COLO_F_RESET);
 
 	if (flags & COLO_F_HAS_HIGH)
 		flags |= COLO_F_ANCHORED;

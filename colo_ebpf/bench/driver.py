@@ -11,7 +11,7 @@ import ctypes
 import enum
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -123,10 +123,16 @@ def accept() -> Template:
     return Template(frame, seq=ISN)
 
 
-def acknowledge() -> Template:
-    """The client's answer to it."""
-    frame = frames.of_client(CLIENT_ISN + 1, ack=ISN + 1)
-    return Template(frame, seq=CLIENT_ISN + 1, ack=ISN + 1, inbound=True)
+def of_client(body: bytes = b"", options: bytes = b"") -> Template:
+    """The client's answer to it, or its data behind that."""
+    frame = frames.of_client(CLIENT_ISN + 1, body, ISN + 1, options=options)
+    return Template(frame, seq=CLIENT_ISN + 1, step=len(body), ack=ISN + 1, inbound=True)
+
+
+def _portions(count: int) -> Iterator[int]:
+    """Frames to be made at once, for so many in all."""
+    for start in range(0, count, _AT_ONCE):
+        yield min(_AT_ONCE, count - start)
 
 
 class Driver:
@@ -224,11 +230,11 @@ class Driver:
         streams = (
             self.stream("colo_cmp_svm", accept(), flows, first),
             self.stream("colo_cmp_pvm", accept(), flows, first),
-            self.stream("colo_mir_cli", acknowledge(), flows, first),
+            self.stream("colo_mir_cli", of_client(), flows, first),
         )
-        for start in range(0, flows, _AT_ONCE):
+        for portion in _portions(flows):
             for stream in streams:
-                stream.run(min(_AT_ONCE, flows - start))
+                stream.run(portion)
         passed = self._where.count("cmp-pvm", "pass", "verified") - before
         require_all(self._where, passed, flows, "connections that both accept")
 
@@ -270,8 +276,8 @@ class Stream:
 
     def run_all(self, count: int) -> None:
         """Many frames, in several calls."""
-        for start in range(0, count, _AT_ONCE):
-            self.run(min(_AT_ONCE, count - start))
+        for portion in _portions(count):
+            self.run(portion)
 
 
 def in_turn(first: Stream, second: Stream, count: int, until: float | None = None) -> int:

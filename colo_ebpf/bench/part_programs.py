@@ -22,6 +22,7 @@ from colo_ebpf.bench.driver import (
     Kind,
     Stream,
     Template,
+    of_client,
     require_all,
     segment,
 )
@@ -156,20 +157,7 @@ def _small_cases() -> list[Case]:
 
 def _mirror_cases(payload: int) -> list[Case]:
     body = segment(payload).frame[54:]
-    inbound = Template(
-        frames.of_client(CLIENT_ISN + 1, body, ISN + 1),
-        seq=CLIENT_ISN + 1,
-        step=payload,
-        ack=ISN + 1,
-        inbound=True,
-    )
-    stamped = Template(
-        frames.of_client(CLIENT_ISN + 1, body, ISN + 1, options=_STAMPS),
-        seq=CLIENT_ISN + 1,
-        step=payload,
-        ack=ISN + 1,
-        inbound=True,
-    )
+    inbound, stamped = of_client(body), of_client(body, _STAMPS)
     out = Template(
         frames.of_vm(ISN + _SVM_LEAD + 1, body, CLIENT_ISN + 1, options=_STAMPS),
         seq=ISN + _SVM_LEAD + 1,
@@ -258,11 +246,8 @@ def _learn(bed: Bed, driver: Driver) -> None:
     """The secondary sees a connection opened: the SVM's SYN, and the ACK of the PVM's."""
     flags = frames.SYN | frames.ACK
     syn = frames.of_vm(ISN + _SVM_LEAD, ack=CLIENT_ISN + 1, flags=flags, options=_STAMPS)
-    ack = frames.of_client(CLIENT_ISN + 1, ack=ISN + 1, options=_STAMPS)
     driver.stream("colo_mir_svm", Template(syn, seq=ISN + _SVM_LEAD)).run(1)
-    driver.stream(
-        "colo_mir_link", Template(ack, seq=CLIENT_ISN + 1, ack=ISN + 1, inbound=True)
-    ).run(1)
+    driver.stream("colo_mir_link", of_client(options=_STAMPS)).run(1)
     offsets = bed.map("colo_offs")
     off = abi.Off.from_buffer_copy(offsets.get(offsets.next_key(None) or b"") or b"")
     slot = off.slot[_EPOCH & 1]
