@@ -11,7 +11,7 @@ SEEDS ?= 20000
 KILLS ?= 50
 SEED ?= 53
 
-.PHONY: help setup guest demo test lint bench bench-quick mutants matrix writer soak clean
+.PHONY: help setup guest guest-apps demo test lint bench bench-quick mutants matrix writer soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -21,6 +21,10 @@ setup: ## install Debian packages and the virtual environment
 
 guest: setup ## build the default guest and the TCG helper library
 	@guest/build.sh $(GUEST)
+
+guest-apps: guest ## build the guest with redis, nginx, PostgreSQL and sshd, and install its clients
+	@scripts/setup.sh bench
+	@guest/apps/build.sh $(GUEST)
 
 demo: guest ## protect a VM, break something (FAULT=vm-kill|host-kill|host-hang|link-cut|secondary-kill)
 	@$(PYTHON) -m colo_ebpf.cli.main lab demo --fault $(FAULT) --yes
@@ -33,10 +37,10 @@ lint: setup ## ruff and mypy --strict
 test: guest ## all tests
 	@$(PYTHON) -m pytest $(TESTS)
 
-bench: guest ## measure against no protection and QEMU's proxy: bench/report.html, under 40 minutes
+bench: guest-apps ## measure against no protection and QEMU's proxy: bench/report.html, under 40 minutes
 	@$(PYTHON) -m colo_ebpf.cli.main bench --out bench
 
-bench-quick: guest ## the same with fewer readings, a few minutes
+bench-quick: guest-apps ## the same with fewer readings, a few minutes
 	@$(PYTHON) -m colo_ebpf.cli.main bench --quick --out bench
 
 mutants: guest ## plant faults in the C sources, one at a time; each must be found

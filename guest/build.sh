@@ -22,7 +22,8 @@ if [ "$here/build.sh" -nt "$out/vmlinuz" ]; then
 	modules=$(echo "$work"/root/lib/modules/*)
 	: > "$out/modules/order"
 	for name in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci \
-		failover net_failover virtio_net virtio_blk pvpanic pvpanic-mmio; do
+		failover net_failover virtio_net virtio_blk pvpanic pvpanic-mmio \
+		crc16 libcrc32c crc32c_generic mbcache jbd2 ext4; do
 		file=$(find "$modules" -name "$name.ko*" | head -n 1)
 		[ -n "$file" ] || continue	# built into this kernel
 		cp "$file" "$out/modules/"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * What the default guest serves, in one process and one poll loop, so that the order of
- * events inside the guest is simple to follow.
+ * events inside the guest is simple to follow: services [--no-http] [DISK...]
  *
  *   80/tcp    GET /blob?size=N   N bytes of a fixed pattern (byte i = (k*k*7 + k) % 256, k = i % 251)
  *   7/tcp     echo
@@ -377,9 +377,10 @@ int main(int argc, char **argv)
 {
 	struct pollfd polls[SERVICES + 1 + CONNECTIONS];
 	int listeners[SERVICES], udp, i;
+	int no_http = argc > 1 && !strcmp(argv[1], "--no-http");	/* another server has port 80 */
 
 	signal(SIGPIPE, SIG_IGN);
-	ledger_open(argv + 1, argc - 1);
+	ledger_open(argv + 1 + no_http, argc - 1 - no_http);
 	for (i = 0; i < (int)sizeof(pattern); i++) {
 		unsigned int k = i % PATTERN;
 
@@ -388,7 +389,7 @@ int main(int argc, char **argv)
 	for (i = 0; i < CONNECTIONS; i++)
 		connections[i].fd = -1;
 	for (i = 0; i < SERVICES; i++)
-		listeners[i] = listen_on(SOCK_STREAM, ports[i]);
+		listeners[i] = no_http && i == HTTP ? -1 : listen_on(SOCK_STREAM, ports[i]);
 	udp = listen_on(SOCK_DGRAM, 7);
 	puts("colo-guest: serving");
 	fflush(stdout);

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Install what colo-ebpf needs on Debian 12: packages, then a virtual environment in .venv.
-# Idempotent: what is there already is skipped.
+# Idempotent: what is there already is skipped. `setup.sh bench`: also the clients of the
+# benchmarks with real servers.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
@@ -11,6 +12,7 @@ packages=(
 	linux-headers-cloud-amd64 nginx-light openssl procps python3 python3-bpfcc python3-libnbd python3-venv
 	qemu-system-x86 qemu-utils util-linux
 )
+[ "${1:-}" != bench ] || packages+=(apache2-utils curl libpq5 openssh-client redis-tools)
 
 missing=()
 for package in "${packages[@]}"; do

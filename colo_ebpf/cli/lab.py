@@ -14,7 +14,7 @@ from typing import Any
 from colo_ebpf.cli.text import table
 from colo_ebpf.errors import LabError
 from colo_ebpf.lab import faults, topology
-from colo_ebpf.lab.guest import Wanted, choose
+from colo_ebpf.lab.guest import NAMES, Wanted, choose
 from colo_ebpf.lab.lab import Lab, commands
 from colo_ebpf.lab.scenario import SCENARIOS
 
@@ -34,6 +34,7 @@ def _lab(args: argparse.Namespace) -> Lab:
 
 def _wanted(args: argparse.Namespace) -> Wanted:
     return Wanted(
+        name=args.guest,
         kernel=args.kernel,
         initrd=args.initrd,
         append=args.append,
@@ -177,6 +178,9 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 def _guest_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--guest", choices=NAMES, default="", help="of those built here (default: default)"
+    )
     options.add_argument("--kernel", default="", help="your own guest's kernel")
     options.add_argument("--initrd", default="")
     options.add_argument("--append", default="", help="kernel command line")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which guest a lab boots: the default one that `make guest` builds, or anyone's own."""
+"""Which guest a lab boots: one of the two that are built here, or anyone's own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from colo_ebpf.errors import LabError
@@ -11,13 +11,16 @@ from colo_ebpf.lab.topology import DEFAULT_GUEST_ADDRESS, Guest
 
 BUILT = Path(__file__).resolve().parents[2] / "build" / "guest"
 _APPEND = "console=ttyS0 quiet mitigations=off random.trust_cpu=on"
-_MEMORY_MIB = 128
+_MEMORY_MIB, _APPS_MEMORY_MIB = 128, 384
+APPS = "apps"  # redis, nginx, PostgreSQL and sshd, built by `make guest-apps`
+NAMES = ("default", APPS)
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What was asked for on the command line; empty: the default."""
 
+    name: str = ""  # of NAMES, unless kernel or disk say what to boot
     kernel: str = ""
     initrd: str = ""
     append: str = ""
@@ -28,23 +31,41 @@ class Wanted:
 
 
 def choose(wanted: Wanted) -> Guest:
-    """The guest to boot; LabError if the default one is not built or a file is missing."""
-    own = bool(wanted.kernel or wanted.disk)
-    kernel = wanted.kernel or ("" if own else str(BUILT / "vmlinuz"))
-    initrd = wanted.initrd or ("" if own else str(BUILT / "initramfs.gz"))
+    """The guest to boot; LabError if it is not built or a file is missing."""
     preload = BUILT / "libtcgdirty.so"
-    if not own and not Path(initrd).exists():
-        raise LabError(f"the default guest is not built ({initrd}): run `make guest`")
-    for path in (kernel, initrd, wanted.disk):
+    named = _named(wanted)
+    for path in (named.kernel, named.initrd, named.disk):
         if path and not Path(path).is_file():
             raise LabError(f"guest: {path} does not exist")
     return Guest(
-        kernel=str(Path(kernel).resolve()) if kernel else "",
-        initrd=str(Path(initrd).resolve()) if initrd else "",
-        append=wanted.append or ("" if own else _APPEND),
-        memory_mib=wanted.memory_mib or _MEMORY_MIB,
-        accel=wanted.accel,
-        address=wanted.address or DEFAULT_GUEST_ADDRESS,
+        kernel=str(Path(named.kernel).resolve()) if named.kernel else "",
+        initrd=str(Path(named.initrd).resolve()) if named.initrd else "",
+        append=named.append,
+        memory_mib=named.memory_mib or _MEMORY_MIB,
+        accel=named.accel,
+        address=named.address or DEFAULT_GUEST_ADDRESS,
         preload=str(preload) if preload.exists() else "",
-        disk=wanted.disk,
+        disk=named.disk,
+    )
+
+
+def _named(wanted: Wanted) -> Wanted:
+    """What stands for a name, but for what was asked for beside it."""
+    if wanted.kernel or wanted.disk:
+        if wanted.name:
+            raise LabError("guest: either a name, or a kernel or disk of your own")
+        return wanted
+    apps = wanted.name == APPS
+    initrd = BUILT / APPS / "initramfs.gz" if apps else BUILT / "initramfs.gz"
+    disk = BUILT / APPS / "disk.ext4" if apps else None
+    if not wanted.initrd and not (disk or initrd).exists():
+        target = "make guest-apps" if apps else "make guest"
+        raise LabError(f"the guest is not built ({disk or initrd}): run `{target}`")
+    return replace(
+        wanted,
+        kernel=str(BUILT / "vmlinuz"),
+        initrd=wanted.initrd or str(initrd),
+        append=wanted.append or _APPEND,
+        memory_mib=wanted.memory_mib or (_APPS_MEMORY_MIB if apps else 0),
+        disk=str(disk) if disk else "",
     )
