@@ -40,6 +40,7 @@
 #include "colo_hold.h"
 #include "colo_send.h"
 #include "colo_event.h"
+#include "colo_late.h"
 #include "colo_hash.h"
 #include "colo_flow.h"
 #include "colo_dgram.h"
@@ -76,6 +77,7 @@ static __always_inline struct colo_work *colo_work_get(void)
 		work->step = COLO_STEP_DONE;
 		work->drains = 0;
 		work->parked = 0;
+		work->held_ns = 0;
 	}
 	return work;
 }
@@ -394,6 +396,8 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	if (work->plan.event)
 		colo_plan_event(work);
 	colo_count(SVM, work->plan.verdict, work->plan.reason, skb->len);
+	if (work->held_ns)
+		colo_late_count(&work->now, work->held_ns);
 	if (work->plan.drain && work->now.may_release)
 		colo_stages.call(skb, COLO_STAGE_DRAIN);
 	return work->plan.leaves ? colo_send_last(skb, conf, pkt->nic) : TC_ACT_SHOT;

@@ -8,6 +8,7 @@ clock the BPF programs use, unless a name says otherwise.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -78,6 +79,39 @@ class HeldReport:
     bytes: int
     oldest_ns: int | None  # boot time the oldest held frame of the current epoch came
     slots: int  # capacity
+
+
+_LATE_UNIT_NS = 1024
+_LATE_TICK_NS = 4_000_000  # bucket 0: it came in the same tick of the kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Lateness:
+    """How long after the PVM's frame the SVM's equal one came, when it came second.
+
+    Counts in buckets, each twice as long as the one before: bucket n ends at ``2^n`` times 1,024
+    ns, bucket 0 at a tick of the kernel. `loaded`: soon after a load.
+    """
+
+    usual: tuple[int, ...] = ()
+    loaded: tuple[int, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """All that were counted."""
+        return sum(self.usual) + sum(self.loaded)
+
+
+def late_within_ns(counts: Sequence[float], share: float) -> int | None:
+    """No longer than this for that share of the counts of one row; None: there are none."""
+    left = sum(counts) * share
+    if not left:
+        return None
+    for n, count in enumerate(counts):
+        left -= count
+        if left <= 0:
+            return _LATE_UNIT_NS << n if n else _LATE_TICK_NS
+    return _LATE_UNIT_NS << (len(counts) - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@
 #ifndef COLO_ABI_H
 #define COLO_ABI_H
 
-#define COLO_ABI_VERSION	8
+#define COLO_ABI_VERSION	9
 
 #define COLO_EPOCH_NONE		0	/* matches nothing, on the link as in the cell */
 #define COLO_TURNING_BIT	1ULL	/* turn word = epoch << 1 | TURNING */
@@ -26,6 +26,7 @@
 #define COLO_DGRAM_WAYS		8	/* notes in one bucket of the datagram table */
 #define COLO_NO_SCALE		255	/* window shift of a flow whose SYN was not seen */
 #define COLO_MISMATCHES		256	/* entries of the mismatch log, a ring */
+#define COLO_LATE_BUCKETS	32	/* of lateness, each twice as long as the one before */
 
 /* What the data plane does with the frames of the local VM. */
 enum colo_mode {
@@ -131,7 +132,10 @@ enum colo_reason {
 	COLO_REASONS = 64,		/* slots of the counter table, not a reason */
 };
 
-/* Named words of colo_live; the data plane owns all but HELD_ARMED, BEAT_UNTIL and HEARD's reset. */
+/*
+ * Named words of colo_live; the data plane owns all but HELD_ARMED, BEAT_UNTIL, LOADED and HEARD's
+ * reset.
+ */
 enum colo_live_word {
 	COLO_LIVE_HEARD_NS = 0,		/* last frame of the peer's plane */
 	COLO_LIVE_HOLD_HEAD = 1,	/* slots handed out since the maps were made */
@@ -143,7 +147,8 @@ enum colo_live_word {
 	COLO_LIVE_FLOWS = 7,		/* entries of colo_flows */
 	COLO_LIVE_BEAT_NS = 8,		/* this plane's last beacon */
 	COLO_LIVE_BEAT_UNTIL_NS = 9,	/* it beats by itself until then; the daemon's */
-	COLO_LIVE_WORDS = 10,
+	COLO_LIVE_LOADED_NS = 10,	/* the SVM's last load was over; the daemon's */
+	COLO_LIVE_WORDS = 11,
 };
 
 struct colo_conf {		/* colo_conf[0], written by user space */
@@ -251,6 +256,13 @@ struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u32 rounds;		/* its first frame has gone through the delay line, in vain */
 	__u32 svm_reset;	/* the SVM reset the connection, the PVM did not: slot + 1; 0: no */
 	struct colo_bound bound[COLO_BOUNDS];
+};
+
+/* Which yardstick a lateness is measured with: rows of colo_late. */
+enum colo_late_row {
+	COLO_LATE_USUAL = 0,
+	COLO_LATE_LOADED = 1,	/* within COLO_FRESH_NS of a load: its caches are cold */
+	COLO_LATES = 2,
 };
 
 enum colo_slot_state {

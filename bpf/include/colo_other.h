@@ -98,6 +98,7 @@ static __always_inline int colo_svm_dgram(struct __sk_buff *skb, struct colo_con
 	    colo_slot_claim(slot))
 		return colo_finish(skb, COLO_PROG_CMP_SVM, COLO_V_DROP, COLO_R_OLD);
 	colo_count(COLO_PROG_CMP_SVM, COLO_V_CARRY, COLO_R_CARRIED, skb->len);
+	colo_late_count(&work->now, slot->at_ns);
 	if (reset)
 		colo_reset_over(work);
 	whole = !colo_whole_dgram(skb, work, slot, ix);

@@ -169,6 +169,17 @@ static __always_inline void colo_svm_prepare(struct __sk_buff *skb, struct colo_
 		colo_svm_bytes(skb, work, buf, flow);
 }
 
+/* When was the frame held that is verified now? Its flow's first, if all of it is. */
+static __always_inline __u64 colo_svm_held_ns(struct colo_flow *flow)
+{
+	__u32 ix = flow->head - 1;
+	struct colo_slot *slot = colo_hold.lookup(&ix);
+
+	if (!slot || slot->epoch != flow->epoch || COLO_AFTER(slot->end, flow->verified))
+		return 0;
+	return slot->at_ns;
+}
+
 static __always_inline void colo_svm_conclude(struct colo_work *work, struct colo_flow *flow)
 {
 	struct colo_plan *plan = &work->plan;
@@ -188,8 +199,10 @@ static __always_inline void colo_svm_conclude(struct colo_work *work, struct col
 		plan->whole = work->walk.met == work->end && work->walk.from == work->pkt.seq &&
 			      !(work->pkt.flags & COLO_TCP_FIN);
 	}
-	if (flow->verified != work->before)
+	if (flow->verified != work->before) {
 		plan->drain = 1;
+		work->held_ns = colo_svm_held_ns(flow);
+	}
 }
 
 #endif /* COLO_SVM_H */

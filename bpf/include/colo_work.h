@@ -104,6 +104,7 @@ struct colo_work {		/* one per CPU; programs run with BH off and do not nest */
 	__u32 parked;		/* the frame goes to the delay line, slot + 1; 0: it does not */
 	__u32 line;		/* once more, in this class (enum colo_line) */
 	__u32 resent;		/* the SVM's segment begins before what it had sent */
+	__u64 held_ns;		/* when the frame was held that the SVM's verifies; 0: none was */
 	struct colo_plan plan;
 	struct colo_pkt pkt;
 	struct colo_now now;

@@ -11,7 +11,7 @@ from ctypes import c_uint32 as u32
 from ctypes import c_uint64 as u64
 from typing import ClassVar
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 TURNING_BIT = 1
 BEACON_ETHERTYPE = 0x88B5
 LEAVE_ETHERTYPE = 0x88B6
@@ -22,6 +22,7 @@ LANES = 4
 NICS = 8
 DGRAM_WAYS = 8
 MISMATCHES = 256
+LATE_BUCKETS = 32
 REASONS = 64
 
 
@@ -118,9 +119,20 @@ class LiveWord(enum.IntEnum):
     FLOWS = 7
     BEAT_NS = 8
     BEAT_UNTIL_NS = 9
+    LOADED_NS = 10
 
 
-LIVE_WORDS = 10
+LIVE_WORDS = 11
+
+
+class LateRow(enum.IntEnum):
+    """``enum colo_late_row``: rows of the map ``colo_late``."""
+
+    USUAL = 0
+    LOADED = 1
+
+
+LATES = 2
 
 
 class OffFlag(enum.IntFlag):

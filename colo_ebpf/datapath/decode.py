@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable
 
 from colo_ebpf.datapath import abi
-from colo_ebpf.model import Counter, PlaneEvent, PlaneEventKind
+from colo_ebpf.model import Counter, Lateness, PlaneEvent, PlaneEventKind
 
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
@@ -63,6 +63,19 @@ def mismatch_rows(raw: bytes) -> list[PlaneEvent]:
     """The mismatch log, oldest first; unused entries are left out."""
     rows = (abi.Mismatch * abi.MISMATCHES).from_buffer_copy(raw)
     return sorted((event_of(row) for row in rows if row.kind), key=lambda event: event.at_ns)
+
+
+def late_counts(raw: bytes, cpus: int) -> Lateness:
+    """The per-CPU map `colo_late`, summed over the CPUs."""
+    words = struct.unpack(f"={len(raw) // 8}Q", raw)
+    sums = [sum(words[at : at + cpus]) for at in range(0, len(words), cpus)]
+    rows = [tuple(sums[row * abi.LATE_BUCKETS :][: abi.LATE_BUCKETS]) for row in abi.LateRow]
+    return Lateness(usual=rows[abi.LateRow.USUAL], loaded=rows[abi.LateRow.LOADED])
+
+
+def count_index(program: abi.Prog, verdict: abi.Verdict, reason: abi.Reason) -> int:
+    """Where a row of the counter array is."""
+    return (program * len(abi.Verdict) + verdict) * abi.REASONS + reason
 
 
 def count_rows(raw: bytes, cpus: int) -> list[Counter]:

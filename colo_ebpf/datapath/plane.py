@@ -16,7 +16,13 @@ from pathlib import Path
 
 from colo_ebpf.datapath import abi, generations, loader, netdev, reap, tc
 from colo_ebpf.datapath.abi import LiveWord
-from colo_ebpf.datapath.decode import count_rows, event_of, mismatch_rows
+from colo_ebpf.datapath.decode import (
+    count_index,
+    count_rows,
+    event_of,
+    late_counts,
+    mismatch_rows,
+)
 from colo_ebpf.datapath.holding import HeldSlots
 from colo_ebpf.datapath.lasting import LastingOffsets
 from colo_ebpf.datapath.ring import Ring
@@ -26,6 +32,7 @@ from colo_ebpf.model import (
     Counter,
     FlushReport,
     HeldReport,
+    Lateness,
     Mode,
     Pairing,
     Phase,
@@ -106,6 +113,7 @@ class DataPlane:
         self._live_words = {word: ArrayWord(live, word) for word in LiveWord}
         cpus = os.sysconf("SC_NPROCESSORS_CONF")
         self._stats = RawMap(obj_get(str(pins / "colo_stats")), ctypes.sizeof(abi.Count) * cpus)
+        self._late = RawMap(obj_get(str(pins / "colo_late")), 8 * cpus)
         names = ("colo_offs", "colo_last", "colo_flows", "colo_dgrams")
         self._tables = [RawMap(obj_get(str(pins / name))) for name in names]
         self._of_a_vm = (*self._tables, self._maps["colo_hold"])
@@ -170,7 +178,7 @@ class DataPlane:
     def close(self) -> None:
         """Let go of maps and programs: what is attached and pinned goes on without us."""
         self._held.close()
-        for one in (*self._maps.values(), self._stats, *self._tables):
+        for one in (*self._maps.values(), self._stats, self._late, *self._tables):
             os.close(one.fd)
         if self._ring is not None:
             self._ring.close()
@@ -364,6 +372,24 @@ class DataPlane:
     def rearm_held(self) -> None:
         """Ask for an event at the next held frame."""
         self._set_live(LiveWord.HELD_ARMED, 1)
+
+    def lateness(self) -> Lateness:
+        """How late the SVM was so far; see colo_late.h."""
+        return late_counts(self._late.all(), os.sysconf("SC_NPROCESSORS_CONF"))
+
+    def loaded(self, at_ns: int) -> None:
+        """The SVM has loaded a checkpoint: for a while its lateness is counted apart."""
+        self._set_live(LiveWord.LOADED_NS, at_ns)
+
+    def compared_frames(self) -> int:
+        """Frames of the PVM that have left because the SVM produced the same, ever."""
+        passed = sum(self._passed(prog) for prog in (abi.Prog.CMP_PVM, abi.Prog.PARK))
+        return passed + self._live(LiveWord.CARRIED)
+
+    def _passed(self, prog: abi.Prog) -> int:
+        row = count_index(prog, abi.Verdict.PASS, abi.Reason.VERIFIED)
+        raw = self._stats.get(struct.pack("=I", row)) or b""
+        return sum(struct.unpack(f"={len(raw) // 8}Q", raw)[::2])
 
     # -- link ----------------------------------------------------------------------------
 

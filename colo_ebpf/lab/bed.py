@@ -192,8 +192,8 @@ def empty_maps(pins: Path, opened: dict[Path, RawMap]) -> None:
             continue
         if pin not in opened:
             cpus = os.sysconf("SC_NPROCESSORS_CONF")
-            per_cpu = ctypes.sizeof(abi.Count) * cpus if pin.name == "colo_stats" else None
-            opened[pin] = RawMap(obj_get(str(pin)), per_cpu)
+            per_cpu = {"colo_stats": ctypes.sizeof(abi.Count) * cpus, "colo_late": 8 * cpus}
+            opened[pin] = RawMap(obj_get(str(pin)), per_cpu.get(pin.name))
         opened[pin].clear()
 
 

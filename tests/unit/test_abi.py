@@ -28,6 +28,7 @@ ENUMS: list[tuple[str, type[enum.IntEnum] | type[enum.IntFlag]]] = [
     ("COLO_", model.Mode),
     ("COLO_SLOT_", abi.SlotKind),
     ("COLO_LINE_", abi.Line),
+    ("COLO_LATE_", abi.LateRow),
 ]
 CONSTANTS = {
     "COLO_ABI_VERSION": abi.ABI_VERSION,
@@ -41,6 +42,8 @@ CONSTANTS = {
     "COLO_NICS": abi.NICS,
     "COLO_DGRAM_WAYS": abi.DGRAM_WAYS,
     "COLO_MISMATCHES": abi.MISMATCHES,
+    "COLO_LATE_BUCKETS": abi.LATE_BUCKETS,
+    "COLO_LATES": abi.LATES,
     "COLO_LIVE_WORDS": abi.LIVE_WORDS,
     "COLO_REASONS": abi.REASONS,
     "COLO_OPEN": model.Phase.OPEN,
@@ -94,6 +97,7 @@ def test_both_sides_agree(compiled: dict[str, int]) -> None:
         ("slot_kind", "SLOT_", abi.SlotKind),
         ("slot_state", "SLOT_", abi.SlotState),
         ("line", "LINE_", abi.Line),
+        ("late_row", "LATE_", abi.LateRow),
         ("event_kind", "EV_", model.PlaneEventKind),
     ],
 )
