@@ -136,6 +136,21 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sync_timeout_ms: Ms = 600_000
 
 
+class Checkpoint(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
+):
+    """``[checkpoint]``: when one is taken.
+
+    `compare`: when the VMs differ; `periodic`: every `period_ms` while output waits, or, with 0, as
+    soon as output waits; `auto`: whichever lets answers wait less. `max_pause_ms` 0: no bound.
+    """
+
+    mode: Annotated[str, Meta(pattern="^(auto|compare|periodic)$")] = "auto"
+    period_ms: Annotated[int, Meta(ge=0, le=60_000)] = 0
+    longest_wait_ms: Ms = 2000
+    max_pause_ms: Annotated[int, Meta(ge=0, le=60_000)] = 0
+
+
 class Datapath(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
 ):
@@ -183,6 +198,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     arbiter: ArbiterTable
     start: Start
     timing: Timing = Timing()
+    checkpoint: Checkpoint = Checkpoint()
     datapath: Datapath = Datapath()
     fence: FenceTable = FenceTable()
     watchdog: WatchdogTable = WatchdogTable()
@@ -224,6 +240,7 @@ def _refuse_unknown(table: dict[str, Any], path: str, file: Path) -> None:
 
 def _cross_check(config: Config, file: Path) -> None:
     timing, sizes = config.timing, config.datapath
+    _check_checkpoint(config, file)
     _check_arbiter(config.arbiter, file)
     _check_fence(config.fence, file)
     if timing.link_timeout_ms >= timing.peer_timeout_ms:
@@ -260,6 +277,20 @@ def _cross_check(config: Config, file: Path) -> None:
         if len(set(values)) < len(values):
             raise ConfigError(f"{file}: vm.nic.{what}: two NICs have the same one: {values}")
     _check_disks(config, file)
+
+
+def _check_checkpoint(config: Config, file: Path) -> None:
+    table, least_ms = config.checkpoint, config.timing.compare_timeout_ms
+    if table.period_ms and table.mode != "periodic":
+        raise ConfigError(
+            f'{file}: checkpoint.period-ms goes with checkpoint.mode = "periodic", '
+            f'not with "{table.mode}"'
+        )
+    if table.longest_wait_ms < least_ms:
+        raise ConfigError(
+            f"{file}: checkpoint.longest-wait-ms ({table.longest_wait_ms}) must be at least "
+            f"timing.compare-timeout-ms ({least_ms})"
+        )
 
 
 def _check_disks(config: Config, file: Path) -> None:
@@ -417,6 +448,10 @@ path = "/mnt/arbiter/web"             # reached by both hosts; NFS: hard,noac,lo
 # ca-file = "/etc/colo-ebpf/etcd-ca.pem"
 # cert-file = "/etc/colo-ebpf/etcd-client.pem"
 # key-file = "/etc/colo-ebpf/etcd-client.key"
+
+[checkpoint]
+mode = "auto"                         # or "compare", or "periodic"
+max-pause-ms = 0                      # epochs are made shorter for it; 0: they are not
 
 [start]
 role = "primary"                      # the one that starts the VM for the first time

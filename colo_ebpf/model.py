@@ -81,6 +81,27 @@ class HeldReport:
     slots: int  # capacity
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What is held, as far as it matters for how long. Boot times of the oldest; None: none.
+
+    `answer_ns`: of what the SVM has to produce. `timer_ns`: of what comes by a timer of TCP (an ACK
+    that waits for the SVM's), or by the PVM (a reset that the SVM sent first). `compared`: frames
+    that have left, ever, because the SVM produced the same.
+    """
+
+    answer_ns: int | None = None
+    timer_ns: int | None = None
+    frames: int = 0
+    compared: int = 0
+
+    @property
+    def oldest_ns(self) -> int | None:
+        """Of both."""
+        both = [at for at in (self.answer_ns, self.timer_ns) if at is not None]
+        return min(both, default=None)
+
+
 _LATE_UNIT_NS = 1024
 _LATE_TICK_NS = 4_000_000  # bucket 0: it came in the same tick of the kernel
 
@@ -101,6 +122,16 @@ class Lateness:
         """All that were counted."""
         return sum(self.usual) + sum(self.loaded)
 
+    @property
+    def waited_ns(self) -> int:
+        """What all of them waited together, as far as the buckets tell."""
+        rows = (*enumerate(self.usual), *enumerate(self.loaded))
+        return sum(count * _late_end_ns(n) * 3 // 4 for n, count in rows)
+
+
+def _late_end_ns(bucket: int) -> int:
+    return _LATE_UNIT_NS << bucket if bucket else _LATE_TICK_NS
+
 
 def late_within_ns(counts: Sequence[float], share: float) -> int | None:
     """No longer than this for that share of the counts of one row; None: there are none."""
@@ -110,8 +141,8 @@ def late_within_ns(counts: Sequence[float], share: float) -> int | None:
     for n, count in enumerate(counts):
         left -= count
         if left <= 0:
-            return _LATE_UNIT_NS << n if n else _LATE_TICK_NS
-    return _LATE_UNIT_NS << (len(counts) - 1)
+            return _late_end_ns(n)
+    return _late_end_ns(len(counts) - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from colo_ebpf.bench import names
 from colo_ebpf.bench.lane import HOST, PVM, SVM, Lane
 from colo_ebpf.bench.wires import CLIENT, ETH, guest_cpus
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.config import Datapath, Timing
+from colo_ebpf.config import Checkpoint, Datapath, Timing
 from colo_ebpf.control.checkpoints import Checkpoints
 from colo_ebpf.control.epoch import Action, Limits, PrimaryTurns
 from colo_ebpf.control.facts import Timing as TurnTiming
@@ -195,7 +195,7 @@ class OurLane(Lane):
             vxlan_port=4789,
             link_address=_LINK_ADDRESSES[host],
             link_timeout_ms=_TIMING.link_timeout_ms,
-            compare_timeout_ms=_TIMING.compare_timeout_ms,
+            notes_last_ms=Checkpoint().longest_wait_ms,
             heartbeat_ms=_TIMING.heartbeat_ms,
             sizes=Sizes(
                 sizes.flows, hold_slots(sizes.hold_mib, frame), sizes.datagram_buckets, frame

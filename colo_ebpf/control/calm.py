@@ -94,7 +94,7 @@ class Calm:
         """
         sleeps = self._left_out > _SELDOM and self._plane.beats_alone
         due_ns = last_ns + self._heartbeat_ns * (_SELDOM if sleeps else 1)
-        for sooner_ns in (self._sure_until_ns, self._checkpoints.held_due_ns or 0):
+        for sooner_ns in (self._sure_until_ns, self._checkpoints.due_ns or 0):
             if last_ns < sooner_ns < due_ns:
                 due_ns = sooner_ns
         return due_ns

@@ -22,9 +22,11 @@ from colo_ebpf.control.eventlog import Past
 from colo_ebpf.control.facts import Timing, TurnFacts, Turns
 from colo_ebpf.control.fitness import Fitness
 from colo_ebpf.control.guest import Guest
-from colo_ebpf.control.overdue import Overdue
+from colo_ebpf.control.patience import Patience, Told
 from colo_ebpf.control.peer import PeerState
 from colo_ebpf.control.ports import Effects, Plane, Vm
+from colo_ebpf.control.waits import Waits
+from colo_ebpf.control.watch import Watch
 from colo_ebpf.model import Mode, OverlayUse, PlaneEvent, PlaneEventKind, VmEvent, VmEventKind
 
 _REASONS = {
@@ -76,7 +78,9 @@ class Checkpoints:
         self._note = note
         self._side = Turns.NONE
         self._vm: Vm | None = None
-        self._overdue = Overdue(timing.compare_timeout_ns, now_ns)
+        self.waits = Waits(timing, plane, now_ns)
+        self.watch = Watch()
+        self.told: list[str] = []  # sentences that nobody has taken yet
         self._overlays_due_ns = self._looked_ns = now_ns
         self._overlays: tuple[OverlayUse, ...] | None = None  # as last looked at
         self._ahead = ""
@@ -89,9 +93,17 @@ class Checkpoints:
         return self.secondary.want or self.fitness.want or self._ahead
 
     @property
-    def held_due_ns(self) -> int | None:
-        """Primary: when the frames that are held have to be looked at; None: none are."""
-        return self._overdue.due_ns if self._side is Turns.PRIMARY else None
+    def patience(self) -> Patience:
+        """Of the primary, with what it asks of the secondary."""
+        return self.waits.patience
+
+    @property
+    def due_ns(self) -> int | None:
+        """When to look, whatever else happens. Primary: at the frames that are held; secondary: at
+        its VM, which the primary asks about. None: at nothing."""
+        if self._side is Turns.PRIMARY:
+            return self.waits.due_ns
+        return self.watch.due_ns if self._side is Turns.SECONDARY else None
 
     def facts(self) -> TurnFacts:
         """For the decision."""
@@ -111,6 +123,7 @@ class Checkpoints:
             return
         self.primary.end()
         self.secondary.end()
+        self.watch.end()
         self._side, self._vm, self.announced = side, vm, 0
         self._overlays = None
         if vm is None:
@@ -118,7 +131,7 @@ class Checkpoints:
         elif side is Turns.PRIMARY:
             restarted = self._plane.mode() is Mode.PRIMARY
             self._do(self.primary.begin(self._plane.turn(), now_ns, restarted=restarted))
-            self._overdue = Overdue(self._timing.compare_timeout_ns, now_ns)
+            self.waits.begin(now_ns)
         elif side is Turns.SECONDARY:
             note = None if fresh else self._note
             cell, loads, settled = self._plane.turn(), vm.loads(), vm.settled()
@@ -136,6 +149,8 @@ class Checkpoints:
             self.peer_disk = _PEER_DISK
         if self._side is Turns.PRIMARY and not local:
             self._do(self.primary.vm_event(event))
+            if event.kind is VmEventKind.STOP and self.primary.stage is not Stage.IDLE:
+                self.waits.stopped()
             if event.kind is VmEventKind.RESET:
                 self._do(self.primary.ask(Reason.GUEST_RESET, event.at_ns))
         elif self._side is Turns.SECONDARY:
@@ -144,8 +159,8 @@ class Checkpoints:
     def plane_event(self, event: PlaneEvent, now_ns: int) -> None:
         """The data plane saw a reason for a checkpoint, or held the first frame."""
         if event.kind is PlaneEventKind.HELD:
-            self._overdue.first(now_ns)
-        else:
+            self.waits.first(now_ns)
+        elif not self.waits.covers(_REASONS[event.kind]):
             self._do(self.primary.ask(_REASONS[event.kind], event.at_ns, event.epoch))
 
     def command_done(self, command: Command, stopped: bool, error: str) -> None:
@@ -163,6 +178,7 @@ class Checkpoints:
         elif self._side is Turns.SECONDARY and self._vm is not None:
             if peer is not None and peer.announced:
                 self.secondary.announced(peer.announced)
+            self._look_after_svm(peer, self._vm, now_ns)
             if self.secondary.look(now_ns):
                 self._write(self.secondary.counted(self._vm.loads()))
             self._look_overlays(self._vm, now_ns)
@@ -179,13 +195,14 @@ class Checkpoints:
         replica_well = self.guest.off_at_s is None and not self.fitness.passing
         if not replica_well or not self._overlays_as_before(self._vm, now_ns):
             return 0
-        return min(self._overlays_due_ns, self.secondary.quiet_until_ns())
+        quiet_ns = min(self._overlays_due_ns, self.secondary.quiet_until_ns())
+        return quiet_ns if self.watch.due_ns is None else min(quiet_ns, self.watch.due_ns)
 
     def _primary_quiet_until_ns(self) -> int:
         if not self._rested(self._looked_ns):
             return 0
-        quiet_ns, held_due_ns = self.primary.quiet_until_ns(), self._overdue.due_ns
-        return quiet_ns if held_due_ns is None else min(quiet_ns, held_due_ns)
+        quiet_ns, due_ns = self.primary.quiet_until_ns(), self.waits.due_ns
+        return quiet_ns if due_ns is None else min(quiet_ns, due_ns)
 
     def _overlays_as_before(self, vm: Vm, now_ns: int) -> bool:
         if now_ns < self._overlays_due_ns:
@@ -206,7 +223,7 @@ class Checkpoints:
         self.fitness.loaded(vm.loads())
 
     def _look_primary(self, peer: PeerState | None, listening: bool, now_ns: int) -> None:
-        self._look_held(now_ns)
+        self._look_held(peer if listening else None, now_ns)
         if peer is not None and listening:
             self._hear_wants(peer, now_ns)
         if self.still and self.primary.stage is Stage.IDLE:
@@ -231,20 +248,22 @@ class Checkpoints:
         loaded = self.primary.loaded
         return loaded is None or now_ns - loaded.resumed_ns > self._timing.arm_timeout_ns
 
-    def _look_held(self, now_ns: int) -> None:
-        """A frame that stays held for the compare timeout costs a checkpoint."""
-        due = self._overdue.due_ns
-        if due is None or now_ns < due or self.primary.stage is not Stage.IDLE:
+    def _look_held(self, peer: PeerState | None, now_ns: int) -> None:
+        """Answers that have waited long enough cost a checkpoint."""
+        if self.primary.stage is not Stage.IDLE:
             return
-        oldest = self._plane.held_since_ns()
-        if oldest is None:
-            self._overdue.none()
-            self._plane.rearm_held()
-            if self._plane.held_since_ns() is None:
-                return
-            self._overdue.first(now_ns)
-        elif self._overdue.look(oldest, self._plane.held_frames(), now_ns):
-            self._do(self.primary.ask(Reason.HOLD_AGE, now_ns))
+        told = Told(peer.watches, peer.spent) if peer else Told()
+        due = self.waits.look(told, now_ns)
+        if due is not None:
+            self._do(self.primary.ask(due[0], now_ns))
+
+    def _look_after_svm(self, peer: PeerState | None, vm: Vm, now_ns: int) -> None:
+        """The primary asks whether it is still working on an answer."""
+        watch = self.watch
+        if peer is not None and watch.news(peer.question):
+            watch.begin(peer.question, peer.worth_ns, vm.work(), now_ns)
+        elif watch.due_ns is not None and now_ns >= watch.due_ns:
+            watch.look(vm.work(), now_ns)
 
     def _flush(self) -> None:
         """Once a checkpoint is loaded, or solo, until nothing is left."""
@@ -261,10 +280,21 @@ class Checkpoints:
             elif isinstance(action, Announce):
                 self.announced = action.epoch  # which the cycle, or who hastens it, tells
             elif isinstance(action, Flush):
-                self.flush_wanted = True
-                self._flush()
+                self._loaded()
             elif self._vm is not None:
                 self._effects.command(self._vm, action)
+
+    def _loaded(self) -> None:
+        """The last checkpoint is: what waited for it leaves."""
+        one = self.primary.loaded
+        assert one is not None, "a flush follows a load"
+        changed = self.waits.loaded(one)
+        self.primary.longest_epoch_ns = self.waits.bound.epoch_ns
+        self.flush_wanted = True
+        self._flush()
+        self.waits.flushed(one.resumed_ns)
+        if changed:
+            self.told.append(changed)
 
     def _write(self, cells: Sequence[WriteTurn]) -> None:
         for cell in cells:

@@ -42,6 +42,7 @@ class Reason(enum.Enum):
     SVM_RESET = "svm-reset"
     GAP = "gap"
     LONGEST_EPOCH = "longest-epoch"
+    OUTPUT = "output"  # some waits, and to compare it is in vain (`pace`)
     OPERATOR = "operator"
     PEER = "peer"
     PROBE = "probe"  # the peer's daemon is silent: does its VM still answer?
@@ -169,6 +170,7 @@ class PrimaryTurns:
     recent: deque[Loaded] = field(default_factory=lambda: deque(maxlen=RECENT))
     unproven_turns: int = 0
     triggered_ns: int = 0
+    longest_epoch_ns: int = 0  # as things are; 0: as `limits` has it
     _asked: dict[Reason, _Ask] = field(default_factory=dict)
     _covered: dict[Reason, _Ask] = field(default_factory=dict)
     _armed: bool = False
@@ -228,7 +230,7 @@ class PrimaryTurns:
         for, `listening` whether it is heard at all (else waiting for it is in vain).
         """
         if self.stage is Stage.IDLE:
-            if now_ns - self._rested_ns >= self.limits.longest_epoch_ns:
+            if now_ns - self._rested_ns >= self._longest_ns:
                 self.ask(Reason.LONGEST_EPOCH, now_ns)
             return self._announce(now_ns, taken) if self._asked else []
         if self.stage is Stage.ANNOUNCED:
@@ -245,7 +247,11 @@ class PrimaryTurns:
         """Until then `look` finds nothing to do, whatever the peer says of its turns."""
         if self.stage is not Stage.IDLE or self._asked:
             return 0
-        return self._rested_ns + self.limits.longest_epoch_ns
+        return self._rested_ns + self._longest_ns
+
+    @property
+    def _longest_ns(self) -> int:
+        return self.longest_epoch_ns or self.limits.longest_epoch_ns
 
     def vm_event(self, event: VmEvent) -> list[Action]:
         """One event of the VM, in order."""

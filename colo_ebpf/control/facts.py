@@ -172,6 +172,24 @@ class Turns(enum.Enum):
 # --- facts ----------------------------------------------------------------------------------
 
 
+class Wanted(enum.Enum):
+    """How checkpoints come about, as the configuration says (`[checkpoint] mode`)."""
+
+    AUTO = "auto"
+    COMPARE = "compare"
+    PERIODIC = "periodic"
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """How checkpoints come about, from [checkpoint]. Nanoseconds."""
+
+    wanted: Wanted = Wanted.AUTO
+    period_ns: int = 0  # PERIODIC: between two; 0: as soon as output waits
+    longest_wait_ns: int = 2_000 * MS  # of an answer, while the SVM is known to work
+    max_pause_ns: int = 0  # epochs are made shorter for it; 0: they are not
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Deadlines in nanoseconds, from [timing]."""
@@ -184,6 +202,7 @@ class Timing:
     qmp_timeout_ns: int = 2_000 * MS
     checkpoint_timeout_ns: int = 10_000 * MS
     daemon_grace_ns: int = 10_000 * MS  # a pair whose VMs are well waits for a daemon's restart
+    pacing: Pacing = Pacing()
 
     @property
     def prefer_primary_ns(self) -> int:

@@ -27,7 +27,10 @@ from colo_ebpf.model import Endpoints, VmHealth
 GREET_AFTER_NS = 200_000_000  # silence after which a new run of the peer's daemon is greeted
 VOUCHED_NS = 500_000_000  # so long after the daemon was heard its plane's frames speak for it too
 REFUSAL_HOLDS_NS = 2_500_000_000
-TURN_WORDS = ("announced", "armed", "turned", "loaded")
+TURN_WORDS = (
+    *("announced", "armed", "turned", "loaded"),
+    *("question", "worth_ns", "watches", "spent"),
+)
 AHEAD = 32  # datagrams sealed at once
 
 
@@ -65,6 +68,10 @@ class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     armed: int = 0  # secondary: will turn to this epoch at its next STOP
     turned: int = 0  # highest epoch ever in the turn cell: no later one may be below
     loaded: int = 0  # secondary: epoch of the checkpoint it runs on
+    question: int = 0  # primary: the held answer it asks about, by when it came; 0: none
+    worth_ns: int = 0  # primary: processor time that the SVM may spend on it
+    watches: int = 0  # secondary: the question it watches its VM for
+    spent: int = 0  # secondary: the last question for which to wait is in vain
     want: str = ""  # secondary: why it wants a checkpoint
     offsets_at: int = 0  # index of the first of `offsets` among all it hands over
     offsets: list[bytes] = []  # primary, pairing: lasting offsets

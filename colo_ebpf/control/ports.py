@@ -16,6 +16,7 @@ from colo_ebpf.model import (
     Endpoints,
     FlushReport,
     HeldReport,
+    Lateness,
     LentImage,
     Mode,
     OverlayUse,
@@ -27,6 +28,7 @@ from colo_ebpf.model import (
     Turn,
     VmEvent,
     VmRole,
+    Waiting,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from colo_ebpf.control.facts import Step
     from colo_ebpf.control.pause import Pause
     from colo_ebpf.control.record import Record
+    from colo_ebpf.control.watch import Work
 
 
 class Plane(Protocol):
@@ -78,8 +81,24 @@ class Plane(Protocol):
     def held_frames(self) -> int:
         """How many are held."""
 
-    def held_since_ns(self) -> int | None:
-        """Boot time the oldest held frame came; None: none is held."""
+    def waiting(self) -> Waiting:
+        """What is held, and since when."""
+
+    def held_ages(self) -> tuple[int, int]:
+        """Of the frames that are held (of some of them, if they are many): how many, and the sum of
+        the boot times they came."""
+
+    def held_ever(self) -> int:
+        """Frames that were held, ever."""
+
+    def compared_frames(self) -> int:
+        """Frames of the PVM that have left because the SVM produced the same, ever."""
+
+    def lateness(self) -> Lateness:
+        """How late the SVM was, ever."""
+
+    def loaded(self, at_ns: int) -> None:
+        """The SVM has loaded a checkpoint: for a while its lateness is counted apart."""
 
     def rearm_held(self) -> None:
         """Ask for a HELD event at the next frame that is held."""
@@ -181,6 +200,9 @@ class Vm(Protocol):
     def look(self) -> bool:
         """To be called a few times a second: does it hang? The events HUNG and ANSWERS tell.
         Returns whether there is work for the loop."""
+
+    def work(self) -> Work:
+        """Secondary: what its processors have done so far."""
 
     def settled(self) -> Settled:
         """Secondary: from the COLO trace file and the events read so far."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from colo_ebpf.control.epoch import Loaded
 from colo_ebpf.control.facts import MS, State
+from colo_ebpf.control.patience import Patience
 from colo_ebpf.control.peer import Path
 from colo_ebpf.control.record import Kind
 from colo_ebpf.model import Counter
@@ -130,7 +131,7 @@ def _guest(daemon: Daemon) -> dict[str, Any]:
 
 def _checkpoints(daemon: Daemon, now_ns: int) -> dict[str, Any]:
     primary, secondary = daemon.core.checkpoints.primary, daemon.core.checkpoints.secondary
-    last = primary.loaded
+    last, waits = primary.loaded, daemon.core.checkpoints.waits
     return {
         "stage": primary.stage.value,
         "by_cause": {cause.value: count for cause, count in primary.by_cause.items()},
@@ -142,7 +143,24 @@ def _checkpoints(daemon: Daemon, now_ns: int) -> dict[str, Any]:
         "recent": [_loaded(one) for one in primary.recent],
         "loaded_epoch": secondary.loaded,
         "wanted": daemon.core.checkpoints.want,
+        "mode": waits.pace.way.value,
+        "mode_why": waits.pace.why,
+        "patience": _patience(waits.patience, now_ns),
+        "longest_epoch_ms": waits.bound.epoch_ns / MS,
     }
+
+
+def _patience(patience: Patience, now_ns: int) -> dict[str, Any]:
+    """How late the SVM was lately, and how long it may work on an answer now."""
+    yardstick = patience.yardstick
+    late = {
+        "late_p50_ms": yardstick.usual_ns(0.5),
+        "late_p99_ms": yardstick.usual_ns(),
+        "late_after_load_p99_ms": yardstick.loaded_ns(),
+        "may_work_ms": patience.may_wait_ns(now_ns),
+    }
+    in_ms = {name: None if ns is None else ns / MS for name, ns in late.items()}
+    return {**in_ms, "doubled": patience.doubled}
 
 
 def _loaded(one: Loaded) -> dict[str, Any]:

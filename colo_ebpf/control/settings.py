@@ -29,6 +29,17 @@ def who(config: Config) -> facts.Who:
     )
 
 
+def _pacing(config: Config) -> facts.Pacing:
+    """How checkpoints come about."""
+    table = config.checkpoint
+    return facts.Pacing(
+        wanted=facts.Wanted(table.mode),
+        period_ns=table.period_ms * MS,
+        longest_wait_ns=table.longest_wait_ms * MS,
+        max_pause_ns=table.max_pause_ms * MS,
+    )
+
+
 def timing(config: Config) -> facts.Timing:
     """The deadlines of the decisions."""
     t = config.timing
@@ -41,6 +52,7 @@ def timing(config: Config) -> facts.Timing:
         qmp_timeout_ns=t.qmp_timeout_ms * MS,
         checkpoint_timeout_ns=t.checkpoint_timeout_ms * MS,
         daemon_grace_ns=t.daemon_grace_ms * MS,
+        pacing=_pacing(config),
     )
 
 
@@ -123,7 +135,7 @@ def plane_spec(config: Config) -> PlaneSpec:
         vxlan_port=link.vxlan_port,
         link_address=link.address,
         link_timeout_ms=config.timing.link_timeout_ms,
-        compare_timeout_ms=config.timing.compare_timeout_ms,
+        notes_last_ms=config.checkpoint.longest_wait_ms,
         heartbeat_ms=config.timing.heartbeat_ms,
         sizes=Sizes(sizes.flows, hold_slots(sizes.hold_mib, frame), sizes.datagram_buckets, frame),
     )

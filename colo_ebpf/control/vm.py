@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.control import cmdline, trace
+from colo_ebpf.control import cmdline, trace, vcpus
 from colo_ebpf.control.cmdline import VmSpec
 from colo_ebpf.control.disks import Disks
 from colo_ebpf.control.eventlog import EventLog, Past
@@ -21,6 +21,7 @@ from colo_ebpf.control.qmp import Monitors
 from colo_ebpf.control.ran import Ran
 from colo_ebpf.control.summed import Summed
 from colo_ebpf.control.taps import Taps
+from colo_ebpf.control.watch import Work
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import (
     Endpoints,
@@ -61,6 +62,7 @@ class Qemu:
         self._trace = Summed(path, trace.TraceState(), trace.follow)
         self._ran = Ran(pid)
         self._asking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._threads: tuple[int, ...] = (pid,)
         self._hung, self._looks, self._idle_looks = False, 0, 0
         self._qmp = Monitors(instance, spec.qmp_timeout_ms, self._on_event)
         self._disks = Disks(spec, instance, self._qmp)
@@ -128,7 +130,13 @@ class Qemu:
     async def connect(self) -> None:
         """Open both monitors; from now on `look` may ask whether anybody is there."""
         await self._qmp.connect(cmdline.monitor_path(self._spec), cmdline.oob_path(self._spec))
+        self._threads = await self._worker_threads()
         self._asking = asyncio.create_task(self._ask())
+
+    async def _worker_threads(self) -> tuple[int, ...]:
+        """Of its vCPUs, which share one under TCG now and then, and the main loop, which sends."""
+        cpus = await self._qmp.run("query-cpus-fast")
+        return (self._pid, *sorted({int(cpu["thread-id"]) for cpu in cpus if "thread-id" in cpu}))
 
     def look(self) -> bool:
         """A few times a second: does it hang? HUNG and ANSWERS tell of the change.
@@ -159,6 +167,10 @@ class Qemu:
         if hung is not self._hung and self._alive:
             self._hung = hung
             self._on_event(VmEvent(VmEventKind.HUNG if hung else VmEventKind.ANSWERS, boot_ns()))
+
+    def work(self) -> Work:
+        """What its vCPUs, and the thread that sends for them, have done so far."""
+        return vcpus.look(self._pid, self._threads)
 
     async def check_name(self) -> None:
         """The process is the instance its pid file names."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from colo_ebpf.datapath import abi
 from colo_ebpf.datapath.sysbpf import mapped
@@ -19,6 +20,7 @@ _STATE, _AT = abi.Slot.state.offset // 8, abi.Slot.at_ns.offset // 8
 _KIND, _KIND_SHIFT = divmod(abi.Slot.kind.offset, 8)
 _LEN, _LEN_SHIFT = divmod(abi.Slot.len.offset, 8)
 _HALF = 0xFFFFFFFF
+_BY_TIMER = (abi.SlotKind.ACK, abi.SlotKind.RESET)
 _IN_USE = re.compile(rb"[^\0]+")  # FREE is 0
 
 
@@ -43,9 +45,22 @@ class HeldSlots:
                 if kind != abi.SlotKind.SAID:
                     yield at
 
-    def oldest_ns(self) -> int | None:
-        """Boot time the oldest frame came; None: none is held."""
-        return self._oldest_ns(self._taken())
+    def oldest_ns(self) -> tuple[int | None, int | None]:
+        """Boot time the oldest frame came that the SVM has to produce, and the oldest that comes by
+        a timer or by the PVM; None: there is none of the kind."""
+        words = self._words
+        answers: list[int] = []
+        timed: list[int] = []
+        for at in self._taken():
+            if words[at + _STATE] == abi.SlotState.HELD:
+                kind = words[at + _KIND] >> 8 * _KIND_SHIFT & _HALF
+                (timed if kind in _BY_TIMER else answers).append(words[at + _AT])
+        return min(answers, default=None), min(timed, default=None)
+
+    def ages(self, most: int) -> tuple[int, int]:
+        """Of up to so many frames: how many they are, and the sum of the boot times they came."""
+        came = [self._words[at + _AT] for at in islice(self._taken(), most)]
+        return len(came), sum(came)
 
     def _oldest_ns(self, taken: Iterable[int]) -> int | None:
         words = self._words

@@ -39,6 +39,7 @@ from colo_ebpf.model import (
     PlaneEvent,
     Turn,
     VmRole,
+    Waiting,
 )
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ AGE_REST_NS = 500_000_000
 _FAREWELLS = 3  # copies: the link may lose some
 _BEATS_ALONE = 5  # heartbeats the plane goes on by itself: a daemon may be kept waiting so long
 _BEAT_LOST = 2  # heartbeats without a beacon: its place in the delay line is empty
+_AGES_MOST = 512  # frames whose age is looked at
 _HIGH_MARK = 3 / 4  # of the hold store: from here on a checkpoint is due
 
 
@@ -76,7 +78,7 @@ class PlaneSpec:
     vxlan_port: int
     link_address: str
     link_timeout_ms: int
-    compare_timeout_ms: int
+    notes_last_ms: int  # of datagrams that only the SVM has sent
     heartbeat_ms: int
     sizes: loader.Sizes
 
@@ -159,7 +161,7 @@ class DataPlane:
         conf.dgram_buckets = sizes.dgram_buckets
         conf.local_ip = _address(self._spec.link_address)
         conf.link_timeout_ns = self._spec.link_timeout_ms * 1_000_000
-        conf.dgram_timeout_ns = self._spec.compare_timeout_ms * 1_000_000
+        conf.dgram_timeout_ns = self._spec.notes_last_ms * 1_000_000
         return conf
 
     def _write_conf(self) -> None:
@@ -365,9 +367,20 @@ class DataPlane:
         """How many are held."""
         return self._live(LiveWord.HELD)
 
-    def held_since_ns(self) -> int | None:
-        """Boot time the oldest held frame came; None: none is held."""
-        return self._held.oldest_ns() if self.held_frames() else None
+    def waiting(self) -> Waiting:
+        """What is held, and since when."""
+        frames = self.held_frames()
+        answer_ns, timer_ns = self._held.oldest_ns() if frames else (None, None)
+        return Waiting(answer_ns, timer_ns, frames, self.compared_frames())
+
+    def held_ages(self) -> tuple[int, int]:
+        """Of the frames that are held (of some of them, if they are many): how many, and the sum of
+        the boot times they came."""
+        return self._held.ages(_AGES_MOST) if self.held_frames() else (0, 0)
+
+    def held_ever(self) -> int:
+        """Frames that were held, ever."""
+        return self._live(LiveWord.HOLD_HEAD)
 
     def rearm_held(self) -> None:
         """Ask for an event at the next held frame."""

@@ -120,7 +120,7 @@ class Bed(LoadedPlane):
                 vxlan_port=PORT,
                 link_address=LOCAL,
                 link_timeout_ms=60_000,
-                compare_timeout_ms=60_000,
+                notes_last_ms=60_000,
                 heartbeat_ms=30,
                 sizes=sizes,
             )

@@ -66,7 +66,7 @@ class Host:
                 vxlan_port=4789,
                 link_address=self.address,
                 link_timeout_ms=60_000,
-                compare_timeout_ms=60_000,
+                notes_last_ms=60_000,
                 heartbeat_ms=30,
                 sizes=Sizes(256, 1024, 64, frame_bytes(MTU)),
             )

@@ -127,7 +127,7 @@ class LivePair:
                 vxlan_port=4789,
                 link_address=place.link_address,
                 link_timeout_ms=3_600_000,
-                compare_timeout_ms=3_600_000,
+                notes_last_ms=3_600_000,
                 heartbeat_ms=30,
                 sizes=Sizes(flows=16384, hold_slots=8192, dgram_buckets=256),
             )

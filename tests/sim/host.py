@@ -25,6 +25,7 @@ from colo_ebpf.model import (
     Endpoints,
     FlushReport,
     HeldReport,
+    Lateness,
     Mode,
     Pairing,
     Phase,
@@ -33,6 +34,7 @@ from colo_ebpf.model import (
     VmEvent,
     VmEventKind,
     VmRole,
+    Waiting,
 )
 from tests.sim.vm import Session, ToyVm
 from tests.sim.world import MS, World
@@ -88,8 +90,22 @@ class ToyPlane:
     def held_frames(self) -> int:
         return 0
 
-    def held_since_ns(self) -> int | None:
-        return None
+    def waiting(self) -> Waiting:
+        return Waiting()
+
+    def held_ages(self) -> tuple[int, int]:
+        return 0, 0
+
+    def held_ever(self) -> int:
+        return 0
+
+    def compared_frames(self) -> int:
+        return 0
+
+    def lateness(self) -> Lateness:
+        return Lateness()
+
+    def loaded(self, at_ns: int) -> None: ...
 
     def rearm_held(self) -> None: ...
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from colo_ebpf.control.eventlog import Past, follow
+from colo_ebpf.control.watch import Work
 from colo_ebpf.model import OverlayUse, Settled, VmEvent, VmEventKind, VmRole
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class ToyVm:
     def loads(self) -> int:
         """Checkpoints loaded."""
         return self.loaded
+
+    def work(self) -> Work:
+        """Idle."""
+        return Work()
 
     def overlay_use(self) -> tuple[OverlayUse, ...]:
         """Never full."""

@@ -239,7 +239,7 @@ def test_no_deadline_is_slept_through(monkeypatch: pytest.MonkeyPatch, sooner: b
     with monkeypatch.context() as patch:
         patch.setattr(core.calm, "_sure_until_ns", due_ns)
         assert core.calm.next_beat_ns(now_ns) == expected
-    monkeypatch.setattr(core.checkpoints._overdue, "due_ns", due_ns)
+    monkeypatch.setattr(core.checkpoints.patience, "due_ns", due_ns)
     assert core.calm.next_beat_ns(now_ns) == expected
 
 

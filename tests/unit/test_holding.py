@@ -33,18 +33,18 @@ def _held(at_ns: int, **fields: int) -> dict[str, int]:
 
 def test_an_empty_store(monkeypatch: pytest.MonkeyPatch) -> None:
     store = _store(monkeypatch)
-    assert (store.oldest_ns(), store.report()) == (None, (0, 0, None))
+    assert (store.oldest_ns(), store.report()) == ((None, None), (0, 0, None))
 
 
 def test_the_oldest_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
     store = _store(monkeypatch, s0=_held(70), s1=_held(50, len=2000), s31=_held(60))
-    assert store.oldest_ns() == 50
+    assert store.oldest_ns() == (50, None)
     assert store.report() == (3, 2200, 50)
 
 
 def test_a_frame_that_is_leaving_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     store = _store(monkeypatch, s4=_held(50, state=SlotState.LEAVING), s5=_held(60))
-    assert store.oldest_ns() == 60
+    assert store.oldest_ns() == (60, None)
     assert store.report()[0] == 2
 
 

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Whether checkpoints follow from what differs, or come as soon as output waits. Pure.
+
+Comparing pays while the two VMs mostly say the same: an answer then waits for the SVM alone. Where
+nearly every answer differs for a good reason (random numbers, the order of concurrent requests), it
+waits for the SVM in vain, and for the checkpoint too. Then it is better not to wait: a checkpoint
+is taken as soon as output is held and the PVM has no more to say for now (`Gather`).
+
+Both are measured by the same thing: how long an answer waits until it leaves, on average. Of
+clients that wait for their answers the number of answers follows from it. While checkpoints for
+what differs come often, the other way is tried for a moment, and kept if answers wait less. From
+time to time comparing is tried again. A try that was in vain is repeated after twice the time.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from colo_ebpf.control.epoch import Reason
+from colo_ebpf.control.facts import Wanted
+
+_MS = 1_000_000
+_KEPT = 8  # cycles
+
+DIFFERS = frozenset(
+    {
+        Reason.MISMATCH,
+        Reason.HOLD_AGE,
+        Reason.MISSED_INPUT,
+        Reason.SVM_RESET,
+        Reason.GAP,
+        Reason.EPOCH_AHEAD,
+    }
+)
+_CYCLES = 4  # to judge by
+_OFTEN_NS = 2_000 * _MS  # within which they have to come
+_TRY_NS = 1_000 * _MS  # a try is over after so long
+_BETTER = 0.9  # of the other's wait: less is noise
+_GATHER_NS = 4 * _MS  # what gathering adds to a pause, before it was ever measured
+_REST_LEAST_NS, _REST_MOST_NS = 5_000 * _MS, 60_000 * _MS
+
+
+class Way(enum.Enum):
+    """How checkpoints come about."""
+
+    COMPARE = "compare"
+    PERIODIC = "periodic"
+
+
+_TRY_CYCLES = {Way.COMPARE: 3, Way.PERIODIC: _KEPT}  # a try is over after so many
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """From one load to the next. Times in nanoseconds.
+
+    `compared` frames left because the SVM said the same, after waiting for `compared_wait_ns` all
+    together; `flushed` ones left with the checkpoint, after `flushed_wait_ns`.
+    """
+
+    began_ns: int
+    ended_ns: int
+    pause_ns: int
+    cause: Reason
+    compared: int
+    compared_wait_ns: int
+    flushed: int
+    flushed_wait_ns: int
+
+    @property
+    def length_ns(self) -> int:
+        """Of the epoch and the pause behind it."""
+        return self.ended_ns - self.began_ns
+
+
+def wait_ns(cycles: Iterable[Cycle]) -> float | None:
+    """How long a frame waited on average; None: there was none."""
+    frames = waited = 0
+    for one in cycles:
+        frames += one.compared + one.flushed
+        waited += one.compared_wait_ns + one.flushed_wait_ns
+    return waited / frames if frames else None
+
+
+def _mean_pause_ns(cycles: Iterable[Cycle]) -> float:
+    pauses = [one.pause_ns for one in cycles]
+    return sum(pauses) / len(pauses)
+
+
+@dataclass(slots=True)
+class Pace:
+    """Which way is taken, and why. Times are boot times in nanoseconds."""
+
+    wanted: Wanted = Wanted.AUTO
+    way: Way = Way.COMPARE
+    why: str = "output is compared"
+    _cycles: deque[Cycle] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    _tries: bool = False  # the present way, against the one before
+    _since_ns: int = 0  # the present way is taken
+    _before_ns: float | None = None  # wait of the way before
+    _rest_ns: int = _REST_LEAST_NS  # until the other way is tried again
+    _rest_until_ns: int = 0
+
+    def begin(self, now_ns: int) -> None:
+        """A pairing begins."""
+        self._tries, self._before_ns = False, None
+        self._rest_ns, self._rest_until_ns = _REST_LEAST_NS, now_ns
+        self._take(Way.PERIODIC if self.wanted is Wanted.PERIODIC else Way.COMPARE, now_ns)
+        fixed = {Wanted.COMPARE: ", as configured", Wanted.AUTO: ""}
+        self.why = f"output is compared{fixed.get(self.wanted, '')}"
+        if self.way is Way.PERIODIC:
+            self.why = "checkpoints come as soon as output waits, as configured"
+
+    @property
+    def due_ns(self) -> int | None:
+        """When `look` may change something though no checkpoint comes; None: never."""
+        if self.wanted is not Wanted.AUTO:
+            return None
+        if self._tries and self.way is Way.COMPARE:
+            return self._since_ns + _TRY_NS
+        return self._rest_until_ns if self.way is Way.PERIODIC and not self._tries else None
+
+    def loaded(self, cycle: Cycle) -> str:
+        """A checkpoint is loaded. Returns the sentence that tells of a change; "": of none."""
+        if self.wanted is not Wanted.AUTO or cycle.began_ns < self._since_ns:
+            return ""
+        if self.way is Way.COMPARE and cycle.cause not in DIFFERS:
+            return ""
+        self._cycles.append(cycle)
+        return self._judge(cycle.ended_ns)
+
+    def look(self, now_ns: int) -> str:
+        """Time has passed. Returns the same."""
+        due_ns = self.due_ns
+        return self._judge(now_ns) if due_ns is not None and now_ns >= due_ns else ""
+
+    def _judge(self, now_ns: int) -> str:
+        if self._tries:
+            enough = len(self._cycles) >= _TRY_CYCLES[self.way]
+            over = enough or now_ns - self._since_ns >= _TRY_NS
+            return self._end_try(now_ns) if over else ""
+        if self.way is Way.PERIODIC:
+            return self._try(Way.COMPARE, now_ns) if now_ns >= self._rest_until_ns else ""
+        recent = [one for one in self._cycles if now_ns - one.ended_ns <= _OFTEN_NS][-_CYCLES:]
+        if len(recent) < _CYCLES or now_ns < self._rest_until_ns:
+            return ""
+        waits_ns = wait_ns(recent)
+        worth_it = (_mean_pause_ns(recent) + _GATHER_NS) / _BETTER
+        if waits_ns is None or waits_ns <= worth_it:
+            return ""
+        return self._try(Way.PERIODIC, now_ns)
+
+    def _take(self, way: Way, now_ns: int) -> None:
+        self.way, self._since_ns = way, now_ns
+        self._cycles.clear()
+
+    def _try(self, way: Way, now_ns: int) -> str:
+        self._before_ns = wait_ns(self._cycles)
+        self._tries = True
+        self._take(way, now_ns)
+        return ""
+
+    def _end_try(self, now_ns: int) -> str:
+        """Keep what was tried if answers waited less, else go back for twice as long."""
+        self._tries = False
+        now, before = wait_ns(self._cycles), self._before_ns
+        if self.way is Way.COMPARE and not self._cycles:
+            return self._settle(Way.COMPARE, now_ns, "nothing differed for a while")
+        kept = now is not None and (before is None or now < before * _BETTER)
+        if kept and now is not None:
+            return self._settle(self.way, now_ns, f"answers wait for {now / _MS:.0f} ms")
+        other = Way.COMPARE if self.way is Way.PERIODIC else Way.PERIODIC
+        self._rest_ns = min(2 * self._rest_ns, _REST_MOST_NS)
+        self._take(other, now_ns)
+        self._rest_until_ns = now_ns + self._rest_ns
+        return ""
+
+    def _settle(self, way: Way, now_ns: int, because: str) -> str:
+        self._rest_ns = _REST_LEAST_NS
+        self._rest_until_ns = now_ns + self._rest_ns
+        self._take(way, now_ns)
+        if way is Way.COMPARE:
+            self.why = f"output is compared again: {because}"
+        else:
+            self.why = f"checkpoints come as soon as output waits: it differs often, {because}"
+        return self.why
+
+
+@dataclass(slots=True)
+class Gather:
+    """When the PVM has said all it has to say for now. Times are boot times in nanoseconds."""
+
+    due_ns: int | None = None
+    _since_ns: int = 0
+    _heads: int = 0  # frames ever held, at the last look
+
+    EVERY_NS = 2 * _MS
+
+    def first(self, heads: int, now_ns: int) -> None:
+        """A frame is held, and none was before."""
+        self._heads, self._since_ns, self.due_ns = heads, now_ns, now_ns + self.EVERY_NS
+
+    def none(self) -> None:
+        """Nothing is held."""
+        self.due_ns = None
+
+    def look(self, heads: int, most_ns: int, now_ns: int) -> bool:
+        """Call it when it is due: nothing more was held since, or it has taken `most_ns`."""
+        still, self._heads = heads == self._heads, heads
+        self.due_ns = now_ns + self.EVERY_NS
+        return still or now_ns - self._since_ns >= most_ns
+
+
+@dataclass(slots=True)
+class Bound:
+    """How long an epoch may be, so that its checkpoint pauses the VM for no more than `pause_ns`.
+
+    A pause grows with what the VM has written since the one before. 0: there is no bound.
+    """
+
+    pause_ns: int
+    longest_ns: int
+    _epoch_ns: int = 0
+
+    LEAST = 2  # times the bound: an epoch is no shorter, or the VM would hardly run
+
+    @property
+    def epoch_ns(self) -> int:
+        """The longest epoch now."""
+        return self._epoch_ns or self.longest_ns
+
+    def loaded(self, cycle: Cycle) -> None:
+        """What a checkpoint has cost."""
+        if not self.pause_ns:
+            return
+        ran_ns = max(cycle.length_ns - cycle.pause_ns, 1)
+        if cycle.pause_ns > self.pause_ns:
+            shorter = min(ran_ns, self.epoch_ns) * self.pause_ns // cycle.pause_ns
+            self._epoch_ns = max(shorter, self.LEAST * self.pause_ns)
+        elif 2 * cycle.pause_ns < self.pause_ns:
+            self._epoch_ns = min(self.epoch_ns * 3 // 2, self.longest_ns)

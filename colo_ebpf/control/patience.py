@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How long a held answer waits for the SVM before a checkpoint is taken instead. Pure.
+
+It waits for as long as the SVM is on its way, and not longer. What the SVM does is seen on its own
+host: once an answer has waited for a moment, the secondary is asked about it (`question`), watches
+the SVM's vCPUs (`watch`), and says when waiting is in vain (`Told.spent`): the SVM is idle, or has
+worked for several times as long as it usually needs (`worth_ns`).
+
+- *Usually* is what the data plane has counted (`lateness`). Soon after a load the SVM is slow, and
+  has a yardstick of its own.
+- A checkpoint that was taken for age, and after which the SVM said nothing before the next one was
+  due, was taken too early: then all of this is doubled. Answers of the SVM bring it back.
+- What the SVM's TCP says by a timer of its own, as a delayed ACK (RFC 1122, 4.2.3.2), comes from an
+  idle SVM too: such a frame waits for longer than that timer takes.
+
+If the secondary does not answer, time alone decides. Frames leave about in the order in which they
+came: while those before it still leave, the SVM is behind but comes along. A frame that has become
+the oldest and stays it is the one that the SVM does not send: for half the time an answer may
+wait, or for half as long as the SVM was behind by then, and for the time it takes to send all the
+others that wait, for it may send them first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from colo_ebpf.control.lateness import Yardstick
+from colo_ebpf.model import Waiting
+
+_MS = 1_000_000
+_LONGEST = 20  # times as long as an answer may wait: then the SVM is put level again
+_EACH_NS = 25_000  # for an SVM that has a processor to itself: 40,000 answers a second
+_ASK_LEAST_NS, _ASK_MOST_NS = 10 * _MS, 20 * _MS  # an answer's age at which the secondary is asked
+_TIMES_USUAL = 2
+_FRESH_NS = 1 << 29  # after a load, as colo_late.h has it
+_FRESH_WORTH_NS = 200 * _MS  # while nobody knows how slow the SVM is after a load
+_TIMER_NS = 250 * _MS  # delayed ACKs come after 200 ms at the latest
+_DOUBLED_MOST = 4
+_RECENT_NS = 3_000 * _MS  # a checkpoint for age says nothing of one that was longer ago
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the secondary says: questions by their number, 0: none."""
+
+    watches: int = 0
+    spent: int = 0
+
+
+@dataclass(slots=True)
+class _Queue:
+    """By time alone: does the queue of held frames move?"""
+
+    oldest_ns: int = 0  # none is older, since
+    since_ns: int = 0
+
+    def due_ns(self, oldest_ns: int, frames: int, timeout_ns: int, now_ns: int) -> int:
+        if oldest_ns > self.oldest_ns:
+            self.oldest_ns, self.since_ns = oldest_ns, now_ns
+        behind_ns = self.since_ns - self.oldest_ns
+        stays_ns = self.since_ns + max(timeout_ns, behind_ns) // 2 + frames * _EACH_NS
+        latest_ns = oldest_ns + _LONGEST * timeout_ns
+        return max(oldest_ns + timeout_ns, min(stays_ns, latest_ns))
+
+
+@dataclass(slots=True)
+class Patience:
+    """Of one primary. Times are boot times in nanoseconds.
+
+    `least_ns`: an answer may wait so long at least, whatever is usual. `longest_ns`: and so long at
+    most, while the SVM is known to work.
+    """
+
+    least_ns: int
+    longest_ns: int
+    due_ns: int | None  # when to look; None: at the next frame that is held
+    yardstick: Yardstick = field(default_factory=Yardstick)
+    question: int = 0  # asked of the secondary: when the answer came that it is about
+    worth_ns: int = 0  # processor time the SVM may spend on it
+    doubled: int = 0  # times
+    _loaded_ns: int = 0
+    _asked_ns: int | None = None  # when a checkpoint was last asked for age
+    _compared: int = 0  # frames by then
+    _queue: _Queue = field(default_factory=_Queue)
+
+    def first(self, now_ns: int) -> None:
+        """A frame is held, and none was before."""
+        self._queue = _Queue(now_ns, now_ns)
+        self.due_ns = now_ns + self._ask_after_ns()
+
+    def none(self) -> None:
+        """Nothing is held."""
+        self.due_ns = None
+
+    def loaded(self, now_ns: int) -> None:
+        """The SVM has loaded a checkpoint."""
+        self._loaded_ns = now_ns
+
+    def may_wait_ns(self, now_ns: int) -> int:
+        """Processor time the SVM may spend on an answer."""
+        usual_ns = self.yardstick.usual_ns() or 0
+        if now_ns - self._loaded_ns < _FRESH_NS:
+            loaded_ns = self.yardstick.loaded_ns()
+            fresh_ns = _FRESH_WORTH_NS if loaded_ns is None else loaded_ns * _TIMES_USUAL
+            usual_ns = max(usual_ns, fresh_ns // _TIMES_USUAL)
+        worth_ns = max(self.least_ns, usual_ns * _TIMES_USUAL) << self.doubled
+        return min(worth_ns, self.longest_ns)
+
+    def _ask_after_ns(self) -> int:
+        usual_ns = self.yardstick.usual_ns() or 0
+        return min(max(usual_ns, _ASK_LEAST_NS), _ASK_MOST_NS) << self.doubled
+
+    def look(self, held: Waiting, told: Told, now_ns: int) -> str:
+        """Why a checkpoint is due; "": it is not. Something is held."""
+        due = [self._answer(held.answer_ns, held.frames, told, now_ns)] if held.answer_ns else []
+        if held.timer_ns is not None:
+            due.append((held.timer_ns + _TIMER_NS, "an ACK of the SVM is missing"))
+        due_ns, why = min(due)
+        if now_ns < due_ns:
+            self.due_ns = due_ns
+            return ""
+        self._learn(held.compared, now_ns)
+        self.due_ns = now_ns + self.least_ns
+        return why
+
+    def _answer(self, oldest_ns: int, frames: int, told: Told, now_ns: int) -> tuple[int, str]:
+        """When an answer has waited long enough, as far as is known now, and why."""
+        ask_ns = oldest_ns + self._ask_after_ns()
+        if told.spent == oldest_ns:
+            return max(ask_ns, oldest_ns), "the SVM does not work on it any more"
+        if now_ns < ask_ns:
+            return ask_ns, ""
+        worth_ns = self.may_wait_ns(now_ns)
+        if self.question != oldest_ns:
+            self.question, self.worth_ns = oldest_ns, worth_ns
+        if told.watches == oldest_ns:
+            return oldest_ns + self.longest_ns, f"the SVM is {self.longest_ns // _MS} ms late"
+        due_ns = self._queue.due_ns(oldest_ns, frames, worth_ns, now_ns)
+        return due_ns, "the SVM does not send it"
+
+    def _learn(self, compared: int, now_ns: int) -> None:
+        """Was the checkpoint before taken in vain? Then the SVM has said nothing since."""
+        before_ns, self._asked_ns = self._asked_ns, now_ns
+        silent, self._compared = compared == self._compared, compared
+        if before_ns is None or now_ns - before_ns > _RECENT_NS:
+            self.doubled = 0
+        elif silent:
+            self.doubled = min(self.doubled + 1, _DOUBLED_MOST)
+        else:
+            self.doubled = max(self.doubled - 1, 0)

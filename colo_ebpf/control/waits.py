@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What waits at the primary, and when it costs a checkpoint: `patience` and `pace` over the plane.
+
+In either way the data plane compares; what both VMs have said leaves at once. The way says only
+what is done about the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from colo_ebpf.control.epoch import Loaded, Reason
+from colo_ebpf.control.facts import Timing
+from colo_ebpf.control.pace import Bound, Cycle, Gather, Pace, Way
+from colo_ebpf.control.patience import Patience, Told
+from colo_ebpf.control.ports import Plane
+
+_GATHER_LEAST_NS = 20_000_000
+_GATHER_PAUSES = 2  # so many pauses long the PVM may go on: it stands for a third of the time then
+
+# Of these the way to take checkpoints as soon as output waits is not told: what they complain of
+# leaves with the next checkpoint anyway.
+COVERED = frozenset({Reason.MISMATCH, Reason.SVM_RESET, Reason.GAP})
+
+
+@dataclass(slots=True)
+class _Before:
+    """At the last load: the data plane's sums, and when it was."""
+
+    at_ns: int = 0
+    compared: int = 0
+    waited_ns: int = 0
+
+
+class Waits:
+    """Of one primary. Times are boot times in nanoseconds."""
+
+    def __init__(self, timing: Timing, plane: Plane, now_ns: int) -> None:
+        self._timing, self._pacing, self._plane = timing, timing.pacing, plane
+        self.pace = Pace(timing.pacing.wanted)
+        self.begin(now_ns)
+
+    def begin(self, now_ns: int) -> None:
+        """A pairing begins."""
+        timing, pacing = self._timing, self._pacing
+        self.patience = Patience(timing.compare_timeout_ns, pacing.longest_wait_ns, now_ns)
+        self.bound = Bound(pacing.max_pause_ns, timing.longest_epoch_ns)
+        self.pace.begin(now_ns)
+        self._gather = Gather(now_ns)
+        self._before = _Before(now_ns)
+        self._ages = (0, 0)
+        self._pause_ns = 0
+
+    @property
+    def due_ns(self) -> int | None:
+        """When to look; None: at the next frame that is held."""
+        own = self._gather if self.pace.way is Way.PERIODIC else self.patience
+        due_ns, pace_ns = own.due_ns, self.pace.due_ns
+        return pace_ns if due_ns is None else min(due_ns, pace_ns or due_ns)
+
+    def covers(self, reason: Reason) -> bool:
+        """A checkpoint for it comes anyway."""
+        return self.pace.way is Way.PERIODIC and reason in COVERED
+
+    def first(self, now_ns: int) -> None:
+        """A frame is held, and none was before."""
+        self.patience.first(now_ns)
+        self._gather.first(self._plane.held_ever(), now_ns)
+
+    def stopped(self) -> None:
+        """The VM stands for a checkpoint: no other frame can be held before it runs again."""
+        self._ages = self._plane.held_ages()
+
+    def loaded(self, one: Loaded) -> str:
+        """A checkpoint is loaded, nothing has left yet. Returns a sentence if the way changes."""
+        lateness, compared = self._plane.lateness(), self._plane.compared_frames()
+        self.patience.yardstick.read(lateness)
+        self.patience.loaded(one.resumed_ns)
+        self._plane.loaded(one.resumed_ns)
+        frames, came_ns = self._ages
+        cycle = Cycle(
+            began_ns=self._before.at_ns,
+            ended_ns=one.resumed_ns,
+            pause_ns=one.pause_ns,
+            cause=one.cause,
+            compared=compared - self._before.compared,
+            compared_wait_ns=lateness.waited_ns - self._before.waited_ns,
+            flushed=frames,
+            flushed_wait_ns=frames * one.resumed_ns - came_ns,
+        )
+        self._before = _Before(one.resumed_ns, compared, lateness.waited_ns)
+        self._ages, self._pause_ns = (0, 0), one.pause_ns
+        self.bound.loaded(cycle)
+        return self.pace.loaded(cycle)
+
+    def flushed(self, now_ns: int) -> None:
+        """What the checkpoint has let out is gone: what is held from now on waits anew."""
+        if self.pace.way is Way.PERIODIC:
+            self._begin_anew(now_ns)
+
+    def look(self, told: Told, now_ns: int) -> tuple[Reason, str] | None:
+        """Why a checkpoint is due now; None: it is not."""
+        due_ns = self.due_ns
+        spent = told.spent != 0 and told.spent == self.patience.question
+        if due_ns is None or (now_ns < due_ns and not spent):
+            return None
+        waiting = self._plane.waiting()
+        if not waiting.frames:
+            self._begin_anew(now_ns)
+            return None
+        if self.pace.way is Way.PERIODIC:
+            return self._look_gathered(now_ns)
+        if waiting.oldest_ns is None:  # all of them are leaving
+            self.patience.due_ns = now_ns + self._timing.compare_timeout_ns
+            return None
+        self.patience.yardstick.read(self._plane.lateness())
+        why = self.patience.look(waiting, told, now_ns)
+        return (Reason.HOLD_AGE, why) if why else None
+
+    def _begin_anew(self, now_ns: int) -> None:
+        """Ask to be told of the next held frame; it may have come by now."""
+        self.patience.none()
+        self._gather.none()
+        self._plane.rearm_held()
+        if self._plane.held_frames():
+            self.first(now_ns)
+
+    def _look_gathered(self, now_ns: int) -> tuple[Reason, str] | None:
+        period_ns = self._pacing.period_ns
+        if period_ns:
+            due_ns = self._before.at_ns + period_ns
+            self._gather.due_ns = due_ns if now_ns < due_ns else now_ns + period_ns
+            return (Reason.OUTPUT, "the period is over") if now_ns >= due_ns else None
+        most_ns = max(_GATHER_LEAST_NS, _GATHER_PAUSES * self._pause_ns)
+        over = self._gather.look(self._plane.held_ever(), most_ns, now_ns)
+        return (Reason.OUTPUT, "output waits") if over else None

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""When a held answer costs a checkpoint: not while the SVM is on its way, and at once when it is
+not."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colo_ebpf.control.lateness import Yardstick
+from colo_ebpf.control.patience import Patience, Told
+from colo_ebpf.model import Lateness, Waiting
+
+MS = 1_000_000
+BEAT = 20 * MS
+TIMEOUT = 60 * MS
+WHILE_IT_WORKS = 2_000 * MS
+LONGEST = 20 * TIMEOUT
+NOBODY = Told()
+ASKED_BY = 20 * MS  # at the latest, as long as nothing is doubled
+LATER = 10_000 * MS  # than the load the test is about
+DELAYED_ACK = 200 * MS
+
+
+def _held(at_ns: int) -> Patience:
+    patience = Patience(TIMEOUT, WHILE_IT_WORKS, None)
+    patience.first(at_ns)
+    return patience
+
+
+def _waiting(oldest_ns: int, frames: int = 1, compared: int = 0) -> Waiting:
+    return Waiting(answer_ns=oldest_ns, frames=frames, compared=compared)
+
+
+def _asked_at(patience: Patience, oldest_ns: int, now_ns: int, frames: int = 0) -> int:
+    """Look when it says, at the same frame, until it asks; the secondary does not answer."""
+    while not patience.look(_waiting(oldest_ns, frames), NOBODY, now_ns):
+        assert patience.due_ns is not None and patience.due_ns > now_ns
+        now_ns = patience.due_ns
+    return now_ns
+
+
+def _late(bucket: int, count: int = 100) -> tuple[int, ...]:
+    return tuple(count if n == bucket else 0 for n in range(32))
+
+
+# -- the secondary answers -----------------------------------------------------------------------
+
+
+def _ask(patience: Patience, oldest_ns: int) -> int:
+    """Until the secondary is asked about it; returns when."""
+    now_ns = oldest_ns
+    assert not patience.look(_waiting(oldest_ns), NOBODY, now_ns)
+    while patience.question != oldest_ns:
+        assert patience.due_ns is not None and patience.due_ns > now_ns
+        now_ns = patience.due_ns
+        assert not patience.look(_waiting(oldest_ns), NOBODY, now_ns)
+    return now_ns
+
+
+def test_the_secondary_is_asked_about_an_answer_that_waits_for_a_moment() -> None:
+    patience = _held(LATER)
+    assert 0 < _ask(patience, LATER) - LATER <= ASKED_BY
+    assert patience.worth_ns == TIMEOUT
+
+
+def test_an_svm_that_is_idle_costs_a_checkpoint_at_once() -> None:
+    patience = _held(LATER)
+    now_ns = _ask(patience, LATER) + 12 * MS
+    why = patience.look(_waiting(LATER), Told(watches=LATER, spent=LATER), now_ns)
+    assert why == "the SVM does not work on it any more"
+
+
+def test_an_svm_that_works_is_waited_for() -> None:
+    patience = _held(LATER)
+    now_ns, watched = _ask(patience, LATER), Told(watches=LATER)
+    while now_ns < LATER + WHILE_IT_WORKS:
+        assert not patience.look(_waiting(LATER), watched, now_ns)
+        now_ns += BEAT
+    assert patience.look(_waiting(LATER), watched, now_ns) == "the SVM is 2000 ms late"
+
+
+def test_what_was_said_of_another_answer_says_nothing() -> None:
+    patience = _held(LATER)
+    _ask(patience, LATER)
+    newer = LATER + 5 * MS
+    told = Told(watches=LATER, spent=LATER)
+    assert not patience.look(_waiting(newer), told, newer + ASKED_BY + MS)
+    assert patience.question == newer
+
+
+def test_it_may_work_for_twice_as_long_as_is_usual() -> None:
+    patience = _held(LATER)
+    patience.yardstick.read(Lateness(usual=_late(17), loaded=_late(0, 0)))
+    usual_ns = 1024 << 17
+    assert patience.may_wait_ns(LATER) == 2 * usual_ns
+
+
+def test_but_never_for_longer_than_the_configuration_has_it() -> None:
+    patience = _held(LATER)
+    patience.yardstick.read(Lateness(usual=_late(24), loaded=_late(0, 0)))
+    assert patience.may_wait_ns(LATER) == WHILE_IT_WORKS
+
+
+def test_what_is_usual_follows_the_last_few_hundred() -> None:
+    patience, slow, quick = _held(LATER), _late(20, 10_000), _late(5, 1_000)
+    patience.yardstick.read(Lateness(usual=slow, loaded=_late(0, 0)))
+    both = tuple(a + b for a, b in zip(slow, quick, strict=True))
+    patience.yardstick.read(Lateness(usual=both, loaded=_late(0, 0)))
+    assert patience.may_wait_ns(LATER) == TIMEOUT
+
+
+def test_a_few_late_answers_are_no_yardstick() -> None:
+    yardstick = Yardstick()
+    yardstick.read(Lateness(usual=_late(24, 3), loaded=_late(24, 3)))
+    assert (yardstick.usual_ns(), yardstick.loaded_ns()) == (None, None)
+
+
+def test_soon_after_a_load_the_svm_has_more_time() -> None:
+    patience = _held(LATER)
+    patience.loaded(LATER)
+    assert patience.may_wait_ns(LATER + 100 * MS) == 200 * MS
+    assert patience.may_wait_ns(LATER + 600 * MS) == TIMEOUT
+    patience.yardstick.read(Lateness(usual=_late(0), loaded=_late(16)))
+    assert patience.may_wait_ns(LATER + 100 * MS) == 2 * (1024 << 16)
+    patience.yardstick.read(Lateness(usual=_late(0), loaded=_late(8, 5000)))
+    assert patience.may_wait_ns(LATER + 100 * MS) == TIMEOUT
+
+
+# -- a checkpoint that begets the next -------------------------------------------------------------
+
+
+def _age_checkpoint(patience: Patience, at_ns: int, compared: int) -> None:
+    """An answer that came at that time costs one."""
+    patience.first(at_ns)
+    told = Told(watches=at_ns, spent=at_ns)
+    waiting = _waiting(at_ns, compared=compared)
+    now_ns = at_ns
+    while not patience.look(waiting, told, now_ns):
+        assert patience.due_ns is not None
+        now_ns = patience.due_ns
+    patience.loaded(now_ns)
+
+
+def test_one_after_which_the_svm_said_nothing_doubles_the_patience() -> None:
+    patience = _held(LATER)
+    for n in range(4):
+        assert patience.doubled == max(0, n - 1)
+        _age_checkpoint(patience, LATER + n * 500 * MS, compared=7)
+    assert patience.may_wait_ns(LATER + 600 * 1000 * MS) == TIMEOUT << 3
+
+
+def test_answers_of_the_svm_bring_it_back() -> None:
+    patience = _held(LATER)
+    for n in range(4):
+        _age_checkpoint(patience, LATER + n * 500 * MS, compared=7)
+    for n in range(4, 7):
+        _age_checkpoint(patience, LATER + n * 500 * MS, compared=n)
+    assert patience.doubled == 0
+
+
+def test_so_does_time() -> None:
+    patience = _held(LATER)
+    for n in range(3):
+        _age_checkpoint(patience, LATER + n * 500 * MS, compared=7)
+    assert patience.doubled
+    _age_checkpoint(patience, LATER + 60_000 * MS, compared=7)
+    assert not patience.doubled
+
+
+# -- what comes by a timer -------------------------------------------------------------------------
+
+
+def test_an_ack_that_the_svm_delays_costs_nothing() -> None:
+    patience, waiting = _held(LATER), Waiting(timer_ns=LATER, frames=1)
+    idle = Told(watches=LATER, spent=LATER)
+    assert not patience.look(waiting, idle, LATER + DELAYED_ACK)
+    assert patience.question == 0
+    due_ns = patience.due_ns
+    assert due_ns is not None and LATER + DELAYED_ACK < due_ns <= LATER + 300 * MS
+    assert patience.look(waiting, idle, due_ns) == "an ACK of the SVM is missing"
+
+
+# -- by time alone ---------------------------------------------------------------------------------
+
+
+def test_a_single_frame_waits_for_the_timeout() -> None:
+    assert _asked_at(_held(LATER), LATER, LATER) == LATER + TIMEOUT
+
+
+def test_while_the_oldest_frame_keeps_changing_nobody_asks() -> None:
+    patience = _held(LATER)
+    for now in range(LATER + 100 * MS, LATER + 2000 * MS, BEAT):
+        assert not patience.look(_waiting(now - TIMEOUT - BEAT), NOBODY, now)
+
+
+def test_a_frame_that_stays_the_oldest_is_asked_for() -> None:
+    patience = _held(LATER)
+    for now in range(LATER, LATER + 300 * MS, BEAT):
+        patience.look(_waiting(now - 2 * TIMEOUT, compared=now), NOBODY, now)
+    stuck, now = LATER + 300 * MS - 2 * TIMEOUT, LATER + 300 * MS
+    assert _asked_at(patience, stuck, now) == now + TIMEOUT
+
+
+def test_an_svm_that_is_far_behind_may_rest_for_longer() -> None:
+    patience = _held(LATER)
+    patience.look(_waiting(LATER + 100 * MS), NOBODY, LATER + 500 * MS)
+    assert _asked_at(patience, LATER + 100 * MS, LATER + 520 * MS) == LATER + 700 * MS
+
+
+def test_an_svm_that_owes_thousands_may_send_the_oldest_last() -> None:
+    """As found: 3,822 answers waited, and it had no processor for 61 ms."""
+    patience = _held(LATER)
+    patience.look(_waiting(LATER + 16 * MS, 3822), NOBODY, LATER + 32 * MS)
+    assert _asked_at(patience, LATER + 16 * MS, LATER + 77 * MS, 3822) > LATER + 150 * MS
+    assert _asked_at(_held(LATER), LATER, LATER, 100) == LATER + TIMEOUT, "as a few do not"
+
+
+def test_a_queue_that_grows_and_grows_ends() -> None:
+    patience = _held(LATER)
+    assert not patience.look(_waiting(LATER + 1), NOBODY, LATER + LONGEST)
+    assert patience.look(_waiting(LATER + 2), NOBODY, LATER + 2 + LONGEST)
+
+
+def test_after_asking_it_waits_as_long_again() -> None:
+    patience = _held(LATER)
+    assert patience.look(_waiting(LATER), NOBODY, LATER + TIMEOUT)
+    assert patience.due_ns == LATER + 2 * TIMEOUT
+
+
+_STEP = st.tuples(
+    st.integers(0, 2 * LONGEST), st.integers(0, 3 * BEAT), st.integers(0, 1 << 15), st.booleans()
+)
+
+
+@given(st.lists(_STEP, max_size=40))
+def test_never_at_once_and_never_after_the_longest(
+    steps: list[tuple[int, int, int, bool]],
+) -> None:
+    """Whatever the secondary says: what is asked for has waited, and nothing waits for ever."""
+    patience, now = _held(LATER), LATER
+    for age, later, frames, watched in steps:
+        now += later
+        oldest = max(LATER, now - age)
+        told = Told(watches=patience.question) if watched else NOBODY
+        asked = patience.look(_waiting(oldest, frames, now), told, now)
+        assert not asked or now - oldest >= TIMEOUT
+        assert asked or now - oldest < max(LONGEST, WHILE_IT_WORKS)
+        assert patience.due_ns is not None and patience.due_ns > now
