@@ -30,6 +30,7 @@
 #include "colo_option.h"
 #include "colo_rewrite.h"
 #include "colo_hold.h"
+#include "colo_gone.h"
 #include "colo_said.h"
 #include "colo_beat.h"
 
@@ -69,6 +70,7 @@ static __always_inline int colo_client_track(struct colo_pkt *pkt)
 	if (!flow)
 		return pkt->flags & COLO_TCP_SYN ? -1 : 0;
 	flow->seen_ns = bpf_ktime_get_boot_ns();
+	colo_gone_track(pkt, flow, &key);
 	if (!(pkt->flags & COLO_TCP_ACK))
 		return 0;
 	if (!flow->c_known || COLO_AFTER(pkt->ack, flow->c_ack)) {

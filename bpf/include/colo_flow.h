@@ -62,6 +62,7 @@ static __always_inline void colo_flow_begin(struct colo_flow *flow, struct colo_
 {
 	flow->flags &= COLO_F_SVM_SYN;
 	flow->c_known = 0;
+	flow->c_gone = 0;
 	flow->flags |= COLO_F_PVM_SYN;
 	flow->gen++;
 	flow->isn = isn;
@@ -215,16 +216,6 @@ static __always_inline void colo_flow_append(struct colo_flow *flow, struct colo
 	flow->held++;
 	if (!flow->unmet && slot->digest && COLO_AFTER(slot->end, flow->svm.next))
 		flow->unmet = ref;
-}
-
-static __always_inline void colo_flow_pop(struct colo_flow *flow, struct colo_slot *slot)
-{
-	if (flow->unmet == flow->head)
-		flow->unmet = slot->next;
-	flow->head = slot->next;
-	if (!flow->head)
-		flow->tail = 0;
-	flow->held--;
 }
 
 /*

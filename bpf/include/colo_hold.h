@@ -77,6 +77,17 @@ static __always_inline void colo_slot_free(struct colo_slot *slot)
 		colo_live_add(COLO_LIVE_HELD, -1);
 }
 
+/* Take the first of its flow's held frames out of the list, under the flow's lock. */
+static __always_inline void colo_flow_pop(struct colo_flow *flow, struct colo_slot *slot)
+{
+	if (flow->unmet == flow->head)
+		flow->unmet = slot->next;
+	flow->head = slot->next;
+	if (!flow->head)
+		flow->tail = 0;
+	flow->held--;
+}
+
 /* Sum of slot memory at `off`, which lies in the head. */
 static __always_inline __u32 colo_frame_sum(struct colo_frame *frame, __u64 off, __u64 len,
 					  __u32 sum)

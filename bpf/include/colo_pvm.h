@@ -265,6 +265,12 @@ static __always_inline void colo_pvm_hold(struct __sk_buff *skb, struct colo_con
 
 	work->made = 0;
 	work->reuse = 0;
+	if (flow->c_gone && work->now.phase == COLO_OPEN) {
+		flow->flags |= COLO_F_LOST;
+		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_CLIENT_GONE);
+		work->kind = COLO_SLOT_STREAM;
+		work->cut = work->cuts;	/* none is left */
+	}
 	if (work->kind == COLO_SLOT_ACK)
 		colo_pvm_hold_ack(work, flow);
 #pragma nounroll

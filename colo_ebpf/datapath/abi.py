@@ -104,6 +104,7 @@ class Reason(enum.IntEnum):
     SAID_AGAIN = 41
     WHOLE = 42
     PARKED = 43
+    CLIENT_GONE = 44
 
 
 class LiveWord(enum.IntEnum):
@@ -296,6 +297,8 @@ class Flow(_Struct):
         ("unparked", u32),
         ("rounds", u32),
         ("svm_reset", u32),
+        ("c_gone", u32),
+        ("pad", u32),
         ("bound", Bound * BOUNDS),
     ]
 
