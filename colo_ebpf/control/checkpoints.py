@@ -255,7 +255,7 @@ class Checkpoints:
         told = Told(peer.watches, peer.spent) if peer else Told()
         due = self.waits.look(told, now_ns)
         if due is not None:
-            self._do(self.primary.ask(due[0], now_ns))
+            self._do(self.primary.ask(due, now_ns))
 
     def _look_after_svm(self, peer: PeerState | None, vm: Vm, now_ns: int) -> None:
         """The primary asks whether it is still working on an answer."""

@@ -6,17 +6,16 @@ nearly every answer differs for a good reason (random numbers, the order of conc
 waits for the SVM in vain, and for the checkpoint too. Then it is better not to wait: a checkpoint
 is taken as soon as output is held and the PVM has no more to say for now (`Gather`).
 
-Both are measured by the same thing: how long an answer waits until it leaves, on average. Of
-clients that wait for their answers the number of answers follows from it. While checkpoints for
-what differs come often, the other way is tried for a moment, and kept if answers wait less. From
-time to time comparing is tried again. A try that was in vain is repeated after twice the time.
+Both are measured by the same things: how long an answer waits until it leaves, and how many leave in
+a second (`Score`). While checkpoints for what differs come often, the other way is tried for a
+moment, and kept if it is better. Every few seconds comparing is tried again. A try that was in vain
+is repeated after twice the time, four seconds at most: a load may change.
 """
 
 from __future__ import annotations
 
 import enum
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from colo_ebpf.control.epoch import Reason
@@ -40,7 +39,8 @@ _OFTEN_NS = 2_000 * _MS  # within which they have to come
 _TRY_NS = 1_000 * _MS  # a try is over after so long
 _BETTER = 0.9  # of the other's wait: less is noise
 _GATHER_NS = 4 * _MS  # what gathering adds to a pause, before it was ever measured
-_REST_LEAST_NS, _REST_MOST_NS = 5_000 * _MS, 60_000 * _MS
+_REST_LEAST_NS, _REST_MOST_NS = 500 * _MS, 4_000 * _MS
+_HOPELESS = 1.5  # times as bad as the other: then one cycle is enough of a try
 
 
 class Way(enum.Enum):
@@ -76,16 +76,30 @@ class Cycle:
         return self.ended_ns - self.began_ns
 
 
-def wait_ns(cycles: Iterable[Cycle]) -> float | None:
-    """How long a frame waited on average; None: there was none."""
-    frames = waited = 0
-    for one in cycles:
-        frames += one.compared + one.flushed
-        waited += one.compared_wait_ns + one.flushed_wait_ns
-    return waited / frames if frames else None
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What some cycles were like for clients: how long a frame waited, how many left in a second."""
+
+    wait_ns: float
+    per_s: float
+
+    @classmethod
+    def of(cls, cycles: Sequence[Cycle]) -> Score | None:
+        """None: no frame left."""
+        frames = sum(one.compared + one.flushed for one in cycles)
+        waited_ns = sum(one.compared_wait_ns + one.flushed_wait_ns for one in cycles)
+        length_ns = sum(one.length_ns for one in cycles)
+        if not frames or not length_ns:
+            return None
+        return cls(waited_ns / frames, frames * 1e9 / length_ns)
+
+    def beats(self, other: Score, factor: float) -> bool:
+        """It is better by more than this factor (below 1): of two with as many frames the one with
+        the shorter wait, of two with equal waits the one with more frames."""
+        return self.wait_ns * other.per_s < other.wait_ns * self.per_s * factor
 
 
-def _mean_pause_ns(cycles: Iterable[Cycle]) -> float:
+def _mean_pause_ns(cycles: Sequence[Cycle]) -> float:
     pauses = [one.pause_ns for one in cycles]
     return sum(pauses) / len(pauses)
 
@@ -97,16 +111,16 @@ class Pace:
     wanted: Wanted = Wanted.AUTO
     way: Way = Way.COMPARE
     why: str = "output is compared"
-    _cycles: deque[Cycle] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    _cycles: list[Cycle] = field(default_factory=list)  # the last few of the present way
     _tries: bool = False  # the present way, against the one before
     _since_ns: int = 0  # the present way is taken
-    _before_ns: float | None = None  # wait of the way before
+    _before: Score | None = None  # of the way before
     _rest_ns: int = _REST_LEAST_NS  # until the other way is tried again
     _rest_until_ns: int = 0
 
     def begin(self, now_ns: int) -> None:
         """A pairing begins."""
-        self._tries, self._before_ns = False, None
+        self._tries, self._before = False, None
         self._rest_ns, self._rest_until_ns = _REST_LEAST_NS, now_ns
         self._take(Way.PERIODIC if self.wanted is Wanted.PERIODIC else Way.COMPARE, now_ns)
         fixed = {Wanted.COMPARE: ", as configured", Wanted.AUTO: ""}
@@ -129,7 +143,7 @@ class Pace:
             return ""
         if self.way is Way.COMPARE and cycle.cause not in DIFFERS:
             return ""
-        self._cycles.append(cycle)
+        self._cycles = [*self._cycles, cycle][-_KEPT:]
         return self._judge(cycle.ended_ns)
 
     def look(self, now_ns: int) -> str:
@@ -139,26 +153,36 @@ class Pace:
 
     def _judge(self, now_ns: int) -> str:
         if self._tries:
-            enough = len(self._cycles) >= _TRY_CYCLES[self.way]
+            enough = len(self._cycles) >= _TRY_CYCLES[self.way] or self._hopeless()
             over = enough or now_ns - self._since_ns >= _TRY_NS
             return self._end_try(now_ns) if over else ""
         if self.way is Way.PERIODIC:
-            return self._try(Way.COMPARE, now_ns) if now_ns >= self._rest_until_ns else ""
+            due = now_ns >= self._rest_until_ns or self._says_the_same()
+            return self._try(Way.COMPARE, now_ns) if due else ""
         recent = [one for one in self._cycles if now_ns - one.ended_ns <= _OFTEN_NS][-_CYCLES:]
-        if len(recent) < _CYCLES or now_ns < self._rest_until_ns:
+        score = Score.of(recent)
+        if len(recent) < _CYCLES or now_ns < self._rest_until_ns or score is None:
             return ""
-        waits_ns = wait_ns(recent)
-        worth_it = (_mean_pause_ns(recent) + _GATHER_NS) / _BETTER
-        if waits_ns is None or waits_ns <= worth_it:
+        if score.wait_ns * _BETTER <= _mean_pause_ns(recent) + _GATHER_NS:
             return ""
         return self._try(Way.PERIODIC, now_ns)
 
+    def _says_the_same(self) -> bool:
+        """Most of what leaves does so because the SVM has said it, before the checkpoint comes."""
+        compared = sum(one.compared for one in self._cycles)
+        enough = len(self._cycles) == _KEPT and compared >= _KEPT
+        return enough and compared > sum(one.flushed for one in self._cycles)
+
+    def _hopeless(self) -> bool:
+        now, before = Score.of(self._cycles), self._before
+        return now is not None and before is not None and before.beats(now, 1 / _HOPELESS)
+
     def _take(self, way: Way, now_ns: int) -> None:
         self.way, self._since_ns = way, now_ns
-        self._cycles.clear()
+        self._cycles = []
 
     def _try(self, way: Way, now_ns: int) -> str:
-        self._before_ns = wait_ns(self._cycles)
+        self._before = Score.of(self._cycles)
         self._tries = True
         self._take(way, now_ns)
         return ""
@@ -166,12 +190,11 @@ class Pace:
     def _end_try(self, now_ns: int) -> str:
         """Keep what was tried if answers waited less, else go back for twice as long."""
         self._tries = False
-        now, before = wait_ns(self._cycles), self._before_ns
+        now, before = Score.of(self._cycles), self._before
         if self.way is Way.COMPARE and not self._cycles:
             return self._settle(Way.COMPARE, now_ns, "nothing differed for a while")
-        kept = now is not None and (before is None or now < before * _BETTER)
-        if kept and now is not None:
-            return self._settle(self.way, now_ns, f"answers wait for {now / _MS:.0f} ms")
+        if now is not None and (before is None or now.beats(before, _BETTER)):
+            return self._settle(self.way, now_ns, f"answers wait for {now.wait_ns / _MS:.0f} ms")
         other = Way.COMPARE if self.way is Way.PERIODIC else Way.PERIODIC
         self._rest_ns = min(2 * self._rest_ns, _REST_MOST_NS)
         self._take(other, now_ns)

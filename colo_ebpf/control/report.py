@@ -146,6 +146,7 @@ def _checkpoints(daemon: Daemon, now_ns: int) -> dict[str, Any]:
         "mode": waits.pace.way.value,
         "mode_why": waits.pace.why,
         "patience": _patience(waits.patience, now_ns),
+        "for_age": waits.ages,
         "longest_epoch_ms": waits.bound.epoch_ns / MS,
     }
 

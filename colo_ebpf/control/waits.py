@@ -38,6 +38,7 @@ class Waits:
     def __init__(self, timing: Timing, plane: Plane, now_ns: int) -> None:
         self._timing, self._pacing, self._plane = timing, timing.pacing, plane
         self.pace = Pace(timing.pacing.wanted)
+        self.ages: dict[str, int] = {}  # how often a checkpoint was asked for age, by why
         self.begin(now_ns)
 
     def begin(self, now_ns: int) -> None:
@@ -98,7 +99,7 @@ class Waits:
         if self.pace.way is Way.PERIODIC:
             self._begin_anew(now_ns)
 
-    def look(self, told: Told, now_ns: int) -> tuple[Reason, str] | None:
+    def look(self, told: Told, now_ns: int) -> Reason | None:
         """Why a checkpoint is due now; None: it is not."""
         due_ns = self.due_ns
         spent = told.spent != 0 and told.spent == self.patience.question
@@ -115,7 +116,10 @@ class Waits:
             return None
         self.patience.yardstick.read(self._plane.lateness())
         why = self.patience.look(waiting, told, now_ns)
-        return (Reason.HOLD_AGE, why) if why else None
+        if not why:
+            return None
+        self.ages[why] = self.ages.get(why, 0) + 1
+        return Reason.HOLD_AGE
 
     def _begin_anew(self, now_ns: int) -> None:
         """Ask to be told of the next held frame; it may have come by now."""
@@ -125,12 +129,12 @@ class Waits:
         if self._plane.held_frames():
             self.first(now_ns)
 
-    def _look_gathered(self, now_ns: int) -> tuple[Reason, str] | None:
+    def _look_gathered(self, now_ns: int) -> Reason | None:
         period_ns = self._pacing.period_ns
         if period_ns:
             due_ns = self._before.at_ns + period_ns
             self._gather.due_ns = due_ns if now_ns < due_ns else now_ns + period_ns
-            return (Reason.OUTPUT, "the period is over") if now_ns >= due_ns else None
+            return Reason.OUTPUT if now_ns >= due_ns else None
         most_ns = max(_GATHER_LEAST_NS, _GATHER_PAUSES * self._pause_ns)
         over = self._gather.look(self._plane.held_ever(), most_ns, now_ns)
-        return (Reason.OUTPUT, "output waits") if over else None
+        return Reason.OUTPUT if over else None
