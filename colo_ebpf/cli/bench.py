@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from colo_ebpf.bench import report, results, suite, tables
+from colo_ebpf.bench import part_applications, report, results, suite, tables
+from colo_ebpf.bench.apps import loads, told
 from colo_ebpf.errors import BenchError
 
 _WIDTHS = (44, 34, 14)
@@ -28,10 +30,20 @@ def add_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--draw", action="store_true", help="measure nothing: draw the report of DIR/results.json"
     )
+    bench.add_argument(
+        "--lanes", default="", metavar="LANE,...", help="applications: only these, no report"
+    )
+    bench.add_argument(
+        "--loads", default="", metavar="LOAD,...", help="applications: only these, no report"
+    )
+    bench.add_argument("--seconds", type=float, default=2.0, help="of each of them")
+    bench.add_argument("--rounds", type=int, default=1, help="of each of them")
     bench.set_defaults(verb=_bench)
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.lanes or args.loads:
+        return _try_out(args)
     saved = args.out / "results.json"
     if args.draw:
         found = results.load(saved)
@@ -52,9 +64,32 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(args: argparse.Namespace) -> results.Results:
+def _try_out(args: argparse.Namespace) -> int:
+    """One line for each reading, at once; nothing is written."""
+    if args.names != ["applications"]:
+        raise BenchError("--lanes and --loads are for `bench applications`")
+    _require_root()
+    plan = part_applications.Plan(
+        lanes=part_applications.chosen_lanes(args.lanes),
+        loads=loads.chosen(args.loads),
+        rounds=args.rounds,
+        seconds=args.seconds,
+    )
+
+    def show(*reading: Any) -> None:
+        print(json.dumps(told.plain(*reading)) if args.json else told.line(*reading), flush=True)
+
+    rounds = part_applications.try_out(plan, show, results.Recorder().say)
+    return 1 if any(found.broke for found in rounds.found.values()) else 0
+
+
+def _require_root() -> None:
     if os.geteuid() != 0:
         raise BenchError("the benchmarks make namespaces and load programs: run them as root")
+
+
+def _measure(args: argparse.Namespace) -> results.Results:
+    _require_root()
     recorder = results.Recorder()
     suite.run(args.names, recorder, args.quick)
     return recorder.results(args.quick)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Two VMs that nobody protects, under the same load at the same time.
+
+That is what a pair can have at most: two VMs and what they are asked share this machine's
+processors. What one of them gives is reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from colo_ebpf.bench.apps import guest as guests
+from colo_ebpf.bench.apps import readings
+from colo_ebpf.bench.apps.clients import Where
+from colo_ebpf.bench.apps.lane import Measured
+from colo_ebpf.bench.apps.loads import Load
+from colo_ebpf.datapath import netdev
+from colo_ebpf.lab import mounts, network, processes, topology
+from colo_ebpf.lab.topology import (
+    BRIDGE,
+    CLIENT_ADDRESS,
+    GUEST_MTU,
+    HOSTS,
+    PREFIX_LENGTH,
+    TAP,
+    Guest,
+    Place,
+    client_namespace,
+)
+
+_MAC = "52:54:00:77:01:{:02x}"
+_SETTLES_S = 1.0
+
+
+class TwinsLane:
+    """A plain QEMU on each host of a lab without daemons."""
+
+    def __init__(self, name: str, guest: Guest) -> None:
+        self._name, self._guest = name, guest
+        self._places = [Place(name, host) for host in HOSTS]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Both have booted."""
+        await asyncio.to_thread(self._remove)
+        try:
+            await asyncio.to_thread(self._build)
+            for place in self._places:
+                await self._start(place)
+            for place in self._places:
+                await guests.until_serving(place.run_dir)
+            await asyncio.sleep(_SETTLES_S)
+            yield
+        finally:
+            await asyncio.to_thread(self._remove)
+
+    async def measure(self, load: Load, seconds: float) -> Measured:
+        """Each has a client of its own; the mean of both."""
+        client = client_namespace(self._name)
+        wheres = [Where(client, self._address(place)) for place in self._places]
+        found = await asyncio.gather(*(load.run(where, seconds) for where in wheres))
+        return Measured(readings.mean(found))
+
+    def _address(self, place: Place) -> str:
+        network_, _, last = self._guest.address.rpartition(".")
+        return f"{network_}.{int(last) + place.number}"
+
+    def _build(self) -> None:
+        mounts.mount_memory(topology.directory(self._name))
+        network.build(self._name)
+        for place in self._places:
+            place.run_dir.mkdir(parents=True)
+            shutil.copyfile(self._guest.disk, place.disk)
+            netdev.in_namespace(place.namespace, _tap_on_the_bridge)
+
+    def _remove(self) -> None:
+        for place in self._places:
+            processes.end(place.namespace)
+        processes.end(client_namespace(self._name))
+        network.remove(self._name)
+        mounts.remove(topology.directory(self._name), topology.ROOT.parent)
+
+    async def _start(self, place: Place) -> None:
+        with (place.run_dir / "qemu.log").open("wb") as log:
+            await asyncio.create_subprocess_exec(
+                *("nsenter", f"--net=/run/netns/{place.namespace}", *self._command_line(place)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=dict(os.environ),
+            )
+
+    def _command_line(self, place: Place) -> list[str]:
+        guest = self._guest
+        address = f"{self._address(place)}/{PREFIX_LENGTH}"
+        return [
+            *(guests.QEMU, "-name", f"{self._name}-{place.host}"),
+            *("-machine", f"pc,accel={guest.accel}"),
+            *("-cpu", "host" if guest.accel == "kvm" else "max", "-smp", "1"),
+            *("-m", str(guest.memory_mib), "-nodefaults", "-display", "none"),
+            *("-serial", f"file:{place.run_dir / 'serial.log'}"),
+            *("-kernel", guest.kernel, "-initrd", guest.initrd),
+            *("-append", f"{guest.append} colo.ip={address} colo.gw={CLIENT_ADDRESS}"),
+            *("-netdev", f"tap,id=net0,ifname={TAP},vhost=off,script=no,downscript=no"),
+            *("-device", f"virtio-net-pci,netdev=net0,mac={_MAC.format(place.number)},romfile="),
+            *("-drive", f"if=none,id=disk0,driver=raw,file.driver=file,file.filename={place.disk}"),
+            *("-device", "virtio-blk-pci,drive=disk0"),
+        ]
+
+
+def _tap_on_the_bridge() -> None:
+    netdev.create_tap(TAP, GUEST_MTU)
+    netdev.join_bridge(TAP, BRIDGE)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The loads, and what is expected of them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from colo_ebpf.bench.apps import clients
+from colo_ebpf.bench.apps.clients import Run
+from colo_ebpf.errors import BenchError
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`same`: two VMs that do the same work need not differ, but for a date in an answer."""
+
+    key: str  # for the command line
+    name: str  # of the measure
+    run: Run
+    same: bool = False
+    unit: str = "/s"
+    dated: bool = False  # its answers name the second
+
+
+def _plural(count: int) -> str:
+    return f"{count} client{'s' if count > 1 else ''}"
+
+
+def _redis() -> Iterator[Load]:
+    for command in ("get", "set", "incr"):
+        for count in (1, 50):
+            yield Load(
+                f"{command}-{count}",
+                f"redis {command.upper()}, {_plural(count)}",
+                clients.redis(command, count),
+                same=command != "incr",
+            )
+    name = f"redis GET, {_plural(50)}, pipelined"
+    yield Load("get-50-p16", name, clients.redis("get", 50, pipeline=16), same=True)
+
+
+def _web() -> Iterator[Load]:
+    for scheme in ("http", "https"):
+        for keep_alive in (True, False):
+            for count in (1, 20):
+                how = "keep-alive" if keep_alive else "a connection each"
+                yield Load(
+                    f"{scheme}-{'keepalive' if keep_alive else 'each'}-{count}",
+                    f"{scheme.upper()}, {how}, {_plural(count)}",
+                    clients.web(scheme, count, keep_alive),
+                    same=keep_alive or scheme == "http",
+                    dated=True,
+                )
+
+
+def _database() -> Iterator[Load]:
+    for key, name, select in (("pgbench-s", "pgbench -S", True), ("tpcb", "TPC-B", False)):
+        for count in (1, 8):
+            run = clients.database(count, select)
+            yield Load(f"{key}-{count}", f"{name}, {_plural(count)}", run, same=select)
+
+
+LOADS: tuple[Load, ...] = (
+    *_redis(),
+    *_web(),
+    Load("file-down", "20 MB file down", clients.download(), same=True, unit="MB/s", dated=True),
+    Load("file-up", "20 MB file up", clients.upload(), same=True, unit="MB/s", dated=True),
+    *_database(),
+    Load("ssh-login", "ssh login", clients.login),
+    Load("ssh-echo", "typed character's echo over ssh", clients.typing),
+    *(Load(f"dice-{n}", f"dice, {_plural(n)}", clients.dice(n)) for n in (1, 50)),
+)
+
+
+def chosen(keys: str) -> tuple[Load, ...]:
+    """By keys with commas between them; empty: all. BenchError for one that is none."""
+    wanted = [key for key in keys.split(",") if key]
+    known = {load.key: load for load in LOADS}
+    if unknown := [key for key in wanted if key not in known]:
+        raise BenchError(f"{unknown[0]}: not one of {', '.join(known)}")
+    return tuple(known[key] for key in wanted) or LOADS
