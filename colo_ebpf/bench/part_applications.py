@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from colo_ebpf.bench.apps import guest as guests
-from colo_ebpf.bench.apps.lane import ALONE, LANES, OURS, TWINS, Lane
+from colo_ebpf.bench.apps.lane import ALONE, LANES, OURS, STOCK, STOCK_500, TWINS, Lane
 from colo_ebpf.bench.apps.lane_ours import AloneLane, OursLane
+from colo_ebpf.bench.apps.lane_stock import StockLane
 from colo_ebpf.bench.apps.lane_twins import TwinsLane
 from colo_ebpf.bench.apps.loads import LOADS, Load
 from colo_ebpf.bench.apps.rounds import Rounds, Told
@@ -21,6 +23,8 @@ _MAKE: dict[str, Callable[[str, Guest], Lane]] = {
     ALONE: AloneLane,
     TWINS: TwinsLane,
     OURS: OursLane,
+    STOCK: StockLane,
+    STOCK_500: partial(StockLane, period_ms=500),
 }
 
 

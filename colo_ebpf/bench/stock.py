@@ -13,8 +13,9 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from colo_ebpf.control.qmp import Monitors
 from colo_ebpf.datapath import netdev
 from colo_ebpf.errors import BenchError, QmpError
 from colo_ebpf.lab import mounts, network, processes, topology
-from colo_ebpf.lab.topology import HOSTS, TAP, Guest, Place
+from colo_ebpf.lab.topology import BRIDGE, GUEST_MTU, HOSTS, TAP, Guest, Place
 from colo_ebpf.model import VmEvent, VmEventKind
 from colo_ebpf.storage import image
 
@@ -32,6 +33,19 @@ _QMP_MS, _START_S, _CHECKPOINT_S, _POLL_S = 20_000, 60.0, 30.0, 0.02
 _NBD_PORT, _MIGRATION_PORT, _MIRROR_PORT, _COMPARE_PORT = 9999, 9998, 9003, 9004
 _OUT_PORT, _IN_PORT = 9005, 9001
 DELAY_MS = 20_000  # QEMU's default; writing it takes a checkpoint at once
+
+
+def pauses_ms(events: Sequence[VmEvent], since_ns: int) -> tuple[float, ...]:
+    """Of the stops that began since then and ended. Pure."""
+    found: list[float] = []
+    stopped_ns: int | None = None
+    for event in events:
+        if event.kind is VmEventKind.STOP and event.at_ns >= since_ns:
+            stopped_ns = event.at_ns
+        elif event.kind is VmEventKind.RESUME and stopped_ns is not None:
+            found.append((event.at_ns - stopped_ns) / 1e6)
+            stopped_ns = None
+    return tuple(found)
 
 
 class StockPair:
@@ -64,10 +78,19 @@ class StockPair:
         network.build(self._name)
         for place in self._places.values():
             place.run_dir.mkdir(parents=True)
-            netdev.in_namespace(place.namespace, lambda: netdev.create_tap(TAP, 1500))
-            with place.disk.open("wb") as file:
-                file.truncate(_DISK_BYTES)
-        image.make_overlays(self._overlays(), _DISK_BYTES)
+            netdev.in_namespace(place.namespace, lambda: netdev.create_tap(TAP, GUEST_MTU))
+            self._image(place)
+        # Only the primary's tap is on the LAN: the secondary would get all that is flooded twice.
+        a = self._places["a"].namespace
+        netdev.in_namespace(a, lambda: netdev.join_bridge(TAP, BRIDGE))
+        image.make_overlays(self._overlays(), self._places["b"].disk.stat().st_size)
+
+    def _image(self, place: Place) -> None:
+        if self._guest.disk:
+            shutil.copyfile(self._guest.disk, place.disk)
+            return
+        with place.disk.open("wb") as file:
+            file.truncate(_DISK_BYTES)
 
     def _overlays(self) -> tuple[Path, Path]:
         directory = self._places["b"].directory
@@ -124,12 +147,13 @@ class StockPair:
 
     async def _pair(self) -> None:
         a, b = self._monitors["a"], self._monitors["b"]
+        await a.run("stop")  # which flushes: the images must be equal
+        await asyncio.to_thread(shutil.copyfile, self._places["a"].disk, self._places["b"].disk)
         address = self._places["b"].link_address
         server = {"host": address, "port": str(_NBD_PORT)}
         await self._capability(b)
         await b.run("nbd-server-start", addr={"type": "inet", "data": server})
         await b.run("nbd-server-add", device="parent0", writable=True)
-        await a.run("stop")
         await a.run(
             "blockdev-add",
             driver="nbd",
@@ -150,6 +174,14 @@ class StockPair:
     async def _capability(self, monitors: Monitors) -> None:
         state = [{"capability": "x-colo", "state": True}]
         await monitors.run("migrate-set-capabilities", capabilities=state)
+
+    async def every(self, delay_ms: int) -> None:
+        """Checkpoints with this period, the first one at once."""
+        await self._monitors["a"].run("migrate-set-parameters", x_checkpoint_delay=delay_ms)
+
+    def pauses_ms(self, since_ns: int) -> tuple[float, ...]:
+        """Of the checkpoints that began since then and ended: from STOP to RESUME."""
+        return pauses_ms(self._events, since_ns)
 
     async def checkpoint_ms(self) -> float:
         """Take one; from STOP to RESUME of the primary."""
