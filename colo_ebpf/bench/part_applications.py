@@ -5,26 +5,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from colo_ebpf.bench.apps import guest as guests
-from colo_ebpf.bench.apps.lane import ALONE, LANES, OURS, STOCK, STOCK_500, TWINS, Lane
+from colo_ebpf.bench.apps import names, rows, told
+from colo_ebpf.bench.apps.lane import Lane
 from colo_ebpf.bench.apps.lane_ours import AloneLane, OursLane
 from colo_ebpf.bench.apps.lane_stock import StockLane
 from colo_ebpf.bench.apps.lane_twins import TwinsLane
-from colo_ebpf.bench.apps.loads import LOADS, Load
+from colo_ebpf.bench.apps.loads import LOADS, Load, chosen
+from colo_ebpf.bench.apps.pauses import Amounts, Pauses
 from colo_ebpf.bench.apps.rounds import Rounds, Told
+from colo_ebpf.bench.results import Recorder
+from colo_ebpf.bench.suite import Effort
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.topology import Guest
 
 NAME = "coloapps"
 _MAKE: dict[str, Callable[[str, Guest], Lane]] = {
-    ALONE: AloneLane,
-    TWINS: TwinsLane,
-    OURS: OursLane,
-    STOCK: StockLane,
-    STOCK_500: partial(StockLane, period_ms=500),
+    names.ALONE: AloneLane,
+    names.TWINS: TwinsLane,
+    names.OURS: OursLane,
+    names.STOCK: StockLane,
+    names.STOCK_500: partial(StockLane, period_ms=500),
 }
 
 
@@ -32,18 +37,50 @@ _MAKE: dict[str, Callable[[str, Guest], Lane]] = {
 class Plan:
     """How much of it."""
 
-    lanes: tuple[str, ...] = LANES
+    lanes: tuple[str, ...] = names.LANES
     loads: tuple[Load, ...] = LOADS
     rounds: int = 5
-    seconds: float = 2.0  # of each load
+    seconds: float = 1.0  # of each load
+    pauses: Amounts = field(default_factory=Amounts)
 
 
-def chosen_lanes(names: str) -> tuple[str, ...]:
+QUICK = Plan(
+    loads=chosen(
+        "get-1,get-50,set-50,incr-50,http-keepalive-1,http-each-20,https-keepalive-1,https-each-1,"
+        "file-down,pgbench-s-1,tpcb-8,ssh-echo,dice-1"
+    ),
+    rounds=1,
+    pauses=Amounts(turns=1, readings=2),
+)
+
+
+def run(recorder: Recorder, effort: Effort) -> None:
+    """All lanes under all loads; then the pauses."""
+    measure(recorder, QUICK if effort.quick else Plan())
+
+
+def measure(recorder: Recorder, plan: Plan, name: str = NAME) -> None:
+    """In labs of this name."""
+
+    def say(*reading: Any) -> None:
+        recorder.say(f"{names.PART}: {told.line(*reading)}")
+
+    rounds = Rounds(say, lambda text: recorder.say(f"{names.PART}: {text}"))
+    asyncio.run(_measure(recorder, rounds, plan, name))
+    rows.record(recorder, rounds, plan.lanes, plan.loads)
+
+
+async def _measure(recorder: Recorder, rounds: Rounds, plan: Plan, name: str) -> None:
+    await _rounds(rounds, plan, name)
+    await Pauses(recorder, name, await guests.find(), plan.pauses).measure()
+
+
+def chosen_lanes(keys: str) -> tuple[str, ...]:
     """With commas between them; empty: all. BenchError for one that is none."""
-    wanted = [name for name in names.split(",") if name]
-    if unknown := [name for name in wanted if name not in LANES]:
-        raise BenchError(f"{unknown[0]}: not one of {', '.join(LANES)}")
-    return tuple(wanted) or LANES
+    wanted = [name for name in keys.split(",") if name]
+    if unknown := [name for name in wanted if name not in names.LANES]:
+        raise BenchError(f"{unknown[0]}: not one of {', '.join(names.LANES)}")
+    return tuple(wanted) or names.LANES
 
 
 def try_out(plan: Plan, told: Told, say: Callable[[str], None], name: str = NAME) -> Rounds:

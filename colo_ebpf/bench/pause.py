@@ -36,7 +36,7 @@ async def alternate(recorder: Recorder, pair: Pair, groups: Sequence[int]) -> No
         for count in groups:
             for _ in range(count):
                 await asyncio.sleep(_REST_S)
-                ours.append(await _ours_ms(pair, host))
+                ours.append(await ours_ms(pair, host))
             for _ in range(count):
                 await asyncio.sleep(_REST_S)
                 theirs.append(await stock.checkpoint_ms())
@@ -45,7 +45,8 @@ async def alternate(recorder: Recorder, pair: Pair, groups: Sequence[int]) -> No
     recorder.add(PART, MEASURE, "qemu", "ms", values=theirs, note=note)
 
 
-async def _ours_ms(pair: Pair, host: str) -> float:
+async def ours_ms(pair: Pair, host: str) -> float:
+    """Of a checkpoint that is asked for now."""
     asked = await asyncio.to_thread(pair.lab.ask, host, "checkpoint")
     if asked is None:
         raise BenchError(f"host {host} takes no checkpoint")

@@ -11,7 +11,8 @@ from pathlib import Path
 from colo_ebpf.bench import plots
 from colo_ebpf.bench.results import Results, Row, number
 from colo_ebpf.bench.suite import LANES, PARTS
-from colo_ebpf.bench.targets import TARGETS, Outcome, Verdict
+from colo_ebpf.bench.target import Outcome, Verdict
+from colo_ebpf.bench.targets import TARGETS
 from colo_ebpf.errors import BenchError
 
 _TITLES = {

@@ -25,7 +25,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     The n-th readings of the lanes of a measure were taken one after the other: they are a pair.
     """
 
-    part: str  # "lanes", "alone", "programs", "growth" or "control"
+    part: str  # "applications", "lanes", "alone", "programs", "growth" or "control"
     measure: str  # "bulk download", the same in all its lanes
     lane: str  # "plain", "qemu", "ours", or what else is compared
     unit: str  # "MB/s", "ns", ...
@@ -123,11 +123,13 @@ class Recorder:
         *,
         values: Iterable[float],
         note: str = "",
+        aloud: bool = True,
     ) -> Row:
-        """Keep a row and say it."""
+        """Keep a row, and say it unless it is one of very many."""
         row = Row(part=part, measure=measure, lane=lane, unit=unit, values=tuple(values), note=note)
         self._rows.append(row)
-        self.say(f"{part}: {measure}, {lane}: {readable(row)}")
+        if aloud:
+            self.say(f"{part}: {measure}, {lane}: {readable(row)}")
         return row
 
     def curve(self, curve: Curve) -> None:

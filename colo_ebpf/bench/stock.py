@@ -51,8 +51,12 @@ def pauses_ms(events: Sequence[VmEvent], since_ns: int) -> tuple[float, ...]:
 class StockPair:
     """Both QEMUs in the namespaces of a lab of their own."""
 
-    def __init__(self, name: str, guest: Guest, accel: str) -> None:
+    def __init__(
+        self, name: str, guest: Guest, accel: str, capabilities: Sequence[str] = ()
+    ) -> None:
+        """`capabilities`: of QEMU's migration, besides x-colo."""
         self._name, self._guest, self._accel = name, guest, accel
+        self._capability_names = ("x-colo", *capabilities)
         self._places = {host: Place(name, host) for host in HOSTS}
         self._monitors: dict[str, Monitors] = {}
         self._events: list[VmEvent] = []
@@ -151,7 +155,8 @@ class StockPair:
         await asyncio.to_thread(shutil.copyfile, self._places["a"].disk, self._places["b"].disk)
         address = self._places["b"].link_address
         server = {"host": address, "port": str(_NBD_PORT)}
-        await self._capability(b)
+        await self._capabilities(b)
+        await b.run("migrate-incoming", uri=f"tcp:{address}:{_MIGRATION_PORT}")
         await b.run("nbd-server-start", addr={"type": "inet", "data": server})
         await b.run("nbd-server-add", device="parent0", writable=True)
         await a.run(
@@ -163,7 +168,7 @@ class StockPair:
             detect_zeroes="on",
         )
         await a.run("x-blockdev-change", parent="quorum0", node="nbd0")
-        await self._capability(a)
+        await self._capabilities(a)
         await a.run("migrate", uri=f"tcp:{address}:{_MIGRATION_PORT}")
         deadline = time.monotonic() + _START_S
         while not (await a.run("query-status"))["running"]:
@@ -171,9 +176,14 @@ class StockPair:
                 raise BenchError(f"stock QEMU: not in COLO\n{self._logs()}")
             await asyncio.sleep(_POLL_S)
 
-    async def _capability(self, monitors: Monitors) -> None:
-        state = [{"capability": "x-colo", "state": True}]
+    async def _capabilities(self, monitors: Monitors) -> None:
+        state = [{"capability": name, "state": True} for name in self._capability_names]
         await monitors.run("migrate-set-capabilities", capabilities=state)
+
+    async def version(self) -> tuple[int, int, int]:
+        """QEMU's."""
+        found = (await self._monitors["a"].run("query-version"))["qemu"]
+        return found["major"], found["minor"], found["micro"]
 
     async def every(self, delay_ms: int) -> None:
         """Checkpoints with this period, the first one at once."""
@@ -262,8 +272,7 @@ class StockPair:
             f"top-id=colo-disk0,file.file.filename={active},file.backing.driver=qcow2,"
             f"file.backing.file.filename={hidden},file.backing.backing=parent0",
         ]
-        address = f"tcp:{place.link_address}:{_MIGRATION_PORT}"
-        return [*argv, *self._disk("children.0=childs0"), "-incoming", address]
+        return [*argv, *self._disk("children.0=childs0"), "-incoming", "defer"]
 
     def _disk(self, child: str) -> list[str]:
         quorum = f"driver=quorum,node-name=quorum0,read-pattern=fifo,vote-threshold=1,{child}"

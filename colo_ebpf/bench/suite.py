@@ -13,7 +13,7 @@ from colo_ebpf.bench.results import Recorder
 from colo_ebpf.errors import BenchError
 
 LANES = (PLAIN, QEMU, OURS)
-PARTS = ("lanes", "alone", "programs", "growth", "control")
+PARTS = ("applications", "lanes", "alone", "programs", "growth", "control")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,70 +3,14 @@
 
 from __future__ import annotations
 
-import enum
-import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from colo_ebpf.bench import names
 from colo_ebpf.bench import names_kernel as kernel
+from colo_ebpf.bench.apps.targets import APPLICATIONS
 from colo_ebpf.bench.results import Results
-
-
-class Outcome(enum.Enum):
-    """Of one target."""
-
-    MET = "met"
-    LIMIT = "missed, at the limit"
-    MISSED = "missed"
-    NOT_MEASURED = "not measured"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One line of the table."""
-
-    measure: str
-    target: str
-    found: str
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """`find` gives the figure (None: not measured); `bound` what it may be at least or at most.
-
-    `share` is how much of what this machine can do at all was reached: from `_REACHED` on that is
-    all there is.
-    """
-
-    measure: str
-    target: str
-    find: Callable[[Results], float | None]
-    bound: float
-    at_most: bool = False
-    unit: str = "x"
-    share: Callable[[Results], float | None] = lambda _: None
-
-    def judge(self, results: Results) -> Verdict:
-        """Whether the run shows it."""
-        value = self.find(results)
-        if value is None or math.isnan(value):
-            return Verdict(self.measure, self.target, "", Outcome.NOT_MEASURED)
-        found = f"{value:.3g} {self.unit}"
-        if value <= self.bound if self.at_most else value >= self.bound:
-            return Verdict(self.measure, self.target, found, Outcome.MET)
-        share = self.share(results)
-        if share is None:
-            return Verdict(self.measure, self.target, found, Outcome.MISSED)
-        found += f", {share:.0%} of the limit"
-        outcome = Outcome.LIMIT if share >= _REACHED else Outcome.MISSED
-        return Verdict(self.measure, self.target, found, outcome)
-
-
-Find = Callable[[Results], float | None]
-_REACHED = 0.9
+from colo_ebpf.bench.target import Find, Target
 
 
 def _lanes(measure: str, peer: str) -> Find:
@@ -141,6 +85,7 @@ _REQUESTS = names.REQUESTS.format("")
 _AWAKE_P50 = names.P50.format(names.REQUEST_AWAKE)
 _IDLE = ("primary", "secondary")
 TARGETS: tuple[Target, ...] = (
+    *APPLICATIONS,
     *(
         Target(
             f"compare alone, {payload} B, {order}",

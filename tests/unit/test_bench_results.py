@@ -11,7 +11,8 @@ import pytest
 from colo_ebpf.bench import names_kernel as kernel
 from colo_ebpf.bench import report, results, suite, tables
 from colo_ebpf.bench.results import Curve, Recorder
-from colo_ebpf.bench.targets import TARGETS, Outcome, Target, Verdict
+from colo_ebpf.bench.target import Outcome, Target, Verdict
+from colo_ebpf.bench.targets import TARGETS
 from colo_ebpf.errors import BenchError
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -11,9 +12,9 @@ from typing import Protocol
 from colo_ebpf.bench.apps.loads import Load
 from colo_ebpf.bench.apps.readings import Reading
 from colo_ebpf.bench.workload import percentile
+from colo_ebpf.control.epoch import Reason
 
-ALONE, TWINS, OURS, STOCK, STOCK_500 = "alone", "twins", "ours", "stock", "stock-500"
-LANES = (ALONE, TWINS, OURS, STOCK, STOCK_500)
+MISMATCH = Reason.MISMATCH.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,20 @@ class Checkpoints:
         each_ms = sum(self.pauses_ms) / len(self.pauses_ms)
         return each_ms * self.count / 1000 / self.seconds
 
+    def beyond(self, dated: bool) -> int:
+        """Those that two VMs need not take which do the same work: all but one for each new
+        second, if that is in what they answer (`dated`)."""
+        seconds = math.ceil(self.seconds) if dated else 0
+        return self.count - min(seconds, self.by_cause.get(MISMATCH, 0))
+
     def causes(self) -> str:
         """For people."""
-        return ", ".join(f"{cause} {n}" for cause, n in self.by_cause.items() if n) or "none"
+        return told(self.by_cause)
+
+
+def told(by_cause: Mapping[str, int]) -> str:
+    """Causes with their numbers."""
+    return ", ".join(f"{cause} {n}" for cause, n in by_cause.items() if n) or "none"
 
 
 @dataclass(frozen=True, slots=True)
