@@ -51,11 +51,21 @@ def _guest() -> str:
     return "" if (GUEST / "initramfs.gz").exists() else "no guest in build/guest: run make guest"
 
 
+def _guest_apps() -> str:
+    tools = ("ab", "curl", "redis-benchmark", "ssh")
+    missing = [tool for tool in tools if not shutil.which(tool)]
+    if missing:
+        return f"{missing[0]} is not installed: run make guest-apps"
+    built = (GUEST / "apps" / "disk.ext4").exists()
+    return "" if built else "no guest in build/guest/apps: run make guest-apps"
+
+
 _PROBES: dict[str, Callable[[], str]] = {
     "root": _root,
     "bpf": _bpf,
     "qemu": _qemu,
     "guest": _guest,
+    "guest-apps": _guest_apps,
     "nginx": _nginx,
     "etcd": _etcd,
     "qemu-nbd": _qemu_nbd,

@@ -10,11 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from colo_ebpf.bench import names
+from colo_ebpf.bench.apps import names as applications
+from colo_ebpf.bench.apps import summary
+from colo_ebpf.bench.apps.loads import Load
 from colo_ebpf.bench.results import Curve, Results, Row, number
 from colo_ebpf.bench.suite import LANES
 from colo_ebpf.errors import BenchError
 
-_COLOURS = {"plain": "#7f7f7f", "qemu": "#d95f02", "ours": "#1b9e77"}
+_COLOURS = {
+    "plain": "#7f7f7f",
+    "qemu": "#d95f02",
+    "ours": "#1b9e77",
+    "alone": "#bdbdbd",
+    "twins": "#7f7f7f",
+    "stock": "#d95f02",
+    "stock-500": "#e6ab02",
+}
 _MOMENTS = {names.KILL: ("-", "#c00000"), names.CHECKPOINT: (":", "#555555")}
 _SIZE = (9.0, 4.5)  # inches
 _LOG_ABOVE = 100  # largest x over the smallest: from here on the axis is logarithmic
@@ -30,6 +41,10 @@ def draw(results: Results, directory: Path) -> list[tuple[str, Path]]:
         ) from e
     mpl.use("Agg")
     made = []
+    if loads := summary.measured(results):
+        made.append(
+            ("Applications, each load relative to twins", _loads(results, loads, directory))
+        )
     if any(row.part == "lanes" for row in results.rows):
         made.append(("Lanes, each measure relative to plain", _bars(results, directory)))
     by_plot: dict[str, list[Curve]] = defaultdict(list)
@@ -86,6 +101,24 @@ def _bars(results: Results, directory: Path) -> Path:
     axes.margins(x=0.18)
     axes.legend(fontsize=8)
     return _save(figure, title, directory)
+
+
+def _loads(results: Results, loads: Sequence[Load], directory: Path) -> Path:
+    figure, axes = _figure("Rate by lane, twins = 100 % (median of pairs)")
+    figure.set_size_inches(_SIZE[0], 1.2 + 0.62 * len(loads))
+    high = 0.8 / len(applications.LANES)
+    for index, lane in enumerate(applications.LANES):
+        share = [100 * summary.share_of_twins(results, load, lane) for load in loads]
+        places = [n + (index - 2) * high for n in range(len(loads))]
+        bars = axes.barh(places, share, 0.9 * high, color=_COLOURS[lane], label=lane)
+        told = [_told(results.row(applications.PART, load.name, lane)) for load in loads]
+        axes.bar_label(bars, told, padding=3, fontsize=6)
+    axes.set_yticks(range(len(loads)), [load.name for load in loads], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("% of twins")
+    axes.margins(x=0.18, y=0.01)
+    axes.legend(fontsize=8)
+    return _save(figure, "applications relative to twins", directory)
 
 
 def _told(row: Row | None) -> str:

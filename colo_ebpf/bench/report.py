@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from colo_ebpf.bench import plots
+from colo_ebpf.bench.apps import names as applications
+from colo_ebpf.bench.apps import summary
 from colo_ebpf.bench.results import Results, Row, number
 from colo_ebpf.bench.suite import LANES, PARTS
 from colo_ebpf.bench.target import Outcome, Verdict
@@ -16,6 +18,7 @@ from colo_ebpf.bench.targets import TARGETS
 from colo_ebpf.errors import BenchError
 
 _TITLES = {
+    "applications": "Applications: what users feel alone, in our pair and in QEMU's own",
     "lanes": "Lanes: client, bridge and server behind nothing, QEMU's proxy, and ours",
     "alone": "The comparers alone",
     "programs": "The programs, path by path",
@@ -54,7 +57,7 @@ def _page(results: Results, pictures: list[tuple[str, Path]]) -> str:
         for title, path in pictures
     )
     parts = "".join(
-        f"<h2>{_text(_TITLES[part])}</h2>{_figures(results, part)}"
+        f"<h2>{_text(_TITLES[part])}</h2>{_part(results, part)}"
         for part in PARTS
         if any(row.part == part for row in results.rows)
     )
@@ -103,6 +106,21 @@ def _targets(found: list[Verdict]) -> str:
     )
     head = (("measure", False), ("target", False), ("found", True), ("", False))
     return _table(head, rows)
+
+
+def _part(results: Results, part: str) -> str:
+    if part != applications.PART:
+        return _figures(results, part)
+    figures = _figures(results, part)
+    return f"{_loads(results)}<details><summary>All figures</summary>{figures}</details>"
+
+
+def _loads(results: Results) -> str:
+    rows = (
+        f"<tr><td>{_text(load)}</td>{''.join(f'<td class=n>{_text(c)}</td>' for c in cells)}</tr>"
+        for load, *cells in summary.lines(results)
+    )
+    return _table(((title, n > 0) for n, title in enumerate(summary.HEAD)), rows)
 
 
 def _figures(results: Results, part: str) -> str:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The targets and the lanes of a run as Markdown, for docs/performance.md (`bench/tables.md`)."""
+"""Targets, applications and lanes of a run as Markdown, for docs/performance.md
+(`bench/tables.md`)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from colo_ebpf.bench import names
+from colo_ebpf.bench.apps import summary
 from colo_ebpf.bench.results import Results, Row, number
 from colo_ebpf.bench.targets import TARGETS
 from colo_ebpf.errors import BenchError
@@ -19,7 +21,8 @@ def write(results: Results, directory: Path) -> Path:
     """Raises BenchError."""
     page = directory / "tables.md"
     try:
-        page.write_text("\n".join([*targets(results), "", *lanes(results)]) + "\n")
+        parts = (targets(results), applications(results), lanes(results))
+        page.write_text("\n\n".join("\n".join(part) for part in parts) + "\n")
     except OSError as e:
         raise BenchError(f"{page}: {e.strerror}: name another directory with --out") from e
     return page
@@ -36,6 +39,11 @@ def targets(results: Results) -> list[str]:
     found = [target.judge(results) for target in TARGETS]
     rows = ((v.measure, v.target, v.found or "-", v.outcome.value) for v in found)
     return _table(("measure", "target", "found", ""), rows)
+
+
+def applications(results: Results) -> list[str]:
+    """One line per load."""
+    return _table(summary.HEAD, summary.lines(results))
 
 
 def lanes(results: Results) -> list[str]:

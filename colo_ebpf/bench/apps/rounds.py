@@ -54,7 +54,7 @@ class Rounds:
         while left:
             load = left.pop(0)
             try:
-                measured = await lane.measure(load, seconds)
+                measured = await lane.measure(load, max(seconds, load.least_s))
             except ColoError as e:
                 self._of(name, load).broke = first_line(e)
                 self.told(name, load, first_line(e))
