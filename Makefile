@@ -37,10 +37,10 @@ lint: setup ## ruff and mypy --strict
 test: guest ## all tests
 	@$(PYTHON) -m pytest $(TESTS)
 
-bench: guest-apps ## measure against no protection and QEMU's proxy: bench/report.html, under 40 minutes
+bench: guest-apps ## measure against no protection and QEMU's proxy: bench/report.html, about an hour
 	@$(PYTHON) -m colo_ebpf.cli.main bench --out bench
 
-bench-quick: guest-apps ## the same with fewer readings, a few minutes
+bench-quick: guest-apps ## the same with fewer readings, about 10 minutes
 	@$(PYTHON) -m colo_ebpf.cli.main bench --quick --out bench
 
 mutants: guest ## plant faults in the C sources, one at a time; each must be found

@@ -21,11 +21,11 @@ _WIDTHS = (44, 34, 14)
 def add_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Its line of the command line."""
     bench = verbs.add_parser(
-        "bench", parents=[common], help="measure against no protection and against QEMU's proxy"
+        "bench", parents=[common], help="measure against no protection and against QEMU's COLO"
     )
     names = ", ".join((*suite.PARTS, *suite.LANES))
     bench.add_argument("names", nargs="*", metavar="PART|LANE", help=f"{names}; default: all")
-    bench.add_argument("--quick", action="store_true", help="a few minutes instead of 40")
+    bench.add_argument("--quick", action="store_true", help="some minutes instead of an hour")
     bench.add_argument("--out", type=Path, default=Path("bench"), metavar="DIR")
     bench.add_argument(
         "--draw", action="store_true", help="measure nothing: draw the report of DIR/results.json"

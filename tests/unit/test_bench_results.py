@@ -62,7 +62,7 @@ def test_bad_files_are_refused(tmp_path: Path, content: str | None, words: str) 
 
 
 def test_an_unknown_part_is_refused() -> None:
-    with pytest.raises(BenchError, match="speed: not one of lanes"):
+    with pytest.raises(BenchError, match="speed: not one of applications, lanes"):
         suite.run(["speed"], Recorder(lambda _: None), quick=True)
 
 
