@@ -22,7 +22,7 @@ setup: ## install Debian packages and the virtual environment
 guest: setup ## build the default guest and the TCG helper library
 	@guest/build.sh $(GUEST)
 
-guest-apps: guest ## build the guest with redis, nginx, PostgreSQL and sshd, and install its clients
+guest-apps: guest ## build the guest with real servers (docs/benchmarks.md), install its clients
 	@scripts/setup.sh bench
 	@guest/apps/build.sh $(GUEST)
 
@@ -37,7 +37,7 @@ lint: setup ## ruff and mypy --strict
 test: guest ## all tests
 	@$(PYTHON) -m pytest $(TESTS)
 
-bench: guest-apps ## measure against no protection and QEMU's proxy: bench/report.html, about an hour
+bench: guest-apps ## measure against no protection and QEMU's COLO: bench/report.html, an hour
 	@$(PYTHON) -m colo_ebpf.cli.main bench --out bench
 
 bench-quick: guest-apps ## the same with fewer readings, about 10 minutes
