@@ -6,8 +6,8 @@ nearly every answer differs for a good reason (random numbers, the order of conc
 waits for the SVM in vain, and for the checkpoint too. Then it is better not to wait: a checkpoint
 is taken as soon as output is held and the PVM has no more to say for now (`Gather`).
 
-Both are measured by the same things: how long an answer waits until it leaves, and how many leave in
-a second (`Score`). While checkpoints for what differs come often, the other way is tried for a
+Both are measured by the same things: how long an answer waits until it leaves, and how many leave
+in a second (`Score`). While checkpoints for what differs come often, the other way is tried for a
 moment, and kept if it is better. Every few seconds comparing is tried again. A try that was in vain
 is repeated after twice the time, four seconds at most: a load may change.
 """
@@ -78,7 +78,7 @@ class Cycle:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What some cycles were like for clients: how long a frame waited, how many left in a second."""
+    """What some cycles were like: how long a frame waited, how many left in a second."""
 
     wait_ns: float
     per_s: float
