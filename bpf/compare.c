@@ -38,6 +38,7 @@
 #include "colo_work.h"
 #include "colo_stage.h"
 #include "colo_hold.h"
+#include "colo_gone.h"
 #include "colo_send.h"
 #include "colo_event.h"
 #include "colo_late.h"

@@ -129,7 +129,7 @@ enum colo_reason {
 	COLO_R_SAID_AGAIN = 41,		/* what the SVM said last, once it serves alone */
 	COLO_R_WHOLE = 42,		/* held frames, as the SVM's own frame under their header */
 	COLO_R_PARKED = 43,		/* in the delay line: not copied, looked at again soon */
-	COLO_R_CLIENT_GONE = 44,	/* the client has reset the connection: nobody waits for it */
+	COLO_R_CLIENT_GONE = 44,	/* its connection was reset: the client does not wait for it */
 	COLO_REASONS = 64,		/* slots of the counter table, not a reason */
 };
 
@@ -256,7 +256,7 @@ struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u32 unparked;		/* so many long frames are held without being parked */
 	__u32 rounds;		/* its first frame has gone through the delay line, in vain */
 	__u32 svm_reset;	/* the SVM reset the connection, the PVM did not: slot + 1; 0: no */
-	__u32 c_gone;		/* 1: the client has reset the connection; apart from flags, as c_known */
+	__u32 c_gone;		/* 1: the client waits for nothing; apart from flags, as c_known */
 	__u32 pad;
 	struct colo_bound bound[COLO_BOUNDS];
 };

@@ -54,7 +54,7 @@ static __always_inline int colo_pvm_dgram(struct __sk_buff *skb, struct colo_con
 	if (now->may_release && colo_dgram_use(bucket, conf, work->digest, now)) {
 		colo_unlock(&bucket->lock);
 		if (reset)
-			colo_reset_over(work);
+			colo_reset_over(work, COLO_PROG_CMP_PVM);
 		return colo_finish(skb, COLO_PROG_CMP_PVM, COLO_V_PASS, COLO_R_VERIFIED);
 	}
 	if (reset && colo_dgram_waits(bucket, work->digest, now->epoch)) {
@@ -100,7 +100,7 @@ static __always_inline int colo_svm_dgram(struct __sk_buff *skb, struct colo_con
 	colo_count(COLO_PROG_CMP_SVM, COLO_V_CARRY, COLO_R_CARRIED, skb->len);
 	colo_late_count(&work->now, slot->at_ns);
 	if (reset)
-		colo_reset_over(work);
+		colo_reset_over(work, COLO_PROG_CMP_SVM);
 	whole = !colo_whole_dgram(skb, work, slot, ix);
 	if (!whole && (colo_carrier_ready(skb) || colo_emit(skb, conf, ix, slot, 0))) {
 		colo_slot_orphan(slot);

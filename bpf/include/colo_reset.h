@@ -12,14 +12,19 @@
 #ifndef COLO_RESET_H
 #define COLO_RESET_H
 
-/* A reset of both has left: nobody is told anything new by another. */
-static __always_inline void colo_reset_over(struct colo_work *work)
+/*
+ * A reset of both has left: nobody is told anything new by another, and the client waits for nothing.
+ * `prog` counts what was held for it.
+ */
+static __always_inline void colo_reset_over(struct colo_work *work, __u32 prog)
 {
 	struct colo_flow *flow = colo_flows.lookup(&work->flow);
 
 	if (!flow || colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS))
 		return;
 	flow->flags |= COLO_F_RESET | COLO_F_OVER;
+	flow->c_gone = 1;
+	colo_gone_empty(flow, prog);
 	colo_unlock(&flow->lock);
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from scapy.layers.inet import TCP
 
 from colo_ebpf.model import Mode, Phase
 from tests.bpf.rig import Rig, established, payload, request, segment
@@ -99,3 +100,28 @@ def test_a_vm_that_is_alone_says_what_it_likes() -> None:
         rig.plane.set_mode(Mode.SOLO)
         rig.from_vm(segment(1001, b"late", ack=_NEXT))
         assert payload(rig.to_client()) == b"late"
+
+
+@pytest.mark.parametrize("first", ["pvm", "svm"])
+def test_a_reset_of_both_ends_what_is_held_before_it(first: str) -> None:
+    """The SVM had the client's last bytes before it closed, and resets without a FIN."""
+    with established() as rig:
+        _fin_of_the_pvm(rig)
+        sides = [
+            lambda: rig.from_vm(segment(1005, flags="R")),
+            lambda: rig.from_peer(segment(1005, flags="R"), 1),
+        ]
+        for say in sides if first == "pvm" else reversed(sides):
+            say()
+        assert [frame[TCP].flags for frame in rig.to_client()] == ["R"]
+        assert rig.plane.held_frames() == 0
+        program = "cmp-svm" if first == "pvm" else "cmp-pvm"
+        assert rig.count(program, "drop", "client-gone") == 1
+
+
+def test_a_reset_of_one_ends_nothing() -> None:
+    with established() as rig:
+        _fin_of_the_pvm(rig)
+        rig.from_vm(segment(1005, flags="R"))
+        assert rig.to_client() == []
+        assert rig.plane.held_frames() == 2
