@@ -58,6 +58,10 @@ class Calm:
         self._lasts, self._left_out = False, 0
         self._until_ns = self._sure_until_ns = 0
 
+    def sooner(self) -> None:
+        """There is something to do before what was the next time to look."""
+        self._until_ns = self._sure_until_ns = 0
+
     def stands(self, now_ns: int) -> bool:
         """The last cycle has decided what lasts, and the peer has not fallen silent since."""
         return self._lasts and self._hears(now_ns)

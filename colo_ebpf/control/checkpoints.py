@@ -105,6 +105,10 @@ class Checkpoints:
             return self.waits.due_ns
         return self.watch.due_ns if self._side is Turns.SECONDARY else None
 
+    def due(self, now_ns: int) -> bool:
+        """It is time to look."""
+        return self.due_ns is not None and now_ns >= self.due_ns
+
     def facts(self) -> TurnFacts:
         """For the decision."""
         p = self.primary

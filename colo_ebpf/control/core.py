@@ -37,6 +37,7 @@ from colo_ebpf.model import (
     Mode,
     Pairing,
     PlaneEvent,
+    PlaneEventKind,
     Settled,
     VmEvent,
     VmEventKind,
@@ -200,8 +201,11 @@ class Core:
         return isinstance(self.running, facts.EndVm) and self.running.instance == vm.instance
 
     def plane_event(self, event: PlaneEvent, now_ns: int) -> None:
-        """The data plane wakes us."""
+        """The data plane wakes us. That a frame is held changes no fact: it sets a time to look."""
         self.checkpoints.plane_event(event, now_ns)
+        if event.kind is PlaneEventKind.HELD:
+            self.calm.sooner()
+            return
         self._turn_first(now_ns)
         self.cycle(now_ns)
 
@@ -290,6 +294,10 @@ class Core:
         """`cycle`, unless nothing would come of it. False: it was left out."""
         if self.calm.leaves_out(now_ns):
             return False
+        if self.checkpoints.due(now_ns):
+            self._turn_first(now_ns)
+            if self.calm.leaves_out(now_ns):
+                return False
         self.cycle(now_ns)
         return True
 

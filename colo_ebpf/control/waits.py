@@ -14,7 +14,10 @@ from colo_ebpf.control.facts import Timing
 from colo_ebpf.control.pace import Bound, Cycle, Gather, Pace, Way
 from colo_ebpf.control.patience import Patience, Told
 from colo_ebpf.control.ports import Plane
+from colo_ebpf.model import Waiting
 
+_STEADY_NS = 30_000_000  # between looks while traffic flows and nothing in it is late
+_STEADY_LOOKS = 2  # that found nothing late: then it flows
 _GATHER_LEAST_NS = 20_000_000
 _GATHER_PAUSES = 2  # so many pauses long the PVM may go on: it stands for a third of the time then
 
@@ -50,7 +53,7 @@ class Waits:
         self._gather = Gather(now_ns)
         self._before = _Before(now_ns)
         self._ages = (0, 0)
-        self._pause_ns = 0
+        self._pause_ns = self._held_ever = self._well = 0
 
     @property
     def due_ns(self) -> int | None:
@@ -65,8 +68,9 @@ class Waits:
 
     def first(self, now_ns: int) -> None:
         """A frame is held, and none was before."""
+        self._held_ever, self._well = self._plane.held_ever(), 0
         self.patience.first(now_ns)
-        self._gather.first(self._plane.held_ever(), now_ns)
+        self._gather.first(self._held_ever, now_ns)
 
     def stopped(self) -> None:
         """The VM stands for a checkpoint: no other frame can be held before it runs again."""
@@ -106,20 +110,34 @@ class Waits:
         if due_ns is None or (now_ns < due_ns and not spent):
             return None
         waiting = self._plane.waiting()
-        if not waiting.frames:
+        if not waiting.frames and self._at_rest():
             self._begin_anew(now_ns)
             return None
         if self.pace.way is Way.PERIODIC:
-            return self._look_gathered(now_ns)
-        if waiting.oldest_ns is None:  # all of them are leaving
-            self.patience.due_ns = now_ns + self._timing.compare_timeout_ns
-            return None
-        self.patience.yardstick.read(self._plane.lateness())
-        why = self.patience.look(waiting, told, now_ns)
-        if not why:
-            return None
-        self.ages[why] = self.ages.get(why, 0) + 1
-        return Reason.HOLD_AGE
+            return self._look_gathered(waiting, now_ns)
+        return self._look_for_late(waiting, told, now_ns)
+
+    def _at_rest(self) -> bool:
+        """No frame was held since the last look: to be told of the next one is cheaper."""
+        before, self._held_ever = self._held_ever, self._plane.held_ever()
+        return before == self._held_ever
+
+    def _look_for_late(self, waiting: Waiting, told: Told, now_ns: int) -> Reason | None:
+        patience, why = self.patience, ""
+        if waiting.oldest_ns is None:  # nothing, or all of it is leaving
+            patience.due_ns = now_ns
+        else:
+            patience.yardstick.read(self._plane.lateness())
+            why = patience.look(waiting, told, now_ns)
+        if why:
+            self.ages[why] = self.ages.get(why, 0) + 1
+            return Reason.HOLD_AGE
+        late = waiting.oldest_ns is not None and patience.question == waiting.answer_ns
+        self._well = 0 if late or waiting.timer_ns else self._well + 1
+        steady_ns = now_ns + _STEADY_NS // (1 if self._well > _STEADY_LOOKS else 3)
+        if not late:
+            patience.due_ns = max(patience.due_ns or 0, steady_ns)
+        return None
 
     def _begin_anew(self, now_ns: int) -> None:
         """Ask to be told of the next held frame; it may have come by now."""
@@ -129,7 +147,10 @@ class Waits:
         if self._plane.held_frames():
             self.first(now_ns)
 
-    def _look_gathered(self, now_ns: int) -> Reason | None:
+    def _look_gathered(self, waiting: Waiting, now_ns: int) -> Reason | None:
+        if not waiting.frames:
+            self._gather.due_ns = now_ns + Gather.EVERY_NS
+            return None
         period_ns = self._pacing.period_ns
         if period_ns:
             due_ns = self._before.at_ns + period_ns
