@@ -80,7 +80,6 @@ class Checkpoints:
         self._vm: Vm | None = None
         self.waits = Waits(timing, plane, now_ns)
         self.watch = Watch()
-        self.told: list[str] = []  # sentences that nobody has taken yet
         self._overlays_due_ns = self._looked_ns = now_ns
         self._overlays: tuple[OverlayUse, ...] | None = None  # as last looked at
         self._ahead = ""
@@ -256,7 +255,7 @@ class Checkpoints:
         """Answers that have waited long enough cost a checkpoint."""
         if self.primary.stage is not Stage.IDLE:
             return
-        told = Told(peer.watches, peer.spent) if peer else Told()
+        told = Told(peer.watches, peer.spent, peer.idle) if peer else Told()
         due = self.waits.look(told, now_ns)
         if due is not None:
             self._do(self.primary.ask(due, now_ns))
@@ -292,13 +291,11 @@ class Checkpoints:
         """The last checkpoint is: what waited for it leaves."""
         one = self.primary.loaded
         assert one is not None, "a flush follows a load"
-        changed = self.waits.loaded(one)
+        self.waits.loaded(one)
         self.primary.longest_epoch_ns = self.waits.bound.epoch_ns
         self.flush_wanted = True
         self._flush()
         self.waits.flushed(one.resumed_ns)
-        if changed:
-            self.told.append(changed)
 
     def _write(self, cells: Sequence[WriteTurn]) -> None:
         for cell in cells:

@@ -462,8 +462,8 @@ class Core:
             heard_ns <= self.timing.peer_timeout_ns and self.peer.away_since_ns(now_ns) is None
         )
         self.checkpoints.look(state if same else None, listening, now_ns)
-        while self.checkpoints.told:
-            self._tell(self.checkpoints.told.pop(0), now_ns)
+        while self.checkpoints.waits.told:
+            self._tell(self.checkpoints.waits.told.pop(0), now_ns)
         want = self.checkpoints.want
         if want and want != self._wanted:
             self.log(f"asks for a checkpoint: {want}")
@@ -496,6 +496,7 @@ class Core:
             worth_ns=points.patience.worth_ns,
             watches=points.watch.question,
             spent=points.watch.spent,
+            idle=points.watch.idle,
             want=points.want,
             offsets_at=at,
             offsets=part,

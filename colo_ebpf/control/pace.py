@@ -18,28 +18,19 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.facts import Wanted
 
 _MS = 1_000_000
 _KEPT = 8  # cycles
 
-DIFFERS = frozenset(
-    {
-        Reason.MISMATCH,
-        Reason.HOLD_AGE,
-        Reason.MISSED_INPUT,
-        Reason.SVM_RESET,
-        Reason.GAP,
-        Reason.EPOCH_AHEAD,
-    }
-)
-_CYCLES = 4  # to judge by
+_CYCLES = 3  # to judge by
 _OFTEN_NS = 2_000 * _MS  # within which they have to come
 _TRY_NS = 1_000 * _MS  # a try is over after so long
 _BETTER = 0.9  # of the other's wait: less is noise
 _GATHER_NS = 4 * _MS  # what gathering adds to a pause, before it was ever measured
-_REST_LEAST_NS, _REST_MOST_NS = 500 * _MS, 4_000 * _MS
+_GAP_PAUSES, _GAP_MOST_NS = 6, 5 * _MS  # a part of a pause in which nothing more comes
+_RUN_PAUSES, _RUN_LEAST_NS = 2, 20 * _MS  # pauses the PVM runs for at most, while more comes
+_REST_LEAST_NS, _REST_MOST_NS = 1_000 * _MS, 4_000 * _MS
 _HOPELESS = 1.5  # times as bad as the other: then one cycle is enough of a try
 
 
@@ -64,7 +55,7 @@ class Cycle:
     began_ns: int
     ended_ns: int
     pause_ns: int
-    cause: Reason
+    differs: bool  # it was taken because the two VMs do
     compared: int
     compared_wait_ns: int
     flushed: int
@@ -141,7 +132,7 @@ class Pace:
         """A checkpoint is loaded. Returns the sentence that tells of a change; "": of none."""
         if self.wanted is not Wanted.AUTO or cycle.began_ns < self._since_ns:
             return ""
-        if self.way is Way.COMPARE and cycle.cause not in DIFFERS:
+        if self.way is Way.COMPARE and not cycle.differs:
             return ""
         self._cycles = [*self._cycles, cycle][-_KEPT:]
         return self._judge(cycle.ended_ns)
@@ -218,23 +209,29 @@ class Gather:
 
     due_ns: int | None = None
     _since_ns: int = 0
+    _still_ns: int = 0  # nothing more was held, since
     _heads: int = 0  # frames ever held, at the last look
 
-    EVERY_NS = 2 * _MS
+    EVERY_NS = 1 * _MS
 
     def first(self, heads: int, now_ns: int) -> None:
         """A frame is held, and none was before."""
-        self._heads, self._since_ns, self.due_ns = heads, now_ns, now_ns + self.EVERY_NS
+        self._heads, self._since_ns, self._still_ns = heads, now_ns, now_ns
+        self.due_ns = now_ns + self.EVERY_NS
 
     def none(self) -> None:
         """Nothing is held."""
         self.due_ns = None
 
-    def look(self, heads: int, most_ns: int, now_ns: int) -> bool:
-        """Call it when it is due: nothing more was held since, or it has taken `most_ns`."""
-        still, self._heads = heads == self._heads, heads
+    def look(self, heads: int, pause_ns: int, now_ns: int) -> bool:
+        """Call it when it is due. `pause_ns`: what a checkpoint costs, which is worth waiting for
+        more; but for no longer than the PVM may run between two."""
+        if heads != self._heads:
+            self._heads, self._still_ns = heads, now_ns
         self.due_ns = now_ns + self.EVERY_NS
-        return still or now_ns - self._since_ns >= most_ns
+        gap_ns = min(max(pause_ns // _GAP_PAUSES, self.EVERY_NS), _GAP_MOST_NS)
+        most_ns = max(_RUN_LEAST_NS, _RUN_PAUSES * pause_ns)
+        return now_ns - self._still_ns >= gap_ns or now_ns - self._since_ns >= most_ns
 
 
 @dataclass(slots=True)

@@ -39,12 +39,17 @@ _DOUBLED_MOST = 4
 _RECENT_NS = 3_000 * _MS  # a checkpoint for age says nothing of one that was longer ago
 
 
+IDLE = "the SVM is idle and has not said it"
+IN_VAIN = "the SVM has worked for long and has not said it"
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the secondary says: questions by their number, 0: none."""
+    """What the secondary says: questions by their number, 0: none. `idle`: the SVM was, then."""
 
     watches: int = 0
     spent: int = 0
+    idle: bool = False
 
 
 @dataclass(slots=True)
@@ -127,7 +132,7 @@ class Patience:
         """When an answer has waited long enough, as far as is known now, and why."""
         ask_ns = oldest_ns + self._ask_after_ns()
         if told.spent == oldest_ns:
-            return max(ask_ns, oldest_ns), "the SVM does not work on it any more"
+            return ask_ns, IDLE if told.idle else IN_VAIN
         if now_ns < ask_ns:
             return ask_ns, ""
         worth_ns = self.may_wait_ns(now_ns)

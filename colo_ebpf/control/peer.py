@@ -29,7 +29,7 @@ VOUCHED_NS = 500_000_000  # so long after the daemon was heard its plane's frame
 REFUSAL_HOLDS_NS = 2_500_000_000
 TURN_WORDS = (
     *("announced", "armed", "turned", "loaded"),
-    *("question", "worth_ns", "watches", "spent"),
+    *("question", "worth_ns", "watches", "spent", "idle"),
 )
 AHEAD = 32  # datagrams sealed at once
 
@@ -72,6 +72,7 @@ class PeerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     worth_ns: int = 0  # primary: processor time that the SVM may spend on it
     watches: int = 0  # secondary: the question it watches its VM for
     spent: int = 0  # secondary: the last question for which to wait is in vain
+    idle: bool = False  # secondary: its VM was idle then, else it worked in vain
     want: str = ""  # secondary: why it wants a checkpoint
     offsets_at: int = 0  # index of the first of `offsets` among all it hands over
     offsets: list[bytes] = []  # primary, pairing: lasting offsets

@@ -12,18 +12,17 @@ from dataclasses import dataclass
 from colo_ebpf.control.epoch import Loaded, Reason
 from colo_ebpf.control.facts import Timing
 from colo_ebpf.control.pace import Bound, Cycle, Gather, Pace, Way
-from colo_ebpf.control.patience import Patience, Told
+from colo_ebpf.control.patience import IDLE, Patience, Told
 from colo_ebpf.control.ports import Plane
 from colo_ebpf.model import Waiting
 
 _STEADY_NS = 30_000_000  # between looks while traffic flows and nothing in it is late
 _STEADY_LOOKS = 2  # that found nothing late: then it flows
-_GATHER_LEAST_NS = 20_000_000
-_GATHER_PAUSES = 2  # so many pauses long the PVM may go on: it stands for a third of the time then
 
 # Of these the way to take checkpoints as soon as output waits is not told: what they complain of
 # leaves with the next checkpoint anyway.
 COVERED = frozenset({Reason.MISMATCH, Reason.SVM_RESET, Reason.GAP})
+_DIFFERS = COVERED | {Reason.MISSED_INPUT, Reason.EPOCH_AHEAD}
 
 
 @dataclass(slots=True)
@@ -41,6 +40,7 @@ class Waits:
     def __init__(self, timing: Timing, plane: Plane, now_ns: int) -> None:
         self._timing, self._pacing, self._plane = timing, timing.pacing, plane
         self.pace = Pace(timing.pacing.wanted)
+        self.told: list[str] = []  # sentences that nobody has taken yet
         self.ages: dict[str, int] = {}  # how often a checkpoint was asked for age, by why
         self.begin(now_ns)
 
@@ -53,7 +53,8 @@ class Waits:
         self._gather = Gather(now_ns)
         self._before = _Before(now_ns)
         self._ages = (0, 0)
-        self._pause_ns = self._held_ever = self._well = 0
+        self._idle = False  # was the SVM that the last checkpoint for age was taken for
+        self._pause_ns = self._held_ever = self._well = self._spent = 0
 
     @property
     def due_ns(self) -> int | None:
@@ -76,8 +77,8 @@ class Waits:
         """The VM stands for a checkpoint: no other frame can be held before it runs again."""
         self._ages = self._plane.held_ages()
 
-    def loaded(self, one: Loaded) -> str:
-        """A checkpoint is loaded, nothing has left yet. Returns a sentence if the way changes."""
+    def loaded(self, one: Loaded) -> None:
+        """A checkpoint is loaded, nothing has left yet."""
         lateness, compared = self._plane.lateness(), self._plane.compared_frames()
         self.patience.yardstick.read(lateness)
         self.patience.loaded(one.resumed_ns)
@@ -87,7 +88,7 @@ class Waits:
             began_ns=self._before.at_ns,
             ended_ns=one.resumed_ns,
             pause_ns=one.pause_ns,
-            cause=one.cause,
+            differs=one.cause in _DIFFERS or (one.cause is Reason.HOLD_AGE and self._idle),
             compared=compared - self._before.compared,
             compared_wait_ns=lateness.waited_ns - self._before.waited_ns,
             flushed=frames,
@@ -96,7 +97,7 @@ class Waits:
         self._before = _Before(one.resumed_ns, compared, lateness.waited_ns)
         self._ages, self._pause_ns = (0, 0), one.pause_ns
         self.bound.loaded(cycle)
-        return self.pace.loaded(cycle)
+        self._say(self.pace.loaded(cycle))
 
     def flushed(self, now_ns: int) -> None:
         """What the checkpoint has let out is gone: what is held from now on waits anew."""
@@ -105,9 +106,9 @@ class Waits:
 
     def look(self, told: Told, now_ns: int) -> Reason | None:
         """Why a checkpoint is due now; None: it is not."""
-        due_ns = self.due_ns
-        spent = told.spent != 0 and told.spent == self.patience.question
-        if due_ns is None or (now_ns < due_ns and not spent):
+        self._say(self.pace.look(now_ns))
+        due_ns, news = self.due_ns, self._is_news(told)
+        if due_ns is None or (now_ns < due_ns and not news):
             return None
         waiting = self._plane.waiting()
         if not waiting.frames and self._at_rest():
@@ -116,6 +117,15 @@ class Waits:
         if self.pace.way is Way.PERIODIC:
             return self._look_gathered(waiting, now_ns)
         return self._look_for_late(waiting, told, now_ns)
+
+    def _is_news(self, told: Told) -> bool:
+        """The secondary has just said that to wait is in vain."""
+        before, self._spent = self._spent, told.spent
+        return told.spent not in (0, before) and told.spent == self.patience.question
+
+    def _say(self, sentence: str) -> None:
+        if sentence:
+            self.told.append(sentence)
 
     def _at_rest(self) -> bool:
         """No frame was held since the last look: to be told of the next one is cheaper."""
@@ -131,6 +141,7 @@ class Waits:
             why = patience.look(waiting, told, now_ns)
         if why:
             self.ages[why] = self.ages.get(why, 0) + 1
+            self._idle = why is IDLE
             return Reason.HOLD_AGE
         late = waiting.oldest_ns is not None and patience.question == waiting.answer_ns
         self._well = 0 if late or waiting.timer_ns else self._well + 1
@@ -156,6 +167,5 @@ class Waits:
             due_ns = self._before.at_ns + period_ns
             self._gather.due_ns = due_ns if now_ns < due_ns else now_ns + period_ns
             return Reason.OUTPUT if now_ns >= due_ns else None
-        most_ns = max(_GATHER_LEAST_NS, _GATHER_PAUSES * self._pause_ns)
-        over = self._gather.look(self._plane.held_ever(), most_ns, now_ns)
+        over = self._gather.look(self._plane.held_ever(), self._pause_ns, now_ns)
         return Reason.OUTPUT if over else None

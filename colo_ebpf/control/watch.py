@@ -41,6 +41,7 @@ class Watch:
 
     question: int = 0  # the primary's, that is watched for; 0: none
     spent: int = 0  # the last question for which waiting is in vain
+    idle: bool = False  # for the SVM was idle; else it has worked for as long as it may
     due_ns: int | None = None  # when to look
     _worth_ns: int = 0
     _looked_ns: int = 0
@@ -59,13 +60,13 @@ class Watch:
 
     def end(self) -> None:
         """There is nobody to watch, or for nobody."""
-        self.question, self.spent, self.due_ns = 0, 0, None
+        self.question, self.spent, self.idle, self.due_ns = 0, 0, False, None
 
     def look(self, work: Work, now_ns: int) -> None:
         """Call it when it is due."""
         idle_ns = (now_ns - self._looked_ns) // _IDLE_SHARE
         idle = not work.ready and work.since_ns(self._last) <= idle_ns
         if idle or work.since_ns(self._first) >= self._worth_ns:
-            self.spent, self.due_ns = self.question, None
+            self.spent, self.idle, self.due_ns = self.question, idle, None
             return
         self._last, self._looked_ns, self.due_ns = work, now_ns, now_ns + EVERY_NS

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from colo_ebpf.control import facts
 from colo_ebpf.control.core import Core
@@ -39,6 +40,9 @@ from colo_ebpf.model import (
 from tests.sim.vm import Session, ToyVm
 from tests.sim.world import MS, World
 
+if TYPE_CHECKING:
+    from tests.sim.answers import Answers
+
 SEAL = Seal(b"simulated key....")
 TIMING = facts.Timing(
     heartbeat_ns=50 * MS,
@@ -58,6 +62,7 @@ class ToyPlane:
         self.pairing: Pairing | None = None
         self.heard_ns = 0
         self._beats, self._beats_until_ns, self.beats_alone = False, 0, True
+        self.answers: Answers | None = None
 
     def set_mode(self, mode: Mode) -> None:
         self._mode = mode
@@ -79,7 +84,7 @@ class ToyPlane:
     def learn_offsets(self, entries: list[bytes]) -> None: ...
 
     def flush(self) -> FlushReport:
-        return FlushReport(0, 0)
+        return self.answers.flush() if self.answers else FlushReport(0, 0)
 
     def repeat(self) -> int:
         return 0
@@ -88,26 +93,30 @@ class ToyPlane:
         return HeldReport(0, 0, None, 1)
 
     def held_frames(self) -> int:
-        return 0
+        return len(self.answers.held) if self.answers else 0
 
     def waiting(self) -> Waiting:
-        return Waiting()
+        return self.answers.waiting() if self.answers else Waiting()
 
     def held_ages(self) -> tuple[int, int]:
-        return 0, 0
+        return self.answers.ages() if self.answers else (0, 0)
 
     def held_ever(self) -> int:
-        return 0
+        return self.answers.heads if self.answers else 0
 
     def compared_frames(self) -> int:
-        return 0
+        return self.answers.compared if self.answers else 0
 
     def lateness(self) -> Lateness:
-        return Lateness()
+        return self.answers.lateness() if self.answers else Lateness()
 
-    def loaded(self, at_ns: int) -> None: ...
+    def loaded(self, at_ns: int) -> None:
+        if self.answers:
+            self.answers.loaded_ns = at_ns
 
-    def rearm_held(self) -> None: ...
+    def rearm_held(self) -> None:
+        if self.answers:
+            self.answers.armed = True
 
     def link_heard_ns(self) -> int:
         return self.heard_ns

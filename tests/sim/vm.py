@@ -15,6 +15,7 @@ from colo_ebpf.control.watch import Work
 from colo_ebpf.model import OverlayUse, Settled, VmEvent, VmEventKind, VmRole
 
 if TYPE_CHECKING:
+    from tests.sim.answers import Answers
     from tests.sim.host import Host
 
 MS = 1_000_000
@@ -35,6 +36,7 @@ class ToyVm:
         self.loaded = 0
         self.sick = self.ever_sick = False  # a request to its disk failed since the last load
         self.session: Session | None = None
+        self.answers: Answers | None = None
         self._past = Past()
 
     def settled(self) -> Settled:
@@ -50,8 +52,8 @@ class ToyVm:
         return self.loaded
 
     def work(self) -> Work:
-        """Idle."""
-        return Work()
+        """Idle, unless clients ask something of it."""
+        return self.answers.work() if self.answers else Work((0,))
 
     def overlay_use(self) -> tuple[OverlayUse, ...]:
         """Never full."""
@@ -179,6 +181,8 @@ class Session:
         s.state, s.new, s.sick, s.ended = self.primary.state, True, False, False
         s.runs()
         s.loaded += 1
+        if s.answers is not None:
+            s.answers.loaded()
 
     def _primary_resumes(self) -> None:
         self.primary.runs()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 
-from colo_ebpf.control.epoch import Reason
 from colo_ebpf.control.facts import Wanted
 from colo_ebpf.control.pace import Bound, Cycle, Gather, Pace, Way
 
@@ -53,7 +52,7 @@ class Load:
                     began_ns=began_ns,
                     ended_ns=self.now_ns,
                     pause_ns=PAUSE,
-                    cause=Reason.OUTPUT if self.pace.way is Way.PERIODIC else Reason.MISMATCH,
+                    differs=self.pace.way is Way.COMPARE,
                     compared=compared,
                     compared_wait_ns=compared_wait_ns,
                     flushed=self.clients,
@@ -151,7 +150,7 @@ def test_checkpoints_for_other_reasons_say_nothing() -> None:
     pace = Pace()
     pace.begin(0)
     for n in range(1, 50):
-        cycle = Cycle(n * 100, n * 100 + 90, 10, Reason.OPERATOR, 0, 0, 1, 90 * MS)
+        cycle = Cycle(n * 100, n * 100 + 90, 10, False, 0, 0, 1, 90 * MS)
         assert pace.loaded(cycle) == ""
     assert pace.way is Way.COMPARE
 
@@ -159,20 +158,24 @@ def test_checkpoints_for_other_reasons_say_nothing() -> None:
 # -- as soon as output waits -----------------------------------------------------------------------
 
 
-def test_a_single_answer_is_gathered_at_the_next_look() -> None:
-    gather = Gather()
-    gather.first(7, 0)
-    assert gather.due_ns == Gather.EVERY_NS
-    assert gather.look(7, 30 * MS, Gather.EVERY_NS)
+@pytest.mark.parametrize(("pause_ms", "gap_ms"), [(2, 1), (12, 2), (300, 5)])
+def test_a_single_answer_waits_for_others_for_a_part_of_a_pause(pause_ms: int, gap_ms: int) -> None:
+    gather, now_ns = Gather(), 0
+    gather.first(7, now_ns)
+    while now_ns < gap_ms * MS:
+        assert gather.due_ns is not None and gather.due_ns > now_ns
+        now_ns = gather.due_ns
+        assert gather.look(7, pause_ms * MS, now_ns) is (now_ns >= gap_ms * MS)
 
 
-def test_while_more_comes_it_waits_but_not_for_ever() -> None:
+@pytest.mark.parametrize(("pause_ms", "most_ms"), [(2, 20), (15, 30)])
+def test_while_more_comes_it_waits_but_not_for_ever(pause_ms: int, most_ms: int) -> None:
     gather, now_ns, heads = Gather(), 0, 7
     gather.first(heads, now_ns)
-    while now_ns < 30 * MS:
+    while now_ns < most_ms * MS:
         assert gather.due_ns is not None
         now_ns, heads = gather.due_ns, heads + 1
-        assert gather.look(heads, 30 * MS, now_ns) is (now_ns >= 30 * MS)
+        assert gather.look(heads, pause_ms * MS, now_ns) is (now_ns >= most_ms * MS)
 
 
 def test_nothing_held_is_nothing_due() -> None:
@@ -194,7 +197,7 @@ def _dirtied(bound: Bound, seconds: int, mib_s: int) -> list[int]:
         ran_ns = bound.epoch_ns
         pause_ns = 10 * MS + ran_ns * mib_s * 2 * MS // (1000 * MS)
         end_ns = now_ns + ran_ns + pause_ns
-        bound.loaded(Cycle(now_ns, end_ns, pause_ns, Reason.LONGEST_EPOCH, 0, 0, 0, 0))
+        bound.loaded(Cycle(now_ns, end_ns, pause_ns, False, 0, 0, 0, 0))
         pauses.append(pause_ns)
         now_ns = end_ns
     return pauses

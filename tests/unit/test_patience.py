@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_ebpf.control.lateness import Yardstick
-from colo_ebpf.control.patience import Patience, Told
+from colo_ebpf.control.patience import IDLE, IN_VAIN, Patience, Told
 from colo_ebpf.model import Lateness, Waiting
 
 MS = 1_000_000
@@ -67,8 +67,14 @@ def test_the_secondary_is_asked_about_an_answer_that_waits_for_a_moment() -> Non
 def test_an_svm_that_is_idle_costs_a_checkpoint_at_once() -> None:
     patience = _held(LATER)
     now_ns = _ask(patience, LATER) + 12 * MS
-    why = patience.look(_waiting(LATER), Told(watches=LATER, spent=LATER), now_ns)
-    assert why == "the SVM does not work on it any more"
+    idle = Told(watches=LATER, spent=LATER, idle=True)
+    assert patience.look(_waiting(LATER), idle, now_ns) == IDLE
+
+
+def test_so_does_one_that_has_worked_in_vain() -> None:
+    patience = _held(LATER)
+    now_ns = _ask(patience, LATER) + 12 * MS
+    assert patience.look(_waiting(LATER), Told(LATER, LATER), now_ns) == IN_VAIN
 
 
 def test_an_svm_that_works_is_waited_for() -> None:

@@ -36,6 +36,7 @@ def _looked(watch: Watch, *works: Work) -> list[bool]:
 def test_an_idle_svm_is_found_with_the_first_look() -> None:
     watch = _watch()
     assert _looked(watch, Work((0, 0))) == [True]
+    assert watch.idle
     assert watch.due_ns is None, "there is nothing more to find out"
 
 
@@ -54,8 +55,9 @@ def test_one_vcpu_that_works_is_enough() -> None:
 
 
 def test_what_it_is_worth_is_processor_time() -> None:
-    works = [Work((n * 10 * MS, 0)) for n in range(1, 7)]
-    assert _looked(_watch(), *works) == [False] * 5 + [True]
+    works, watch = [Work((n * 10 * MS, 0)) for n in range(1, 7)], _watch()
+    assert _looked(watch, *works) == [False] * 5 + [True]
+    assert not watch.idle
 
 
 def test_who_waits_for_a_processor_is_not_idle_and_spends_nothing() -> None:
