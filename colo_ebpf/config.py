@@ -124,7 +124,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     heartbeat_ms: Ms = 30
     peer_timeout_ms: Ms = 150
     link_timeout_ms: Ms = 100
-    compare_timeout_ms: Ms = 60
+    compare_timeout_ms: Ms = 100
     arm_timeout_ms: Ms = 200
     longest_epoch_ms: Ms = 60_000
     qmp_timeout_ms: Ms = 5000

@@ -196,7 +196,7 @@ class Timing:
 
     heartbeat_ns: int = 20 * MS
     peer_timeout_ns: int = 150 * MS
-    compare_timeout_ns: int = 60 * MS
+    compare_timeout_ns: int = 100 * MS
     arm_timeout_ns: int = 200 * MS
     longest_epoch_ns: int = 60_000 * MS
     qmp_timeout_ns: int = 2_000 * MS

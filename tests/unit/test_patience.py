@@ -95,11 +95,11 @@ def test_what_was_said_of_another_answer_says_nothing() -> None:
     assert patience.question == newer
 
 
-def test_it_may_work_for_twice_as_long_as_is_usual() -> None:
+def test_it_may_work_for_three_times_as_long_as_is_usual() -> None:
     patience = _held(LATER)
     patience.yardstick.read(Lateness(usual=_late(17), loaded=_late(0, 0)))
     usual_ns = 1024 << 17
-    assert patience.may_wait_ns(LATER) == 2 * usual_ns
+    assert patience.may_wait_ns(LATER) == 3 * usual_ns
 
 
 def test_but_never_for_longer_than_the_configuration_has_it() -> None:
@@ -125,10 +125,10 @@ def test_a_few_late_answers_are_no_yardstick() -> None:
 def test_soon_after_a_load_the_svm_has_more_time() -> None:
     patience = _held(LATER)
     patience.loaded(LATER)
-    assert patience.may_wait_ns(LATER + 100 * MS) == 200 * MS
+    assert patience.may_wait_ns(LATER + 100 * MS) == 300 * MS
     assert patience.may_wait_ns(LATER + 600 * MS) == TIMEOUT
     patience.yardstick.read(Lateness(usual=_late(0), loaded=_late(16)))
-    assert patience.may_wait_ns(LATER + 100 * MS) == 2 * (1024 << 16)
+    assert patience.may_wait_ns(LATER + 100 * MS) == 3 * (1024 << 16)
     patience.yardstick.read(Lateness(usual=_late(0), loaded=_late(8, 5000)))
     assert patience.may_wait_ns(LATER + 100 * MS) == TIMEOUT
 
