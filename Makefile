@@ -34,7 +34,7 @@ lint: setup ## ruff and mypy --strict
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
-test: guest ## all tests
+test: guest-apps ## all tests
 	@$(PYTHON) -m pytest $(TESTS)
 
 bench: guest-apps ## measure against no protection and QEMU's COLO: bench/report.html, an hour
