@@ -14,18 +14,36 @@ WHOLE, MALFORMED = "tests/bpf/test_whole.py", "tests/bpf/test_malformed.py"
 PARK = "tests/bpf/test_park.py"
 HASH, HEARD = "tests/bpf/test_hash.py", "tests/bpf/test_heard.py"
 RESET, MANY = "tests/bpf/test_reset.py", "tests/bpf/test_many_connections.py"
+LATE, GONE = "tests/bpf/test_late.py", "tests/bpf/test_gone.py"
+PATIENCE, PACE = "tests/unit/test_patience.py", "tests/unit/test_pace.py"
+WATCH, WAITS = "tests/unit/test_watch.py", "tests/sim/test_waits.py"
+PATIENCE_PY, PACE_PY = "colo_ebpf/control/patience.py", "colo_ebpf/control/pace.py"
+WATCH_PY, WAITS_PY = "colo_ebpf/control/watch.py", "colo_ebpf/control/waits.py"
 ATTACKS, QUOTED = "tests/bpf/test_attacks.py", "tests/bpf/test_quoted.py"
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """Replace `old`, which occurs once in `file`, by `new`; `killer` must then fail."""
+    """Replace `old`, which occurs once in `file`, by `new`; `killer` must then fail.
+
+    `file`: of the C sources, below `bpf/`; or of the control plane, from `colo_ebpf/` on.
+    """
 
     name: str
     file: str
     old: str
     new: str
     killer: str
+
+    @property
+    def python(self) -> bool:
+        """It is not of the C sources."""
+        return self.file.startswith("colo_ebpf/")
+
+    @property
+    def path(self) -> str:
+        """Of the file, from the top of the tree."""
+        return self.file if self.python else f"bpf/{self.file}"
 
 
 MUTANTS = [
@@ -980,5 +998,175 @@ MUTANTS = [
         "#define COLO_SOON_NS		4000000000ULL",
         "#define COLO_SOON_NS		0ULL",
         MANY,
+    ),
+    Mutant(
+        "what was late soon after a load counts as usual",
+        "include/colo_late.h",
+        "ix += COLO_LATE_LOADED * COLO_LATE_BUCKETS;",
+        "ix += 0;",
+        LATE,
+    ),
+    Mutant(
+        "the load is in the future of a tick that is old",
+        "include/colo_late.h",
+        "if ((__s64)(now->at_ns - *loaded) < COLO_FRESH_NS)",
+        "if (now->at_ns - *loaded < COLO_FRESH_NS)",
+        LATE,
+    ),
+    Mutant(
+        "lateness counts from the last held frame",
+        "include/colo_svm.h",
+        "static __always_inline __u64 colo_svm_held_ns(struct colo_flow *flow)\n{\n"
+        "\t__u32 ix = flow->head - 1;",
+        "static __always_inline __u64 colo_svm_held_ns(struct colo_flow *flow)\n{\n"
+        "\t__u32 ix = flow->tail - 1;",
+        LATE,
+    ),
+    Mutant(
+        "any reset in the window ends a connection",
+        "include/colo_gone.h",
+        "!(flow->flags & COLO_F_HAS_ACK) || pkt->seq != flow->p_ack",
+        "!(flow->flags & COLO_F_HAS_ACK)",
+        GONE,
+    ),
+    Mutant(
+        "a client that goes on is not there",
+        "include/colo_gone.h",
+        "\t\tflow->c_gone = 0;\n\t\treturn;",
+        "\t\treturn;",
+        GONE,
+    ),
+    Mutant(
+        "what was dropped is not held again",
+        "include/colo_gone.h",
+        "flow->flags |= COLO_F_LOST;	/* should it come again it is held anew */",
+        "",
+        GONE,
+    ),
+    Mutant(
+        "the pending ACK stays",
+        "include/colo_gone.h",
+        "if (!slot || colo_slot_claim(slot))\n\t\treturn;\n\tflow->ack_slot = 0;",
+        "return;",
+        GONE,
+    ),
+    Mutant(
+        "a new connection is gone from the start",
+        "include/colo_flow.h",
+        "	flow->c_gone = 0;\n",
+        "",
+        GONE,
+    ),
+    Mutant(
+        "in a turn the frames of who is gone are dropped",
+        "include/colo_pvm.h",
+        "if (flow->c_gone && work->now.phase == COLO_OPEN) {",
+        "if (flow->c_gone) {",
+        GONE,
+    ),
+    Mutant(
+        "a reset of both leaves what was held",
+        "include/colo_reset.h",
+        "	colo_gone_empty(flow, prog);\n",
+        "",
+        GONE,
+    ),
+    Mutant(
+        "an idle SVM is waited for",
+        PATIENCE_PY,
+        "if told.spent == oldest_ns:",
+        "if False:",
+        PATIENCE,
+    ),
+    Mutant(
+        "an SVM that works is not waited for",
+        PATIENCE_PY,
+        "if told.watches == oldest_ns:",
+        "if False:",
+        PATIENCE,
+    ),
+    Mutant(
+        "nothing is doubled",
+        PATIENCE_PY,
+        "self.doubled = min(self.doubled + 1, _DOUBLED_MOST)",
+        "pass",
+        WAITS,
+    ),
+    Mutant(
+        "what was doubled stays",
+        PATIENCE_PY,
+        "self.doubled = max(self.doubled - 1, 0)",
+        "pass",
+        PATIENCE,
+    ),
+    Mutant(
+        "a load is forgotten",
+        PATIENCE_PY,
+        "if now_ns - self._loaded_ns < _FRESH_NS:",
+        "if False:",
+        PATIENCE,
+    ),
+    Mutant(
+        "a delayed ACK is an answer",
+        PATIENCE_PY,
+        "_TIMER_NS = 250 * _MS",
+        "_TIMER_NS = 50 * _MS",
+        PATIENCE,
+    ),
+    Mutant(
+        "who waits for a processor is idle",
+        WATCH_PY,
+        "idle = not work.ready and work.since_ns",
+        "idle = work.since_ns",
+        WATCH,
+    ),
+    Mutant(
+        "it may work for ever",
+        WATCH_PY,
+        "if idle or work.since_ns(self._first) >= self._worth_ns:",
+        "if idle:",
+        WATCH,
+    ),
+    Mutant(
+        "a word is heard with every look",
+        WAITS_PY,
+        "return told.spent not in (0, before) and told.spent",
+        "return told.spent != 0 and told.spent",
+        WAITS,
+    ),
+    Mutant(
+        "comparing is not tried again by time",
+        WAITS_PY,
+        "self._say(self.pace.look(now_ns))",
+        "pass",
+        WAITS,
+    ),
+    Mutant(
+        "an SVM that is slow after a load differs",
+        WAITS_PY,
+        "(one.cause is Reason.HOLD_AGE and self._idle)",
+        "one.cause is Reason.HOLD_AGE",
+        WAITS,
+    ),
+    Mutant(
+        "a try that is worse is kept",
+        PACE_PY,
+        "now.beats(before, _BETTER)",
+        "True",
+        PACE,
+    ),
+    Mutant(
+        "a hopeless try goes on",
+        PACE_PY,
+        "return now is not None and before is not None and before.beats(now, 1 / _HOPELESS)",
+        "return False",
+        PACE,
+    ),
+    Mutant(
+        "pauses have no bound",
+        PACE_PY,
+        "if cycle.pause_ns > self.pause_ns:",
+        "if False:",
+        PACE,
     ),
 ]

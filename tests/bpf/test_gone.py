@@ -85,6 +85,14 @@ def test_another_connection_on_the_tuple_is_held_as_any() -> None:
         assert rig.plane.held_frames() == 1
 
 
+def test_one_that_the_guest_opens_too() -> None:
+    with established() as rig:
+        rig.from_client(request(_NEXT, flags="R"))
+        rig.from_vm(segment(7000, flags="S"))
+        assert rig.to_client() == []
+        assert rig.plane.held_frames() == 1
+
+
 def test_within_a_turn_everything_is_held() -> None:
     with established() as rig:
         rig.from_client(request(_NEXT, flags="R"))

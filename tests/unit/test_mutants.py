@@ -11,7 +11,7 @@ from tests.planted import MUTANTS, Mutant
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_its_place_is_there_once(mutant: Mutant) -> None:
-    text = (ROOT / "bpf" / mutant.file).read_text()
+    text = (ROOT / mutant.path).read_text()
     assert text.count(mutant.old) == 1
     assert (ROOT / mutant.killer.partition("::")[0]).exists()
     assert mutant.old != mutant.new
