@@ -25,6 +25,7 @@ Device = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$")]
 Mac = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$")]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Ms = Annotated[int, Meta(ge=1, le=3_600_000)]
+CACHE_DIR = "/var/cache/colo-ebpf"
 Count = Annotated[int, Meta(ge=16, le=1 << 20)]
 
 
@@ -67,12 +68,13 @@ class VmTable(
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """``[host]``: this host."""
+    """``[host]``: this host. `cache_dir` is for all VMs of the host: what was compiled."""
 
     name: Name
     run_dir: str
     state_dir: str
     bpffs: str = "/sys/fs/bpf"
+    cache_dir: str = CACHE_DIR
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):

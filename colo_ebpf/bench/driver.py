@@ -143,11 +143,7 @@ class Driver:
         plane, sizes = where.plane, where.spec.sizes
         source = loader.source_directory() / "bench.c"
         names = (*_MAKERS, "bench_look", *LEAST)
-        maps = ("bench_stages", "bench_plans")
-        with loader.Compiler() as compiler:
-            self._module = compiler.load(
-                source, names, where.pins, sizes, where.spec.cache, maps=maps
-            )
+        self._module = loader.load_one(source, names, where.pins, sizes, where.spec.cache)
         stages = RawMap(self._module.maps["bench_stages"])
         for number, name in enumerate(_STAGES, 1):
             fd = plane.programs[name]

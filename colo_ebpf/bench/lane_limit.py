@@ -34,8 +34,7 @@ class LimitLane(OurLane):
         programs = tuple(program for _, _, program in _HOOKS)
 
         def replace() -> None:
-            with loader.Compiler() as compiler:
-                module = compiler.load(source, programs, pins, spec.sizes, spec.cache, maps=())
+            module = loader.load_one(source, programs, pins, spec.sizes, spec.cache)
             for device, hook, program in _HOOKS:
                 tc.attach(device, hook, program, module.programs[program])
             module.close()  # what is attached lives on

@@ -15,13 +15,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 from colo_ebpf.bench import names
 from colo_ebpf.bench.lane import HOST, PVM, SVM, Lane
 from colo_ebpf.bench.wires import CLIENT, ETH, guest_cpus
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.config import Checkpoint, Datapath, Timing
+from colo_ebpf.config import CACHE_DIR, Checkpoint, Datapath, Timing
 from colo_ebpf.control.checkpoints import Checkpoints
 from colo_ebpf.control.epoch import Action, Limits, PrimaryTurns
 from colo_ebpf.control.facts import Timing as TurnTiming
@@ -188,7 +189,7 @@ class OurLane(Lane):
         return PlaneSpec(
             vm=_VM,
             bpffs=wires.directory / f"bpf-{self.name}-{host}",
-            cache=wires.directory / "headers",
+            cache=Path(CACHE_DIR),
             nics=(PlaneNic(TAP, BRIDGE, GUEST_MTU),),
             link_device=LINK_DEVICE,
             underlay=LINK,

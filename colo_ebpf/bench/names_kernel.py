@@ -50,6 +50,7 @@ VERIFIED = "instructions the verifier looked at"
 MACHINE_CODE = "machine code"
 LOOKUPS = "look-ups in hash tables"  # the lane is the path
 LOAD = "compile and load"
+LOAD_KEPT = "load, compiled before"
 MEMORY = "memory of maps"  # the lane is the map
 TOTAL = "all"
 MACHINE = "all, by what the machine has left"

@@ -23,7 +23,7 @@ from colo_ebpf.config import Config, Disk, FenceTable
 from colo_ebpf.control import settings
 from colo_ebpf.control.arbiters import arbiter_of
 from colo_ebpf.control.machine import probe_qemu
-from colo_ebpf.datapath import headers, loader, netdev, ring
+from colo_ebpf.datapath import headers, libbpf, loader, netdev
 from colo_ebpf.errors import AttachError, ColoError, DatapathError, FenceError, VmError
 from colo_ebpf.storage.image import look
 from colo_ebpf.storage.overlay import check_room
@@ -53,7 +53,7 @@ def examine(config: Config | None) -> Iterator[Finding]:
     checks: list[tuple[str, Callable[[], str]]] = [
         ("permissions", _permissions),
         ("bcc", lambda: _import("bcc", "python3-bpfcc")),
-        ("libbpf", ring.library_name),
+        ("libbpf", libbpf.found),
         ("libnbd", lambda: _import("nbd", "python3-libnbd")),
         ("kernel headers", _headers),
         ("bpffs", lambda: _bpffs(bpffs)),

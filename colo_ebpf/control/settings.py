@@ -128,7 +128,7 @@ def plane_spec(config: Config) -> PlaneSpec:
     return PlaneSpec(
         vm=config.vm.name,
         bpffs=Path(config.host.bpffs),
-        cache=Path(config.host.state_dir) / "headers",
+        cache=Path(config.host.cache_dir),
         nics=nics,
         link_device=link.device,
         underlay=link.underlay,

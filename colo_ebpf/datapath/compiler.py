@@ -1,49 +1,57 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The process that compiles: bcc, and LLVM with it, are in the daemon's memory at no time.
+"""From a source to its image: bcc, and LLVM with it, are in the daemon's memory at no time.
 
-``python -m colo_ebpf.datapath.compiler FD``: each message on the socket FD is a request, answered
-with descriptors of the programs and maps that were asked for, or with the reason there are none.
-It ends when the other end is closed; what is loaded lives on by the descriptors.
+``python -m colo_ebpf.datapath.compiler``: takes a request on its standard input, writes an answer
+on its standard output and ends. Nothing is loaded there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
+import importlib.util
 import os
 import re
-import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from colo_ebpf.datapath import headers
+from colo_ebpf.datapath.image import Image, Source, decode, encode
+from colo_ebpf.datapath.recorder import Record, record_calls
 from colo_ebpf.errors import ColoError, LoadError
 
-REQUEST_MAX_BYTES = 65536
 _LOG_BYTES = 6000
+_PINNED = re.compile(r'COLO_PIN "/(\w+)"')
+# The pins are up to who loads the image: a map that bcc pinned would be one VM's.
+PRELUDE = """\
+#undef BPF_TABLE_PINNED
+#define COLO_TABLE(kind, key, leaf, name, entries, pin, flags, ...) \\
+	BPF_F_TABLE(kind, key, leaf, name, entries, flags)
+#define BPF_TABLE_PINNED(...) COLO_TABLE(__VA_ARGS__, 0, 0)
+"""
 
 
 class Request(msgspec.Struct, frozen=True):
-    """Compile `source`, load `programs`, hand over them and `maps`."""
+    """Compile `text`, which is the source `name`, and write down its `programs`."""
 
-    source: str
-    include: str
-    flags: list[str]
-    programs: list[str]
-    maps: list[str]
-    stages: list[str]  # programs by their number in the map colo_stages
-    cache: str
+    name: str
+    text: str
+    flags: tuple[str, ...]
+    programs: tuple[str, ...]
+    headers: str  # where a tree of kernel headers may be made
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """With the descriptors of the programs, then of the maps; or with an error."""
+    """An image (`encode`), or the reason there is none."""
 
-    maps: list[str] = []  # those of the wanted ones that the source has
+    image: bytes = b""
     error: str = ""
 
 
@@ -68,9 +76,69 @@ def flatten(source: Path, include: Path, seen: set[Path] | None = None) -> str:
     return "\n".join(out)
 
 
+@functools.cache
+def version() -> str:
+    """Of the bcc that is installed, without loading it; empty if there is none."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        found = importlib.util.find_spec("bcc")
+        if found and found.origin:
+            text = Path(found.origin).with_name("version.py").read_text()
+            match = re.search(r"__version__ *= *['\"]([\w.+~-]+)['\"]", text)
+            return match[1] if match else ""
+    return ""
+
+
+class Compilation:
+    """One source on its way, in a process of its own."""
+
+    def __init__(self, source: Source, trees: Path) -> None:
+        self._source = source
+        request = Request(source.name, source.text, source.flags, source.programs, str(trees))
+        self._request = msgspec.msgpack.encode(request)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "colo_ebpf.datapath.compiler"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def image(self) -> Image:
+        """Waits for it; LoadError carries the compiler's log."""
+        try:
+            said, _ = self._process.communicate(self._request)
+        finally:
+            self._process.kill()
+            self._process.wait()
+        try:
+            answer = msgspec.msgpack.decode(said, type=Answer)
+        except msgspec.MsgspecError:
+            code = self._process.returncode
+            raise LoadError(f"{self._source.name}: the compiler ended with {code}") from None
+        if answer.error:
+            raise LoadError(answer.error)
+        return decode(answer.image)
+
+
+def compile_all(sources: Sequence[Source], trees: Path) -> list[Image]:
+    """All at once, each in a process. `trees`: where a tree of kernel headers may be made.
+
+    Raises LoadError with the compiler's log."""
+    headers.find(trees)  # made once, before each of them would
+    started = [Compilation(source, trees) for source in sources]
+    with ThreadPoolExecutor(len(started)) as waiting:
+        return list(waiting.map(Compilation.image, started))
+
+
+# -- the process -------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def _captured_stderr() -> Iterator[Any]:
-    """bcc and the verifier write their log to file descriptor 2 only."""
+    """bcc writes its log to file descriptor 2 only."""
     with tempfile.TemporaryFile() as log:
         saved = os.dup(2)
         os.dup2(log.fileno(), 2)
@@ -87,55 +155,39 @@ def _log_text(log: Any) -> str:
     return text.strip()[-_LOG_BYTES:]
 
 
-def _load(request: Request) -> tuple[Any, list[int]]:
-    """bcc's object and the programs' descriptors; LoadError has the log."""
+def _compile(request: Request) -> Image:
     from bcc import BPF
 
-    tree = headers.find(Path(request.cache))
+    tree = headers.find(Path(request.headers))
     if tree:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
-    source = Path(request.source)
+    calls = record_calls()
     with _captured_stderr() as log:
         try:
-            text = flatten(source, Path(request.include)).encode()
-            bpf = BPF(text=text, cflags=request.flags)
+            bpf = BPF(text=(PRELUDE + request.text).encode(), cflags=list(request.flags))
+            for name in request.programs:
+                bpf.load_func(name.encode(), BPF.SCHED_CLS)
         except Exception as e:
-            raise LoadError(f"{source.name}: does not compile:\n{_log_text(log) or e}") from e
-        programs = []
-        for name in request.programs:
-            try:
-                programs.append(int(bpf.load_func(name.encode(), BPF.SCHED_CLS).fd))
-            except Exception as e:
-                said = _log_text(log)
-                raise LoadError(f"{source.name}: the verifier refuses {name}:\n{said}") from e
-    return bpf, programs
+            raise LoadError(f"{request.name}: does not compile:\n{_log_text(log) or e}") from e
+    return _image(request, calls)
 
 
-def _serve(request: Request, end: socket.socket, kept: list[Any]) -> None:
-    try:
-        bpf, programs = _load(request)
-    except ColoError as e:
-        end.send(msgspec.json.encode(Answer(error=str(e))))
-        return
-    kept.append(bpf)  # its maps live as long
-    for number, name in enumerate(request.stages):
-        if name in request.programs:
-            fd = programs[request.programs.index(name)]
-            bpf[b"colo_stages"][ctypes.c_int(number)] = ctypes.c_int(fd)
-    maps = {}
-    for name in request.maps:
-        with contextlib.suppress(KeyError):
-            maps[name] = int(bpf[name.encode()].map_fd)
-    answer = msgspec.json.encode(Answer(maps=list(maps)))
-    socket.send_fds(end, [answer], [*programs, *maps.values()])
+def _image(request: Request, calls: Record) -> Image:
+    pinned = set(_PINNED.findall(request.text))
+    return calls.image(request.name, list(request.programs), pinned)
 
 
 def main() -> None:
-    """Serve the socket that is named by its number."""
-    end = socket.socket(fileno=int(sys.argv[1]))
-    kept: list[Any] = []
-    while data := end.recv(REQUEST_MAX_BYTES):
-        _serve(msgspec.json.decode(data, type=Request), end, kept)
+    """One request, one answer."""
+    request = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Request)
+    answer = os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints
+    try:
+        done = Answer(image=encode(_compile(request)))
+    except ColoError as e:
+        done = Answer(error=str(e))
+    with open(answer, "wb") as out:
+        out.write(msgspec.msgpack.encode(done))
 
 
 if __name__ == "__main__":

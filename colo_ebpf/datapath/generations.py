@@ -10,6 +10,7 @@ data plane of another version with a VM on it is left alone; without a VM it is 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,16 +33,14 @@ def make_way(bpffs: Path, vm: str, taps: Sequence[str], link_device: str) -> Non
     old = others(bpffs, vm)
     if not old:
         return
-    used = [tap for tap in taps if netdev.exists(tap) and netdev.has_carrier(tap)]
+    used = [tap for tap in taps if netdev.in_use(tap)]
     if used:
         raise LoadError(_refusal(old[-1], used[0]))
     for device in (*taps, link_device):
         if netdev.exists(device):
             tc.detach(device)
     for path in old:
-        for pin in path.iterdir():
-            pin.unlink()
-        path.rmdir()
+        shutil.rmtree(path)
         _log.info("%s: no VM runs on it: removed", path)
 
 

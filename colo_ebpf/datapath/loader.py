@@ -1,32 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The BPF sources, compiled and loaded, bound to the pinned maps of one VM."""
+"""The BPF sources, compiled and loaded, bound to the pinned maps of one VM.
+
+Compiling (`compiler`) makes an image, which is kept (`kept`); loading makes programs and maps of
+it, which are pinned (`sets`). What is there already is not made again.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import logging
 import math
 import os
-import socket
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-from colo_ebpf.datapath import abi, compiler, sysbpf
+from colo_ebpf.datapath import abi, compiler, libbpf, sysbpf
+from colo_ebpf.datapath.image import Image, MapDefinition, Program, Source
+from colo_ebpf.datapath.kept import Kept
 from colo_ebpf.errors import DatapathError, LoadError
 
-_STAGES = (  # by COLO_STAGE_...
-    "colo_drain",
-    "colo_enter",
-    "colo_cmp_pvm",
-    "colo_cmp_svm",
-    "colo_rst_pvm",
-    "colo_rst_svm",
-)
+_log = logging.getLogger(__name__)
+
 PROGRAMS = {
     "compare.c": (
         "colo_cmp_pvm",
@@ -50,9 +48,7 @@ PROGRAMS = {
     ),
 }
 
-
-_MAPS = ("colo_stages", "colo_ring")
-_FDS_MAX = 32
+_LOG_CHARACTERS = 6000
 _HEAD_BYTES = 256  # COLO_HEAD_MAX
 _SUM_BYTES = 508  # COLO_SUM_BYTES
 _LEAST_SLOTS = 256
@@ -85,7 +81,6 @@ class Module:
 
     programs: dict[str, int]
     maps: dict[str, int]
-    load_s: float  # to compile it and have it verified
 
     def close(self) -> None:
         """What is attached or pinned lives on."""
@@ -109,102 +104,165 @@ def pin_directory(bpffs: Path, vm: str) -> Path:
     return bpffs / "colo_ebpf" / f"v{abi.ABI_VERSION}" / vm
 
 
-class Compiler:
-    """The process that compiles (see `compiler`), for as long as the block lasts."""
-
-    def __enter__(self) -> Compiler:
-        self._end, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with other:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "colo_ebpf.datapath.compiler", str(other.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(other.fileno(),),
-            )
-        return self
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
-    def __exit__(self, *_: object) -> None:
-        self._end.close()
-        self._process.wait()
-
-    def load(
-        self,
-        source: Path,
-        names: tuple[str, ...],
-        pins: Path,
-        sizes: Sizes,
-        cache: Path,
-        *,
-        maps: tuple[str, ...] = _MAPS,
-    ) -> Module:
-        """Compile `source` and load the named programs; LoadError carries the log."""
-        request = compiler.Request(
-            source=str(source),
-            include=str(source_directory() / "include"),
-            flags=_flags(pins, sizes),
-            programs=list(names),
-            maps=list(maps),
-            stages=list(_STAGES),
-            cache=str(cache),
-        )
-        start = time.monotonic()
-        data: bytes = b""
-        fds: list[int] = []
-        with contextlib.suppress(ConnectionError):
-            self._end.send(msgspec.json.encode(request))
-            data, fds, _, _ = socket.recv_fds(self._end, compiler.REQUEST_MAX_BYTES, _FDS_MAX)
-        if not data:
-            raise LoadError(f"{source.name}: the compiler ended with {self._process.wait()}")
-        answer = msgspec.json.decode(data, type=compiler.Answer)
-        if answer.error:
-            raise LoadError(answer.error)
-        return Module(
-            dict(zip(names, fds[: len(names)], strict=True)),
-            dict(zip(answer.maps, fds[len(names) :], strict=True)),
-            time.monotonic() - start,
-        )
-
-
-def _flags(pins: Path, sizes: Sizes) -> list[str]:
-    return [
-        f'-DCOLO_PIN="{pins}"',
+def flags(sizes: Sizes) -> tuple[str, ...]:
+    """What clang is told."""
+    return (
         f"-DCOLO_FLOWS={sizes.flows}",
         f"-DCOLO_HOLD_SLOTS={sizes.hold_slots}",
         f"-DCOLO_DGRAM_BUCKETS={sizes.dgram_buckets}",
         f"-DCOLO_FRAME_MAX={sizes.frame_bytes}",
         f"-DCOLO_CPUS={os.sysconf('SC_NPROCESSORS_CONF')}",
         "-Wno-macro-redefined",
-    ]
+    )
 
 
-def keep_stages(module: Module, pins: Path) -> None:
-    """Pin what the attached programs call, in place of what their predecessors called.
+def read(path: Path, programs: tuple[str, ...], sizes: Sizes) -> Source:
+    """A source, as it is compiled for these sizes."""
+    text = compiler.flatten(path, source_directory() / "include")
+    return Source(path.name, text, flags(sizes), programs)
 
-    The kernel empties a table of programs that no process has open and no path names: a daemon
-    that died would leave the frames that complete held ones without the program that sends them.
+
+def shipped(sizes: Sizes) -> list[Source]:
+    """The sources of a data plane."""
+    return [read(source_directory() / name, PROGRAMS[name], sizes) for name in PROGRAMS]
+
+
+def trees(cache: Path) -> Path:
+    """Where a tree of kernel headers may be made."""
+    return cache / "headers"
+
+
+def images(sources: Sequence[Source], cache: Path) -> list[Image]:
+    """What each compiles to: kept from before, or compiled now, and kept. Raises LoadError."""
+    kept = Kept(cache / "programs")
+    found = [kept.find(source) for source in sources]
+    if not all(found):
+        with kept.alone():  # who was before us may have made it
+            found = [kept.find(source) for source in sources]
+            wanted = [source for source, one in zip(sources, found, strict=True) if not one]
+            made = iter(_compiled(wanted, kept, cache))
+            found = [one or next(made) for one in found]
+    return [one for one in found if one]
+
+
+def _compiled(sources: Sequence[Source], kept: Kept, cache: Path) -> list[Image]:
+    if not sources:
+        return []
+    names = " and ".join(source.name for source in sources)
+    _log.info("compiling %s: nothing of theirs is kept for this kernel", names)
+    start = time.monotonic()
+    made = compiler.compile_all(sources, trees(cache))
+    _log.info("compiled %s in %.1f s", names, time.monotonic() - start)
+    for source, image in zip(sources, made, strict=True):
+        kept.keep(source, image)
+    return made
+
+
+def load(found: Sequence[Image], pins: Path) -> list[Module]:
+    """Have images verified, over the VM's pinned maps, which are made if they are not there.
+
+    Raises LoadError, with the verifier's log if it is that which refuses.
     """
-    fresh = pins / "colo_stages_new"
-    fresh.unlink(missing_ok=True)
-    sysbpf.obj_pin(module.maps["colo_stages"], str(fresh))
-    fresh.rename(pins / "colo_stages")
+    check_pins(pins, found)
+    with contextlib.ExitStack() as passing, contextlib.ExitStack() as lasting:
+        bound = [_Bound.of(image, pins, passing, lasting) for image in found]
+        jobs = [(one, program) for one in bound for program in one.image.programs]
+        for (one, program), fd in zip(jobs, _verified(jobs), strict=True):
+            one.module.programs[program.name] = fd
+        lasting.pop_all()
+    return [one.module for one in bound]
 
 
-def check_pins(pins: Path, sizes: Sizes) -> None:
-    """Refuse pinned maps of another layout: bcc would bind to them without looking."""
-    wanted = {
-        "colo_flows": (_size("colo_flow"), sizes.flows),
-        "colo_places": (_size("colo_flow_key"), 2 * sizes.flows),
-        "colo_hold": (_size("colo_slot"), sizes.hold_slots),
-        "colo_frames": (sizes.frame_bytes, sizes.hold_slots),
-        "colo_conf": (_size("colo_conf"), 1),
-        "colo_offs": (_size("colo_off"), sizes.flows),
-        "colo_last": (_size("colo_lasting"), sizes.flows),
-    }
-    for name, (value_bytes, entries) in wanted.items():
+def load_one(
+    path: Path, programs: tuple[str, ...], pins: Path, sizes: Sizes, cache: Path
+) -> Module:
+    """A source of our own beside those of the data plane, bound to the VM's pinned maps."""
+    return load(images([read(path, programs, sizes)], cache), pins)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """An image whose maps are there. `types`: the descriptor of its BTF, or 0."""
+
+    image: Image
+    types: int
+    maps: list[int]
+    module: Module
+
+    @classmethod
+    def of(
+        cls, image: Image, pins: Path, passing: contextlib.ExitStack, lasting: contextlib.ExitStack
+    ) -> _Bound:
+        """`passing` closes what loaded programs keep alive, `lasting` what the module names."""
+        types = libbpf.btf_load(image.types) if image.types else 0
+        if types:
+            passing.callback(os.close, types)
+        made = cls(image, types, [], Module({}, {}))
+        for definition in image.maps:
+            fd = _pinned(definition, types, pins) if definition.pinned else _make(definition, types)
+            (passing if definition.pinned else lasting).callback(os.close, fd)
+            made.maps.append(fd)
+            if not definition.pinned:
+                made.module.maps[definition.name] = fd
+        return made
+
+    def verified(self, program: Program) -> int:
+        """Its descriptor. Other threads run meanwhile."""
+        code = self.image.code(program, self.maps)
+        words = (program.name, self.image.license, code)
+        try:
+            return libbpf.program_load(
+                *words, btf=self.types, functions=program.functions, lines=program.lines
+            )
+        except libbpf.RefusedError as e:
+            said = str(e)[-_LOG_CHARACTERS:]
+            raise LoadError(
+                f"{self.image.source}: the verifier refuses {program.name}:\n{said}"
+            ) from e
+
+
+def _verified(jobs: Sequence[tuple[_Bound, Program]]) -> list[int]:
+    """As many at once as there are processors, the longest first. All, or LoadError."""
+    longest_first = sorted(range(len(jobs)), key=lambda n: -len(jobs[n][1].code))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        started = {n: threads.submit(jobs[n][0].verified, jobs[n][1]) for n in longest_first}
+    futures = [started[n] for n in range(len(jobs))]
+    refused = [future.exception() for future in futures if future.exception()]
+    if refused:
+        for future in futures:
+            if not future.exception():
+                os.close(future.result())
+        raise refused[0] or LoadError("no program")
+    return [future.result() for future in futures]
+
+
+def _make(definition: MapDefinition, types: int) -> int:
+    sizes = (definition.key_bytes, definition.value_bytes, definition.entries)
+    words = (definition.kind, definition.name, sizes, definition.flags)
+    typed = (types, definition.key_type, definition.value_type)
+    if all(typed):
+        with contextlib.suppress(DatapathError):  # the kernel takes no types for some kinds
+            return libbpf.map_create(*words, typed)
+    return libbpf.map_create(*words, (0, 0, 0))
+
+
+def _pinned(definition: MapDefinition, types: int, pins: Path) -> int:
+    path = pins / definition.name
+    if path.exists():
+        return sysbpf.obj_get(str(path))
+    fd = _make(definition, types)
+    try:
+        sysbpf.obj_pin(fd, str(path))
+    except DatapathError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def check_pins(pins: Path, found: Sequence[Image]) -> None:
+    """Refuse pinned maps of another layout, before anything is made."""
+    pinned = {one.name: one for image in found for one in image.maps if one.pinned}
+    for name, wanted in sorted(pinned.items()):
         path = pins / name
         if not path.exists():
             continue
@@ -213,16 +271,13 @@ def check_pins(pins: Path, sizes: Sizes) -> None:
             info = sysbpf.map_info(fd)
         finally:
             os.close(fd)
-        if (info.value_bytes, info.max_entries) != (value_bytes, entries):
+        there = (info.type, info.key_bytes, info.value_bytes, info.max_entries)
+        if there != (wanted.kind, wanted.key_bytes, wanted.value_bytes, wanted.entries):
             raise LoadError(
                 f"{path}: pinned with {info.max_entries} entries of {info.value_bytes} bytes, "
-                f"this version wants {entries} of {value_bytes}; stop the VM's protection and "
-                f"remove {pins}"
+                f"this version wants {wanted.entries} of {wanted.value_bytes}; stop the VM's "
+                f"protection and remove {pins}"
             )
-
-
-def _size(name: str) -> int:
-    return ctypes.sizeof(abi.STRUCTS[name])
 
 
 def require_bpffs(bpffs: Path) -> None:

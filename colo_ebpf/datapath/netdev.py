@@ -105,8 +105,10 @@ def exists(ifname: str) -> bool:
     return True
 
 
-def has_carrier(ifname: str) -> bool:
-    """Of a tap: somebody, a VM, has it open."""
+def in_use(ifname: str) -> bool:
+    """Of a tap: it is there, and somebody, a VM, has it open."""
+    if not exists(ifname):
+        return False
     with _netlink(f"device {ifname}") as ipr:
         (link,) = ipr.get_links(index_of(ifname))
         return bool(link.get_attr("IFLA_CARRIER"))

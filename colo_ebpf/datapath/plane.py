@@ -10,11 +10,12 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from colo_ebpf.datapath import abi, generations, loader, netdev, reap, tc
+from colo_ebpf.datapath import abi, generations, loader, netdev, reap, sets, tc
 from colo_ebpf.datapath.abi import LiveWord
 from colo_ebpf.datapath.decode import (
     count_index,
@@ -24,6 +25,7 @@ from colo_ebpf.datapath.decode import (
     mismatch_rows,
 )
 from colo_ebpf.datapath.holding import HeldSlots
+from colo_ebpf.datapath.image import Source
 from colo_ebpf.datapath.lasting import LastingOffsets
 from colo_ebpf.datapath.ring import Ring
 from colo_ebpf.datapath.sysbpf import ArrayWord, RawMap, Runner, obj_get, test_run
@@ -44,6 +46,9 @@ from colo_ebpf.model import (
 
 _log = logging.getLogger(__name__)
 
+_STATE = ("colo_conf", "colo_turn", "colo_live", "colo_hold", "colo_mism")
+_STATS, _LATE = "colo_stats", "colo_late"
+_TABLES = ("colo_offs", "colo_last", "colo_flows", "colo_dgrams")
 _FLUSH_ROUNDS = 256  # times round the ring; a frame may wait for the one before it
 _FLUSH_IDLE = 8  # rounds without a frame: another CPU holds on to what is left
 _AGE_PLACES = 256  # COLO_AGE_MAX: places one run looks at
@@ -98,56 +103,63 @@ def _own_frame(ethertype: int) -> bytes:
     return b"\xff" * 6 + b"\x02" + b"\0" * 5 + struct.pack("!H", ethertype)
 
 
+def _make(sources: Sequence[Source], pins: Path, cache: Path) -> sets.Code:
+    """Programs that the next daemon can adopt."""
+    found = loader.images(sources, cache)
+    start = time.monotonic()
+    modules = loader.load(found, pins)
+    code = sets.publish(pins, sets.name_of(sources), modules)
+    _log.info("verified %d programs in %.1f s", len(code.programs), time.monotonic() - start)
+    return code
+
+
 class DataPlane:
     """Programs and maps of one VM. Map accesses are synchronous; devices need a thread."""
 
-    def __init__(self, spec: PlaneSpec, compare: loader.Module, mirror: loader.Module) -> None:
+    def __init__(self, spec: PlaneSpec, code: sets.Code) -> None:
         self._spec = spec
-        self._compare = compare
-        self._mirror = mirror
+        self._code = code
         pins = loader.pin_directory(spec.bpffs, spec.vm)
-        self._maps = {
-            name: RawMap(obj_get(str(pins / name)))
-            for name in ("colo_conf", "colo_turn", "colo_live", "colo_hold", "colo_mism")
-        }
+        self._maps = {name: RawMap(obj_get(str(pins / name))) for name in _STATE}
         self._cell = ArrayWord(self._maps["colo_turn"].fd, 0)
         live = self._maps["colo_live"].fd
         self._live_words = {word: ArrayWord(live, word) for word in LiveWord}
         cpus = os.sysconf("SC_NPROCESSORS_CONF")
-        self._stats = RawMap(obj_get(str(pins / "colo_stats")), ctypes.sizeof(abi.Count) * cpus)
-        self._late = RawMap(obj_get(str(pins / "colo_late")), 8 * cpus)
-        names = ("colo_offs", "colo_last", "colo_flows", "colo_dgrams")
-        self._tables = [RawMap(obj_get(str(pins / name))) for name in names]
+        self._stats = RawMap(obj_get(str(pins / _STATS)), ctypes.sizeof(abi.Count) * cpus)
+        self._late = RawMap(obj_get(str(pins / _LATE)), 8 * cpus)
+        self._tables = [RawMap(obj_get(str(pins / name))) for name in _TABLES]
         self._of_a_vm = (*self._tables, self._maps["colo_hold"])
         offsets, lasting = self._tables[:2]
         self._aged_to = self._age_due_ns = self._reap_due_ns = 0
         self._lasting = LastingOffsets(offsets, lasting)
         self._reap_lasting = reap.Reaper(lasting)
         self._held = HeldSlots(self._maps["colo_hold"].fd)
-        self._beacon_run = Runner(self._mirror.programs["colo_beacon"], self._beacon_frame())
+        self._beacon_run = Runner(self.programs["colo_beacon"], self._beacon_frame())
         heartbeat_ns = spec.heartbeat_ms * 1_000_000
         self._alone_ns, self._lost_ns = _BEATS_ALONE * heartbeat_ns, _BEAT_LOST * heartbeat_ns
-        self._age_run = Runner(self._mirror.programs["colo_age"], bytes(64))
+        self._age_run = Runner(self.programs["colo_age"], bytes(64))
         self._conf = self._first_conf()
         self._callbacks: list[Callable[[PlaneEvent], None]] = []
         self._ring: Ring | None = None
 
     @classmethod
     def open(cls, spec: PlaneSpec) -> DataPlane:
-        """Compile, load and bind. Blocks for seconds; raises LoadError or DatapathError."""
+        """Adopt, or compile, load and bind. Blocks, for seconds if there is nothing to adopt and
+        nothing kept; raises LoadError or DatapathError."""
         loader.require_bpffs(spec.bpffs)
         taps = [nic.tap for nic in spec.nics]
         generations.make_way(spec.bpffs, spec.vm, taps, spec.link_device)
         pins = loader.pin_directory(spec.bpffs, spec.vm)
         pins.mkdir(parents=True, exist_ok=True)
-        loader.check_pins(pins, spec.sizes)
-        sources = loader.source_directory()
-        with loader.Compiler() as compiler:
-            compare, mirror = (
-                compiler.load(sources / name, loader.PROGRAMS[name], pins, spec.sizes, spec.cache)
-                for name in ("compare.c", "mirror.c")
-            )
-        return cls(spec, compare, mirror)
+        sources = loader.shipped(spec.sizes)
+        code = sets.adopt(pins, sources, (*_STATE, _STATS, _LATE, *_TABLES))
+        if code is not None:
+            _log.info("adopted %d programs that are loaded", len(code.programs))
+        else:
+            code = _make(sources, pins, spec.cache)
+            if not any(map(netdev.in_use, taps)):
+                sets.clear_others(pins, code.name)
+        return cls(spec, code)
 
     def _first_conf(self) -> abi.Conf:
         """The pinned configuration of an earlier daemon, with its hash key, or a new one."""
@@ -170,12 +182,7 @@ class DataPlane:
     @property
     def programs(self) -> dict[str, int]:
         """Descriptors of all programs, by name."""
-        return self._compare.programs | self._mirror.programs
-
-    @property
-    def load_s(self) -> dict[str, float]:
-        """How long each source took to compile and load."""
-        return {"compare.c": self._compare.load_s, "mirror.c": self._mirror.load_s}
+        return self._code.programs
 
     def close(self) -> None:
         """Let go of maps and programs: what is attached and pinned goes on without us."""
@@ -184,8 +191,7 @@ class DataPlane:
             os.close(one.fd)
         if self._ring is not None:
             self._ring.close()
-        for module in (self._compare, self._mirror):
-            module.close()
+        self._code.close()
 
     # -- devices and filters -------------------------------------------------------------
 
@@ -218,28 +224,29 @@ class DataPlane:
                 e,
             )
             return 0
-        tc.attach(last, tc.INGRESS, "colo_park", self._compare.programs["colo_park"])
+        tc.attach(last, tc.INGRESS, "colo_park", self.programs["colo_park"])
         return netdev.index_of(first)
 
     async def take_role(self, role: VmRole) -> None:
         """Attach the primary's or the secondary's programs, each replaced in one step."""
         spec = self._spec
-        compare, mirror = self._compare.programs, self._mirror.programs
         out, link = (
-            (("colo_cmp_pvm", compare), ("colo_cmp_svm", compare))
+            ("colo_cmp_pvm", "colo_cmp_svm")
             if role is VmRole.PRIMARY
-            else (("colo_mir_svm", mirror), ("colo_mir_link", mirror))
+            else ("colo_mir_svm", "colo_mir_link")
         )
 
+        def put(device: str, hook: int, program: str, priority: int = tc.PRIORITY) -> None:
+            tc.attach(device, hook, program, self.programs[program], priority)
+
         def attach() -> None:
-            last_in, last_out = mirror["colo_last_in"], mirror["colo_last_out"]
             for tap in (nic.tap for nic in spec.nics):
-                tc.attach(tap, tc.INGRESS, "colo_last_out", last_out, tc.AFTER)
-                tc.attach(tap, tc.INGRESS, out[0], out[1][out[0]])
-                tc.attach(tap, tc.EGRESS, "colo_last_in", last_in, tc.BEFORE)
-                tc.attach(tap, tc.EGRESS, "colo_mir_cli", mirror["colo_mir_cli"])
-            tc.attach(spec.link_device, tc.INGRESS, link[0], link[1][link[0]])
-            loader.keep_stages(self._compare, loader.pin_directory(spec.bpffs, spec.vm))
+                put(tap, tc.INGRESS, "colo_last_out", tc.AFTER)
+                put(tap, tc.INGRESS, out)
+                put(tap, tc.EGRESS, "colo_last_in", tc.BEFORE)
+                put(tap, tc.EGRESS, "colo_mir_cli")
+            put(spec.link_device, tc.INGRESS, link)
+            sets.clear_others(loader.pin_directory(spec.bpffs, spec.vm), self._code.name)
 
         await asyncio.to_thread(attach)
 
@@ -291,7 +298,7 @@ class DataPlane:
         """The other plane may go on without its daemon: it is to let nothing out any more."""
         call = struct.pack("=II", vni, peer_ip).ljust(46, b"\0")
         for _ in range(_FAREWELLS):
-            test_run(self._mirror.programs["colo_farewell"], _own_frame(abi.LEAVE_ETHERTYPE) + call)
+            test_run(self.programs["colo_farewell"], _own_frame(abi.LEAVE_ETHERTYPE) + call)
 
     def keep_offsets(self, epoch: int) -> None:
         """Sequence offsets learnt in `epoch` outlive it."""
@@ -336,7 +343,7 @@ class DataPlane:
             left, before = 0, emitted
             for slot in self._oldest_first():
                 frame = struct.pack("=I", slot).ljust(12, b"\0") + b"\x08\x00"
-                run = test_run(self._compare.programs["colo_flush"], frame.ljust(64, b"\0"))
+                run = test_run(self.programs["colo_flush"], frame.ljust(64, b"\0"))
                 emitted += run.retval & 0xFFFF
                 left += run.retval >> 16
             if not left:
@@ -355,7 +362,7 @@ class DataPlane:
     def repeat(self) -> int:
         """Send what the VM said last as a secondary; see colo_said.h. Returns how many frames."""
         frame = struct.pack("=II", 0, 1).ljust(12, b"\0") + b"\x08\x00"
-        run = test_run(self._compare.programs["colo_flush"], frame.ljust(64, b"\0"))
+        run = test_run(self.programs["colo_flush"], frame.ljust(64, b"\0"))
         return run.retval & 0xFFFF
 
     def held(self) -> HeldReport:
@@ -457,7 +464,7 @@ class DataPlane:
     def subscribe(self, callback: Callable[[PlaneEvent], None]) -> None:
         """Deliver events on the running loop."""
         if not self._callbacks:
-            self._ring = Ring(self._compare.maps["colo_ring"], self._on_event)
+            self._ring = Ring(self._code.maps["colo_ring"], self._on_event)
             asyncio.get_running_loop().add_reader(self._ring.fd, self._ring.consume)
         self._callbacks.append(callback)
 

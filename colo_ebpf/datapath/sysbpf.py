@@ -21,6 +21,7 @@ _NR_BPF = 321 if os.uname().machine == "x86_64" else 280
 _CONTEXT_BYTES = 512  # more than a struct __sk_buff has
 _ATTR_BYTES = 144
 _PROGRAM_INFO_BYTES = 232
+_MOST_MAPS = 64  # a program may use
 
 _MAP_LOOKUP = 1
 _MAP_UPDATE = 2
@@ -58,6 +59,8 @@ class MapInfo:
     value_bytes: int
     max_entries: int
     name: str
+    flags: int
+    number: int  # the kernel's id
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +91,9 @@ def map_info(fd: int) -> MapInfo:
     info = ctypes.create_string_buffer(128)
     attr = struct.pack("<IIQ", fd, len(info), ctypes.addressof(info))
     _bpf(_OBJ_GET_INFO, attr, "map info")
-    kind, _id, key, value, entries, _flags = struct.unpack_from("<6I", info.raw)
-    return MapInfo(kind, key, value, entries, info.raw[24:40].split(b"\0")[0].decode())
+    kind, number, key, value, entries, flags = struct.unpack_from("<6I", info.raw)
+    name = info.raw[24:40].split(b"\0")[0].decode()
+    return MapInfo(kind, key, value, entries, name, flags, number)
 
 
 def _elem(fd: int, key: int, value: int, flags: int = 0) -> bytes:
@@ -106,18 +110,25 @@ class ProgramInfo:
     verified: int  # instructions the verifier looked at
     run_time_ns: int  # while `run_time_kept`; a program that others call counts for its caller
     runs: int
+    number: int  # the kernel's id
+    maps: tuple[int, ...]  # ids of those it uses
 
 
 def program_info(fd: int) -> ProgramInfo:
-    """Sizes and run time of the program behind `fd`."""
+    """Sizes, run time and maps of the program behind `fd`."""
     info = ctypes.create_string_buffer(_PROGRAM_INFO_BYTES)
+    ids = (ctypes.c_uint32 * _MOST_MAPS)()
+    struct.pack_into("<IQ", info, 52, _MOST_MAPS, ctypes.addressof(ids))
     attr = struct.pack("<IIQ", fd, len(info), ctypes.addressof(info))
     _bpf(_OBJ_GET_INFO, attr, "program info")
+    (number,) = struct.unpack_from("<I", info.raw, 4)
     jited, translated = struct.unpack_from("<2I", info.raw, 16)
+    (count,) = struct.unpack_from("<I", info.raw, 52)
     run_time_ns, runs = struct.unpack_from("<2Q", info.raw, 192)
     (verified,) = struct.unpack_from("<I", info.raw, 216)
     name = info.raw[64:80].split(b"\0")[0].decode()
-    return ProgramInfo(name, jited, translated, verified, run_time_ns, runs)
+    maps = tuple(ids[: min(count, _MOST_MAPS)])
+    return ProgramInfo(name, jited, translated, verified, run_time_ns, runs, number, maps)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Self
 
+from colo_ebpf.config import CACHE_DIR
 from colo_ebpf.datapath import abi, netdev
 from colo_ebpf.datapath.loader import Sizes, pin_directory
 from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
@@ -30,7 +31,7 @@ PORT = 4789
 UPLINK, CLIENT_END = "up0", "cl0"
 LINK, PEER_END = "link0", "link1"
 VNET_HEADER = bytes(10)
-CACHE = Path(tempfile.gettempdir()) / "colo-test-headers"
+CACHE = Path(CACHE_DIR)
 _SOL_PACKET, _PACKET_AUXDATA = 263, 8
 _SO_RCVBUFFORCE = 33
 
@@ -188,7 +189,7 @@ def tunnelled(frame: bytes, tag: int, vni: int = VNI, nic: int = 0) -> bytes:
 def empty_maps(pins: Path, opened: dict[Path, RawMap]) -> None:
     """Every map of a VM as after loading, but for its configuration. `opened` is kept between."""
     for pin in pins.iterdir():
-        if pin.name in ("colo_conf", "colo_stages"):
+        if pin.name == "colo_conf" or pin.is_dir():
             continue
         if pin not in opened:
             cpus = os.sysconf("SC_NPROCESSORS_CONF")

@@ -21,7 +21,7 @@ from colo_ebpf.datapath import netdev
 from colo_ebpf.datapath.loader import Sizes, frame_bytes, pin_directory
 from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
 from colo_ebpf.datapath.sysbpf import RawMap
-from colo_ebpf.lab.bed import VNET_HEADER, empty_maps, open_tap, packet_socket, without_ipv6
+from colo_ebpf.lab.bed import CACHE, VNET_HEADER, empty_maps, open_tap, packet_socket, without_ipv6
 from colo_ebpf.lab.frames import CLIENT_MAC
 from colo_ebpf.model import Mode, Pairing, VmRole
 from tests.netns import enter
@@ -59,7 +59,7 @@ class Host:
             PlaneSpec(
                 vm="t",
                 bpffs=bpffs,
-                cache=Path(tempfile.gettempdir()) / "colo-test-headers",
+                cache=CACHE,
                 nics=tuple(PlaneNic(f"tap{n}", f"br{n}", MTU) for n in range(NICS)),
                 link_device="vx0",
                 underlay="link0",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,8 +71,7 @@ def test_without_a_vm_it_is_cleared_away_and_the_new_one_loaded(
     assert generations.others(spec.bpffs, spec.vm) == []
     assert (plane.turn().epoch, plane.mode()) == (0, Mode.WITHHOLD)
     plane.close()
-    for pin in pin_directory(spec.bpffs, spec.vm).iterdir():
-        pin.unlink()
+    shutil.rmtree(pin_directory(spec.bpffs, spec.vm))
 
 
 def test_other_vms_are_no_concern(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

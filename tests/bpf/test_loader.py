@@ -3,20 +3,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import tempfile
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from colo_ebpf.datapath import loader, netdev
+from colo_ebpf.datapath import compiler, loader, netdev
+from colo_ebpf.datapath.image import Source
 from colo_ebpf.errors import AttachError, DatapathError, LoadError
+from colo_ebpf.lab import mounts
+from colo_ebpf.lab.bed import CACHE
+from tests.bpf.by_bcc import SIZES, described
 from tests.bpf.rig import Rig
 from tests.capabilities import require
-
-SIZES = loader.Sizes(flows=256, hold_slots=1024, dgram_buckets=64)
-CACHE = Path(tempfile.gettempdir()) / "colo-test-headers"
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +28,19 @@ def _needs() -> None:
     require("root", "bpf")
 
 
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    """A BPF file system."""
+    path = tmp_path / "bpf"
+    mounts.mount_bpf(path)
+    yield path
+    mounts.unmount(path)
+
+
 def _load(tmp_path: Path, body: str) -> loader.Module:
     source = tmp_path / "odd.c"
     source.write_text(f"#include <uapi/linux/bpf.h>\nint odd(struct __sk_buff *skb)\n{body}\n")
-    with loader.Compiler() as compiler:
-        return compiler.load(source, ("odd",), tmp_path, SIZES, CACHE)
+    return loader.load_one(source, ("odd",), tmp_path, SIZES, CACHE)
 
 
 def test_the_verifiers_log_is_shown(tmp_path: Path) -> None:
@@ -44,18 +56,36 @@ def test_the_compilers_message_is_shown(tmp_path: Path) -> None:
 
 
 def test_a_compiler_that_dies_is_an_error(tmp_path: Path) -> None:
-    with loader.Compiler() as compiling:
-        os.kill(compiling.pid, signal.SIGKILL)
-        with pytest.raises(LoadError, match=r"odd\.c: the compiler ended"):
-            compiling.load(tmp_path / "odd.c", ("odd",), tmp_path, SIZES, CACHE)
+    compiling = compiler.Compilation(Source("odd.c", "", (), ("odd",)), tmp_path)
+    os.kill(compiling.pid, signal.SIGKILL)
+    with pytest.raises(LoadError, match=r"odd\.c: the compiler ended"):
+        compiling.image()
+
+
+@pytest.mark.parametrize("name", loader.PROGRAMS)
+def test_what_is_loaded_is_what_bcc_loads(name: str, bpffs: Path) -> None:
+    """Instructions, what the verifier made of them, lines of the sources, types, maps."""
+    command = [sys.executable, "-m", "tests.bpf.by_bcc", name]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    theirs = json.loads(done.stdout)
+    path = loader.source_directory() / name
+    ours = loader.load_one(path, loader.PROGRAMS[name], bpffs, SIZES, CACHE)
+    found = described(ours.programs)
+    ours.close()
+    for what in ("programs", "types", "maps"):
+        assert found[what] == theirs[what]
+    assert any("line_num" in one["code"] for one in found["programs"].values())
+    assert found["maps"]["colo_flows"]["typed"]
 
 
 def test_pins_of_another_layout_are_refused() -> None:
     with Rig() as rig:
-        loader.check_pins(rig._pins, SIZES)
+        loader.check_pins(rig._pins, loader.images(loader.shipped(SIZES), CACHE))
         other = loader.Sizes(flows=512, hold_slots=1024, dgram_buckets=64)
+        images = loader.images(loader.shipped(other), CACHE)
         with pytest.raises(LoadError, match="colo_flows: pinned with 256 entries"):
-            loader.check_pins(rig._pins, other)
+            loader.check_pins(rig._pins, images)
 
 
 def test_a_directory_is_no_bpf_file_system(tmp_path: Path) -> None:

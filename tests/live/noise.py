@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from colo_ebpf.datapath import headers, netdev, tc
+from colo_ebpf.datapath import headers, loader, netdev, tc
+from colo_ebpf.lab.bed import CACHE
 
 _COUNTS = ("passed", "lost", "doubled", "delayed")
 _PRIORITY = 100
@@ -29,7 +30,7 @@ class Noise:
     def __init__(self, namespace: str, device: str, ingress: bool, number: int) -> None:
         from bcc import BPF
 
-        tree = headers.find(Path("/tmp/colo-test-headers"))
+        tree = headers.find(loader.trees(CACHE))
         if tree:
             os.environ["BCC_KERNEL_SOURCE"] = str(tree)
         near, far = f"ln{number}", f"lf{number}"

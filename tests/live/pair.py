@@ -24,6 +24,7 @@ from colo_ebpf.datapath import netdev
 from colo_ebpf.datapath.loader import Sizes
 from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
 from colo_ebpf.lab import network
+from colo_ebpf.lab.bed import CACHE
 from colo_ebpf.lab.topology import (
     BRIDGE,
     CLIENT_BRIDGE,
@@ -120,7 +121,7 @@ class LivePair:
             PlaneSpec(
                 vm="live",
                 bpffs=bpffs,
-                cache=Path(tempfile.gettempdir()) / "colo-test-headers",
+                cache=CACHE,
                 nics=(PlaneNic("tap0", BRIDGE, 1500),),
                 link_device="vx0",
                 underlay=LINK,
