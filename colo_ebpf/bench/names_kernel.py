@@ -68,7 +68,7 @@ FLOWS, HELD_FRAMES, EPOCHS, VMS = "flows", "held frames", "epochs per second", "
 CORES = "both cores, two connections, throughput"
 LOOK, LOOK_LINES = "both look-ups alone", "both look-ups, and the lines a frame needs"
 BEHIND, ELSEWHERE = "in the connection itself", "in another connection"
-LOAD_VM, MEMORY_VM = "compile and load of one more VM", "memory of one more VM"
+LOAD_VM, MEMORY_VM = "load of one more VM, compiled before", "memory of one more VM"
 
 
 def growth(what: str, line: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from colo_ebpf.bench import part_applications, report, results, suite, tables
+from colo_ebpf.bench import part_applications, results, suite
 from colo_ebpf.bench.apps import loads, told
 from colo_ebpf.errors import BenchError
 
@@ -42,6 +42,8 @@ def add_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    from colo_ebpf.bench import report, tables
+
     if args.lanes or args.loads:
         return _try_out(args)
     saved = args.out / "results.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import signal
 from pathlib import Path
@@ -12,22 +13,25 @@ from pathlib import Path
 _PROBE_S = 6.0
 
 
-async def choose(wanted: str, qemu: str, kernel: str, state_dir: Path) -> tuple[str, str]:
-    """(accelerator, why). The outcome of a probe is kept until the next boot of the host."""
+async def choose(wanted: str, qemu: str, kernel: str, cache_dir: Path) -> tuple[str, str]:
+    """(accelerator, why). The outcome of a probe is kept until the next boot of the host, for all
+    VMs of this QEMU and kernel: a probe of a KVM that boots nothing takes six seconds."""
     if wanted != "auto":
         return wanted, "configured"
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg", "/dev/kvm cannot be opened"
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    memo = state_dir / "accel"
+    asked = hashlib.sha256("\0".join((qemu, kernel)).encode()).hexdigest()[:16]
+    memo = cache_dir / f"accel-{asked}"
     with contextlib.suppress(OSError, ValueError):
         known, accel, why = memo.read_text().strip().split(" ", 2)
         if known == boot:
             return accel, why
     works = bool(kernel) and await _boots(qemu, kernel)
     accel, why = ("kvm", "a probe booted") if works else ("tcg", "KVM does not boot the kernel")
-    state_dir.mkdir(parents=True, exist_ok=True)
-    memo.write_text(f"{boot} {accel} {why}\n")
+    with contextlib.suppress(OSError):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        memo.write_text(f"{boot} {accel} {why}\n")
     return accel, why
 
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from colo_ebpf.config import Config
-from colo_ebpf.control.arbiter_etcd import EtcdArbiter
 from colo_ebpf.control.arbiter_file import FileArbiter
-from colo_ebpf.control.etcd import Etcd, Tls
 from colo_ebpf.control.ports import Arbiter
 from colo_ebpf.control.record import Record
 
@@ -29,6 +27,10 @@ def arbiter_of(config: Config) -> OperatedArbiter:
     table, timeout_ms = config.arbiter, config.timing.arbiter_timeout_ms
     if table.kind == "file":
         return FileArbiter(Path(table.path), timeout_ms)
+    # aiohttp takes a quarter of a daemon's start: for those who need it.
+    from colo_ebpf.control.arbiter_etcd import EtcdArbiter
+    from colo_ebpf.control.etcd import Etcd, Tls
+
     tls = Tls(table.ca_file, table.cert_file, table.key_file) if table.ca_file else None
     key = f"{table.prefix}/{config.vm.name}/record"
     return EtcdArbiter(Etcd(table.endpoints, tls, timeout_ms), key)

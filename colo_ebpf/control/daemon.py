@@ -348,8 +348,8 @@ def _serve(config: Config, plane: DataPlane) -> None:
     pulse = Pulse()
 
     async def run() -> None:
-        vm, state_dir = config.vm, FilePath(config.host.state_dir)
-        chosen, why = await accel.choose(vm.accel, vm.qemu, vm.kernel, state_dir)
+        vm, cache_dir = config.vm, FilePath(config.host.cache_dir)
+        chosen, why = await accel.choose(vm.accel, vm.qemu, vm.kernel, cache_dir)
         _log.info("accelerator: %s (%s)", chosen, why)
         machine = QemuMachine(settings.vm_spec(config, chosen))
         await Daemon(config, plane, machine, why, pulse).run()
