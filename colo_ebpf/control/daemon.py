@@ -43,6 +43,7 @@ from colo_ebpf.control.record import GenerationFloor, Record
 from colo_ebpf.control.report import status
 from colo_ebpf.control.steps import Steps
 from colo_ebpf.control.unfinished import Unfinished
+from colo_ebpf.control.vm import Qemu
 from colo_ebpf.datapath.plane import DataPlane
 from colo_ebpf.errors import ColoError, ControlError
 from colo_ebpf.model import Endpoints, Mode, PlaneEvent, VmEvent, VmRole
@@ -151,9 +152,13 @@ class Daemon:
             fence=FenceWhen(self.config.fence.when),
             log=self._say,
         )
+        if vm is not None:
+            await self._adopt(vm)
+        # Not before: what the plane told while no daemon ran would be decided on without the VM.
         self.plane.subscribe(self._plane_event)
-        if vm is None:
-            return
+
+    async def _adopt(self, vm: Qemu) -> None:
+        """The QEMU that an earlier daemon left running."""
         _log.info("adopted %s (pid %d)", vm.instance, vm.pid)
         primary = self.plane.mode() in (Mode.PAIRING, Mode.PRIMARY)
         await self.plane.take_role(VmRole.PRIMARY if primary else vm.role)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,12 +16,15 @@ from typing import Any
 import pytest
 
 from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.abi import LiveWord
+from colo_ebpf.datapath.loader import pin_directory
+from colo_ebpf.datapath.sysbpf import RawMap, obj_get
 from colo_ebpf.errors import LabError
 from colo_ebpf.lab import faults, processes, topology
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab, commands
-from colo_ebpf.lab.workload import LEDGER, until_serving
+from colo_ebpf.lab.workload import LEDGER, Dice, until_serving
 from tests.capabilities import GUEST, require
 from tests.lab import clean, cli
 
@@ -147,6 +152,39 @@ def test_a_killed_daemon_adopts_vm_and_maps_and_protection_goes_on(pair: Lab, ho
     generation = _status(pair)["record"]["generation"]
     asyncio.run(scenario())
     assert f"adopted {host}/" in _log(pair, host)
+    assert _status(pair)["record"]["generation"] == generation, "nobody went solo meanwhile"
+
+
+def _mismatches(lab: Lab, host: str) -> int:
+    place = lab.places[host]
+    table = RawMap(obj_get(str(pin_directory(place.bpffs, lab.name) / "colo_live")))
+    word = table.get(struct.pack("=I", LiveWord.MISMATCHES)) or b""
+    os.close(table.fd)
+    return int(struct.unpack("=Q", word)[0])
+
+
+def test_what_the_plane_told_nobody_does_not_end_the_pair(pair: Lab) -> None:
+    """Its ring outlives the daemon: the next one hears of it, and has its VM by then."""
+
+    async def scenario() -> None:
+        client = Client(pair.namespace_of("client"), pair.guest_address)
+        dice, before = Dice(client), _mismatches(pair, "a")
+        faults.kill(pair, "a", "daemon")
+        roll = asyncio.create_task(dice.roll())
+        await asyncio.to_thread(
+            pair.wait, lambda: _mismatches(pair, "a") > before, "both VMs rolled the same", 30
+        )
+        await asyncio.to_thread(pair.heal)
+        await asyncio.to_thread(pair.wait_protected)
+        await roll
+        assert dice.seen
+        assert dice.wrong == []
+
+    begin, generation = len(_log(pair, "a")), _status(pair)["record"]["generation"]
+    asyncio.run(scenario())
+    said = _log(pair, "a")[begin:]
+    assert "adopted 16 programs that are loaded" in said
+    assert "conceding" not in said
     assert _status(pair)["record"]["generation"] == generation, "nobody went solo meanwhile"
 
 
