@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colo_ebpf import config as configuration
-from colo_ebpf.cli import bench as bench_cli
-from colo_ebpf.cli import lab as lab_cli
 from colo_ebpf.cli import planned, text
 from colo_ebpf.control import ctl
 from colo_ebpf.control.record import Record
@@ -246,8 +244,8 @@ def _positive(text: str) -> int:
     return value
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(*, daemon: bool = False) -> argparse.ArgumentParser:
+    """The whole command line; for a daemon, whose start counts, without lab and benchmarks."""
     top = argparse.ArgumentParser(
         prog="colo-ebpf",
         description="Keep a virtual machine serving through the death of its host.",
@@ -311,9 +309,16 @@ def parser() -> argparse.ArgumentParser:
         ("show", _arbiter_show, "print the record"),
     ):
         records.add_parser(name, parents=[located], help=summary).set_defaults(verb=verb)
-    lab_cli.add_verbs(verbs, common)
-    bench_cli.add_verb(verbs, common)
+    if not daemon:
+        _tool_verbs(verbs, common)
     return top
+
+
+def _tool_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
+    from colo_ebpf.cli import bench, lab
+
+    lab.add_verbs(verbs, common)
+    bench.add_verb(verbs, common)
 
 
 def _config_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -327,7 +332,8 @@ def _config_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser(daemon=words[:1] == ["run"]).parse_args(words)
     try:
         return int(args.verb(args))
     except ColoError as e:
