@@ -166,6 +166,8 @@ class Daemon:
         failed = await vm.failed_requests() > 0
         off = await vm.powered_off()
         self.core.adopt(vm, vm.past(), failed=failed, off=off, now_ns=boot_ns())
+        if self.plane.mode() in (Mode.SECONDARY, Mode.WITHHOLD):  # it does not serve yet
+            vm.tell_missed()
 
     def _plane_event(self, event: PlaneEvent) -> None:
         self.core.plane_event(event, boot_ns())

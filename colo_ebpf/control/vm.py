@@ -352,6 +352,11 @@ class Qemu:
         """What became of it, whether or not a daemon was there."""
         return self._log.read()
 
+    def tell_missed(self) -> None:
+        """Secondary: that COLO ended while no daemon listened is an event like any other."""
+        if self.past().left:
+            self._on_event(VmEvent(VmEventKind.COLO_EXIT, boot_ns()))
+
     # -- a look at the disks ---------------------------------------------------------------
 
     async def lend_images(self) -> tuple[LentImage, ...]:

@@ -129,6 +129,22 @@ async def test_adoption_finds_the_running_instance(tmp_path: Path) -> None:
         await adopted.kill()
 
 
+async def test_the_end_of_colo_that_no_daemon_heard_is_told_to_the_next(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as (a, b):
+        await b.vm._qmp.close()
+        os.kill(a.vm.pid, signal.SIGKILL)
+        await until(lambda: b.vm.past().left, "COLO does not end")
+        adopted = await QemuMachine(b.spec).adopt()
+        assert adopted is not None
+        heard: list[VmEventKind] = []
+        adopted.subscribe(lambda event: heard.append(event.kind))
+        adopted.tell_missed()
+        assert heard == [VmEventKind.COLO_EXIT]
+        await adopted.take_over()
+        assert await adopted.running()
+        await adopted.kill()
+
+
 async def test_an_image_in_use_is_refused(tmp_path: Path) -> None:
     async with Pair(tmp_path) as (a, _b):
         with pytest.raises(StorageError, match="in use by another process"):
