@@ -8,7 +8,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 
 packages=(
-	bpftool busybox-static ca-certificates cpio e2fsprogs etcd-server gcc gzip iproute2 libbpf1 libc6-dev
+	bpftool busybox-static ca-certificates cpio e2fsprogs etcd-server gcc gzip iproute2 libbpf1 libc6-dev libseccomp2
 	linux-headers-cloud-amd64 nginx-light openssl procps python3 python3-bpfcc python3-libnbd python3-venv
 	qemu-system-x86 qemu-utils util-linux
 )

@@ -23,7 +23,8 @@ from colo_ebpf.config import Config, Disk, FenceTable
 from colo_ebpf.control import settings
 from colo_ebpf.control.arbiters import arbiter_of
 from colo_ebpf.control.machine import probe_qemu
-from colo_ebpf.datapath import headers, libbpf, loader, netdev
+from colo_ebpf.datapath import compiler, headers, libbpf, loader, netdev
+from colo_ebpf.datapath.image import Source
 from colo_ebpf.errors import AttachError, ColoError, DatapathError, FenceError, VmError
 from colo_ebpf.storage.image import look
 from colo_ebpf.storage.overlay import check_room
@@ -196,22 +197,13 @@ def _delay_line() -> str:
 
 
 def _bpf() -> str:
-    try:
-        from bcc import BPF
-    except ImportError as e:
-        raise DatapathError("needs bcc") from e
+    text = "int colo_pass(struct __sk_buff *skb) { return 0; }\n"
+    source = Source("doctor.c", text, (), ("colo_pass",))
     with tempfile.TemporaryDirectory() as cache:
-        tree = headers.find(Path(cache))
-        if tree:
-            os.environ["BCC_KERNEL_SOURCE"] = str(tree)
-        try:
-            program = BPF(text=b"int pass(struct __sk_buff *skb) { return 0; }")
-            program.load_func(b"pass", BPF.SCHED_CLS)
-        except Exception as e:
-            raise DatapathError(f"a sched_cls program does not load: {e}") from e
-        finally:
-            os.environ.pop("BCC_KERNEL_SOURCE", None)
-    return "programs load"
+        images = compiler.compile_all([source], Path(cache))
+        for module in loader.load(images, Path(cache)):
+            module.close()
+    return "programs compile and load"
 
 
 def _qemu(binary: str) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the daemon may do after its programs are loaded, capabilities(7).
 
-bcc opens pinned maps by their id, which takes CAP_SYS_ADMIN; nothing after the start does. With
-NoNewPrivileges (the systemd unit sets it) QEMU does not get back what is given up here.
+A daemon that root starts by hand may do everything; it needs no more than under the systemd unit.
+With NoNewPrivileges (the unit sets it) QEMU does not get back what is given up here.
 """
 
 from __future__ import annotations
