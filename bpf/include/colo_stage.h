@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Programs that others call. Each is one by itself because the verifier looks at a million instructions
- * per program. loader.py fills the table.
+ * per program. sets.py fills the table.
  */
 #ifndef COLO_STAGE_H
 #define COLO_STAGE_H

@@ -255,7 +255,7 @@ class Checkpoints:
         """Answers that have waited long enough cost a checkpoint."""
         if self.primary.stage is not Stage.IDLE:
             return
-        told = Told(peer.watches, peer.spent, peer.idle) if peer else Told()
+        told = Told(peer.watches, peer.spent, peer.idle) if peer else None
         due = self.waits.look(told, now_ns)
         if due is not None:
             self._do(self.primary.ask(due, now_ns))

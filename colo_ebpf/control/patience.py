@@ -13,7 +13,8 @@ worked for several times as long as it usually needs (`worth_ns`).
 - What the SVM's TCP says by a timer of its own, as a delayed ACK (RFC 1122, 4.2.3.2), comes from an
   idle SVM too: such a frame waits for longer than that timer takes.
 
-If the secondary does not answer, time alone decides. Frames leave about in the order in which they
+If the secondary's daemon is not heard, time alone decides, and nothing is doubled: checkpoints are
+all that lets anything out then. Frames leave about in the order in which they
 came: while those before it still leave, the SVM is behind but comes along. A frame that has become
 the oldest and stays it is the one that the SVM does not send: for half the time an answer may
 wait, or for half as long as the SVM was behind by then, and for the time it takes to send all the
@@ -115,8 +116,9 @@ class Patience:
         usual_ns = self.yardstick.usual_ns() or 0
         return min(max(usual_ns, _ASK_LEAST_NS), _ASK_MOST_NS) << self.doubled
 
-    def look(self, held: Waiting, told: Told, now_ns: int) -> str:
-        """Why a checkpoint is due; "": it is not. Something is held."""
+    def look(self, held: Waiting, told: Told | None, now_ns: int) -> str:
+        """Why a checkpoint is due; "": it is not. Something is held. `told` None: the secondary's
+        daemon is not heard."""
         due = [self._answer(held.answer_ns, held.frames, told, now_ns)] if held.answer_ns else []
         if held.timer_ns is not None:
             due.append((held.timer_ns + _TIMER_NS, "an ACK of the SVM is missing"))
@@ -124,12 +126,18 @@ class Patience:
         if now_ns < due_ns:
             self.due_ns = due_ns
             return ""
-        self._learn(held.compared, now_ns)
+        if told is not None:
+            self._learn(held.compared, now_ns)
         self.due_ns = now_ns + self.least_ns
         return why
 
-    def _answer(self, oldest_ns: int, frames: int, told: Told, now_ns: int) -> tuple[int, str]:
+    def _answer(
+        self, oldest_ns: int, frames: int, told: Told | None, now_ns: int
+    ) -> tuple[int, str]:
         """When an answer has waited long enough, as far as is known now, and why."""
+        if told is None:
+            due_ns = self._queue.due_ns(oldest_ns, frames, self.least_ns, now_ns)
+            return due_ns, "nobody says what the SVM does"
         ask_ns = oldest_ns + self._ask_after_ns()
         if told.spent == oldest_ns:
             return ask_ns, IDLE if told.idle else IN_VAIN

@@ -104,7 +104,7 @@ class Waits:
         if self.pace.way is Way.PERIODIC:
             self._begin_anew(now_ns)
 
-    def look(self, told: Told, now_ns: int) -> Reason | None:
+    def look(self, told: Told | None, now_ns: int) -> Reason | None:
         """Why a checkpoint is due now; None: it is not."""
         self._say(self.pace.look(now_ns))
         due_ns, news = self.due_ns, self._is_news(told)
@@ -118,8 +118,10 @@ class Waits:
             return self._look_gathered(waiting, now_ns)
         return self._look_for_late(waiting, told, now_ns)
 
-    def _is_news(self, told: Told) -> bool:
+    def _is_news(self, told: Told | None) -> bool:
         """The secondary has just said that to wait is in vain."""
+        if told is None:
+            return False
         before, self._spent = self._spent, told.spent
         return told.spent not in (0, before) and told.spent == self.patience.question
 
@@ -132,7 +134,7 @@ class Waits:
         before, self._held_ever = self._held_ever, self._plane.held_ever()
         return before == self._held_ever
 
-    def _look_for_late(self, waiting: Waiting, told: Told, now_ns: int) -> Reason | None:
+    def _look_for_late(self, waiting: Waiting, told: Told | None, now_ns: int) -> Reason | None:
         patience, why = self.patience, ""
         if waiting.oldest_ns is None:  # nothing, or all of it is leaving
             patience.due_ns = now_ns

@@ -75,6 +75,11 @@ def mode(wanted: Mode) -> Act:
     return lambda rig: rig.plane.set_mode(wanted)
 
 
+def gone(rig: Rig) -> None:
+    """The client has reset the connection."""
+    rig.to_first_nic(bytes(request(5001, flags="R")))
+
+
 def unpaired(rig: Rig) -> None:
     """No peer."""
     rig.plane.set_pairing(None)
@@ -420,6 +425,8 @@ TABLE = [
         held=0,
     ),
     Row(R.ENDED, "age", "drop", P, after(connected, aged), None),
+    Row(R.CLIENT_GONE, "mir-cli", "drop", P, after(connected, vm(HELLO), gone), None),
+    Row(R.CLIENT_GONE, "cmp-pvm", "drop", P, after(connected, gone), HELLO, held=0),
     Row(
         R.SAID_AGAIN,
         "flush",

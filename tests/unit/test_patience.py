@@ -187,6 +187,20 @@ def test_an_ack_that_the_svm_delays_costs_nothing() -> None:
     assert patience.look(waiting, idle, due_ns) == "an ACK of the SVM is missing"
 
 
+def test_while_the_secondarys_daemon_is_away_nothing_is_doubled() -> None:
+    """Its VM's turns are nobody's: each answer needs a checkpoint until it is back."""
+    patience, at_ns = _held(LATER), LATER
+    for _ in range(10):
+        patience.first(at_ns)
+        patience.loaded(at_ns)
+        now_ns = at_ns
+        while not patience.look(_waiting(at_ns), None, now_ns):
+            assert patience.due_ns is not None
+            now_ns = patience.due_ns
+        assert now_ns == at_ns + TIMEOUT
+        at_ns = now_ns + 20 * MS
+
+
 # -- by time alone ---------------------------------------------------------------------------------
 
 
