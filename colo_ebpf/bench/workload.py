@@ -161,9 +161,9 @@ def parse(said: bytes) -> Outcome:
     )
 
 
-def build(directory: Path) -> None:
-    """Compile the programs into a directory. Raises BenchError."""
-    for name in PROGRAMS:
+def build(directory: Path, programs: Sequence[str] = PROGRAMS) -> None:
+    """Compile programs into a directory. Raises BenchError."""
+    for name in programs:
         source = Path(__file__).with_name(f"{name}.c")
         argv = ["gcc", "-O2", "-Wall", "-o", str(directory / name), str(source)]
         try:

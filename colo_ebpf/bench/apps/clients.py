@@ -45,35 +45,35 @@ Run = Callable[[Where, float], Awaitable[Reading]]
 
 
 @asynccontextmanager
-async def _process(where: Where, *argv: str, stdin: int) -> AsyncIterator[Process]:
-    """A tool in the client's namespace; it does not outlive the block."""
-    process = await asyncio.create_subprocess_exec(
+async def process(where: Where, *argv: str, stdin: int) -> AsyncIterator[Process]:
+    """A program in the client's namespace; it does not outlive the block."""
+    started = await asyncio.create_subprocess_exec(
         *("nsenter", f"--net=/run/netns/{where.namespace}", *argv),
         stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        yield process
+        yield started
     finally:
-        if process.returncode is None:
+        if started.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        await process.wait()
+                started.kill()
+        await started.wait()
 
 
 async def _tool(where: Where, limit_s: float, *argv: str, good: tuple[int, ...] = (0,)) -> str:
     """What it prints. BenchError if it fails, or has no end within its time."""
     name = Path(argv[0]).name
-    async with _process(where, *argv, stdin=asyncio.subprocess.DEVNULL) as process:
+    async with process(where, *argv, stdin=asyncio.subprocess.DEVNULL) as tool:
         try:
             async with asyncio.timeout(limit_s):
-                out, err = await process.communicate()
+                out, err = await tool.communicate()
         except TimeoutError as e:
             raise BenchError(f"{name}: no end within {limit_s:.0f} s") from e
-    if process.returncode not in good:
+    if tool.returncode not in good:
         told = (err or out).decode(errors="replace").strip()
-        raise BenchError(f"{name}: {told[-200:]} (exit code {process.returncode})")
+        raise BenchError(f"{name}: {told[-200:]} (exit code {tool.returncode})")
     return out.decode(errors="replace")
 
 
@@ -215,15 +215,15 @@ async def login(where: Where, seconds: float) -> Reading:
 async def typing(where: Where, seconds: float) -> Reading:
     """Characters typed at an open session, one after the other; each until its echo is there."""
     argv = [*_ssh(where)[:-1], "-tt", _ssh(where)[-1], "cat"]
-    async with _process(where, *argv, stdin=asyncio.subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+    async with process(where, *argv, stdin=asyncio.subprocess.PIPE) as ssh:
+        assert ssh.stdin is not None
+        assert ssh.stdout is not None
         try:
-            await _echo_ms(process.stdin, process.stdout)  # the session is open
+            await _echo_ms(ssh.stdin, ssh.stdout)  # the session is open
             since, times_ms = time.monotonic(), list[float]()
             while time.monotonic() < since + seconds:
                 await asyncio.sleep(_BETWEEN_KEYS_S)
-                times_ms.append(await _echo_ms(process.stdin, process.stdout))
+                times_ms.append(await _echo_ms(ssh.stdin, ssh.stdout))
         except (TimeoutError, asyncio.IncompleteReadError, OSError) as e:
             raise BenchError(f"ssh: a character has no echo within {PATIENCE_S:.0f} s") from e
     return readings.of_times(times_ms, time.monotonic() - since)
