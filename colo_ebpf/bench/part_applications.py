@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any
 
 from colo_ebpf.bench.apps import guest as guests
-from colo_ebpf.bench.apps import names, rows, told
+from colo_ebpf.bench.apps import names, relay_cost, rows, told
 from colo_ebpf.bench.apps.lane import Lane
+from colo_ebpf.bench.apps.lane_lockstep import LockstepLane
 from colo_ebpf.bench.apps.lane_ours import AloneLane, OursLane
 from colo_ebpf.bench.apps.lane_stock import StockLane
 from colo_ebpf.bench.apps.lane_twins import TwinsLane
-from colo_ebpf.bench.apps.loads import LOADS, Load, chosen
+from colo_ebpf.bench.apps.loads import LOADS, Load, Lockstep, chosen
 from colo_ebpf.bench.apps.pauses import Amounts, Pauses
 from colo_ebpf.bench.apps.rounds import Rounds, Told
 from colo_ebpf.bench.results import Recorder
@@ -27,6 +28,7 @@ NAME = "coloapps"
 _MAKE: dict[str, Callable[[str, Guest], Lane]] = {
     names.ALONE: AloneLane,
     names.TWINS: TwinsLane,
+    names.LOCKSTEP: LockstepLane,
     names.OURS: OursLane,
     names.STOCK: StockLane,
     names.STOCK_500: partial(StockLane, period_ms=500),
@@ -41,6 +43,7 @@ class Plan:
     loads: tuple[Load, ...] = LOADS
     rounds: int = 5
     seconds: float = 1.0  # of each load
+    relays: int = 5  # readings of what lane lockstep's relay costs
     pauses: Amounts = field(default_factory=Amounts)
 
 
@@ -50,6 +53,7 @@ QUICK = Plan(
         "file-down,pgbench-s-1,tpcb-8,ssh-echo,dice-1"
     ),
     rounds=1,
+    relays=2,
     pauses=Amounts(turns=1, readings=2),
 )
 
@@ -72,7 +76,9 @@ def measure(recorder: Recorder, plan: Plan, name: str = NAME) -> None:
 
 async def _measure(recorder: Recorder, rounds: Rounds, plan: Plan, name: str) -> None:
     await _rounds(rounds, plan, name)
-    await Pauses(recorder, name, await guests.find(), plan.pauses).measure()
+    guest = await guests.find()
+    await relay_cost.measure(recorder, name, guest, plan.relays, plan.seconds)
+    await Pauses(recorder, name, guest, plan.pauses).measure()
 
 
 def chosen_lanes(keys: str) -> tuple[str, ...]:
@@ -93,6 +99,15 @@ def try_out(plan: Plan, told: Told, say: Callable[[str], None], name: str = NAME
 async def _rounds(rounds: Rounds, plan: Plan, name: str) -> None:
     guest = await guests.find()
     lanes = {lane: _MAKE[lane](name, guest) for lane in plan.lanes}
+    for lane in plan.lanes:
+        for load in plan.loads:
+            if why := without(lane, load):
+                rounds.leave_out(lane, load, why)
     for _ in range(plan.rounds):
         for lane in plan.lanes:
             await rounds.turn(lane, lanes[lane], plan.loads, plan.seconds)
+
+
+def without(lane: str, load: Load) -> str:
+    """Why the lane has no figure of this load; empty: it has."""
+    return load.lockstep.value if lane == names.LOCKSTEP else Lockstep.MEASURED.value

@@ -23,6 +23,7 @@ _COLOURS = {
     "ours": "#1b9e77",
     "alone": "#bdbdbd",
     "twins": "#7f7f7f",
+    "lockstep": "#7570b3",
     "stock": "#d95f02",
     "stock-500": "#e6ab02",
 }
@@ -105,11 +106,11 @@ def _bars(results: Results, directory: Path) -> Path:
 
 def _loads(results: Results, loads: Sequence[Load], directory: Path) -> Path:
     figure, axes = _figure("Rate by lane, twins = 100 % (median of pairs)")
-    figure.set_size_inches(_SIZE[0], 1.2 + 0.62 * len(loads))
-    high = 0.8 / len(applications.LANES)
+    figure.set_size_inches(_SIZE[0], 1.2 + 0.74 * len(loads))
+    high, middle = 0.8 / len(applications.LANES), (len(applications.LANES) - 1) / 2
     for index, lane in enumerate(applications.LANES):
         share = [100 * summary.share_of_twins(results, load, lane) for load in loads]
-        places = [n + (index - 2) * high for n in range(len(loads))]
+        places = [n + (index - middle) * high for n in range(len(loads))]
         bars = axes.barh(places, share, 0.9 * high, color=_COLOURS[lane], label=lane)
         told = [_told(results.row(applications.PART, load.name, lane)) for load in loads]
         axes.bar_label(bars, told, padding=3, fontsize=6)

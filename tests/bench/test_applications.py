@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 
 from colo_ebpf.bench import part_applications
-from colo_ebpf.bench.apps import names
-from colo_ebpf.bench.apps.loads import chosen
+from colo_ebpf.bench.apps import names, relay_cost
+from colo_ebpf.bench.apps.loads import Lockstep, chosen
 from colo_ebpf.bench.apps.pauses import Amounts
+from colo_ebpf.bench.part_applications import without
 from colo_ebpf.bench.results import Recorder, Results
 from colo_ebpf.datapath import netdev
 from colo_ebpf.lab import topology
@@ -18,6 +19,7 @@ NAME = "colotestq"
 LEAST = part_applications.Plan(
     loads=chosen("http-keepalive-1,ssh-echo"),
     rounds=1,
+    relays=1,
     pauses=Amounts(turns=1, readings=1, sizes_mib=(0, 20)),
 )
 
@@ -35,7 +37,7 @@ def test_every_load_has_its_rows_in_every_lane(found: Results) -> None:
         for lane in names.LANES:
             row = found.row(names.PART, load.name, lane)
             assert row is not None
-            assert row.values or row.note.startswith(names.BROKE)
+            assert row.values or row.note.startswith(names.BROKE) or without(lane, load)
             for name in (names.P50, names.P99, names.LONGEST):
                 assert found.row(names.PART, name.format(load.name), lane) is not None
 
@@ -44,6 +46,24 @@ def test_every_load_has_its_rows_in_every_lane(found: Results) -> None:
 def test_clients_are_answered(found: Results, lane: str) -> None:
     for load in LEAST.loads:
         row = found.row(names.PART, load.name, lane)
+        assert row is not None
+        assert row.note == ""
+        assert min(row.values) > 0
+
+
+def test_lockstep_answers_one_client_of_two_vms_but_not_over_ssh(found: Results) -> None:
+    page, typed = (found.row(names.PART, load.name, names.LOCKSTEP) for load in LEAST.loads)
+    assert page is not None
+    assert page.note == ""
+    assert min(page.values) > 0
+    assert typed is not None
+    assert typed.note == Lockstep.KEYS.value
+    assert typed.values == ()
+
+
+def test_the_relay_of_lockstep_says_what_it_costs(found: Results) -> None:
+    for way in (names.DIRECT, names.RELAYED):
+        row = found.row(names.PART, names.RELAY.format(relay_cost.LOAD.name), way)
         assert row is not None
         assert row.note == ""
         assert min(row.values) > 0

@@ -211,6 +211,16 @@ async def test_a_lane_that_does_not_start_has_no_readings() -> None:
     assert len(rounds.found) == 3
 
 
+async def test_a_lane_is_not_put_under_a_load_that_it_cannot_have() -> None:
+    lane, said = _Lane(""), list[str]()
+    rounds = Rounds(lambda *_: None, said.append)
+    rounds.leave_out("x", _THREE[1], "no figure")
+    await rounds.turn("x", lane, _THREE, 2.0)
+    assert lane.measured == ["get-1", "incr-1"]
+    assert said[0] == "x: set-1: no figure"
+    assert rounds.found["x", "set-1"].readings == []
+
+
 async def test_a_start_that_fails_once_is_tried_again() -> None:
     lane, rounds = _Lane("", failing_starts=1), Rounds(lambda *_: None, lambda _: None)
     await rounds.turn("x", lane, _THREE, 2.0)

@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from colo_ebpf.bench import report, tables
 from colo_ebpf.bench.apps import names, rows, summary
 from colo_ebpf.bench.apps.lane import Checkpoints, Measured
-from colo_ebpf.bench.apps.loads import Load, chosen
+from colo_ebpf.bench.apps.loads import LOADS, Load, Lockstep, chosen
 from colo_ebpf.bench.apps.readings import Reading
 from colo_ebpf.bench.apps.rounds import Found, Rounds
-from colo_ebpf.bench.apps.targets import APPLICATIONS, needless, of_stock, of_twins
+from colo_ebpf.bench.apps.targets import APPLICATIONS, needless, of_lockstep, of_stock, of_twins
+from colo_ebpf.bench.part_applications import without
 from colo_ebpf.bench.results import Recorder, Results, Row
 from colo_ebpf.bench.stock import pauses_ms
 from colo_ebpf.bench.target import Outcome
@@ -32,7 +33,7 @@ def _found(
 ) -> Results:
     rounds = Rounds(lambda *_: None, lambda _: None)
     for lane, values in rates.items():
-        pair = lane not in (names.ALONE, names.TWINS)
+        pair = lane not in (names.ALONE, names.TWINS, names.LOCKSTEP)
         taken = Checkpoints(2.0, causes or {}, (10.0,) if causes else ()) if pair else None
         readings = [Measured(Reading(rate, 1, 2, 3), taken) for rate in values]
         rounds.found[lane, load.key] = Found(readings, (broke or {}).get(lane, ""))
@@ -80,6 +81,74 @@ def test_a_miss_of_stock_at_the_limit_of_two_vms_is_told() -> None:
     assert [one.outcome for one in judged] == [Outcome.MET, Outcome.LIMIT]
 
 
+_MET, _LIMIT, _MISSED = Outcome.MET, Outcome.LIMIT, Outcome.MISSED
+
+
+@pytest.mark.parametrize(
+    ("lockstep", "broke", "expected"),
+    [
+        ([60], "", [_LIMIT, _LIMIT]),  # 0.92 of what a client can have that waits for both
+        ([62], "", [_MISSED, _MISSED]),
+        ([], "", [_MISSED, _MISSED]),
+        ([60], "no end", [_MISSED, _MISSED]),  # not the limit: something else was measured
+    ],
+)
+def test_a_miss_of_twins_at_the_limit_of_lockstep_is_told(
+    lockstep: list[float], broke: str, expected: list[Outcome]
+) -> None:
+    rates: dict[str, list[float]] = {
+        names.OURS: [55],
+        names.TWINS: [100],
+        names.LOCKSTEP: lockstep,
+        "stock": [50],
+    }
+    found = _found(_GET, rates, {names.LOCKSTEP: broke} if broke else None)
+    judged = [target.judge(found) for target in APPLICATIONS if target.measure == _GET.name]
+    assert [one.outcome for one in judged] == expected
+    assert not lockstep or broke or "of the limit" in judged[0].found
+
+
+def test_ours_that_broke_is_at_no_limit() -> None:
+    rates: dict[str, list[float]] = {names.OURS: [90], names.TWINS: [100], names.LOCKSTEP: [60]}
+    found = _found(_GET, rates, {names.OURS: "no end"})
+    judged = [target.judge(found) for target in APPLICATIONS if target.measure == _GET.name]
+    assert judged[0].outcome is _MISSED
+
+
+def test_a_target_that_is_met_needs_no_limit() -> None:
+    rates: dict[str, list[float]] = {names.OURS: [90], names.TWINS: [100], names.LOCKSTEP: [200]}
+    found = _found(_GET, rates)
+    judged = [target.judge(found) for target in APPLICATIONS if target.measure == _GET.name]
+    assert judged[0].outcome is _MET
+
+
+def test_a_load_that_lockstep_has_no_figure_of_says_why() -> None:
+    (load,) = chosen("https-keepalive-1")
+    rounds = Rounds(lambda *_: None, lambda _: None)
+    rounds.leave_out(names.LOCKSTEP, load, without(names.LOCKSTEP, load))
+    rounds.found[names.OURS, load.key] = Found([Measured(Reading(90, 1, 2, 3))])
+    recorder = Recorder(lambda _: None)
+    rows.record(recorder, rounds, names.LANES, [load])
+    found = recorder.results(quick=True)
+    assert of_lockstep(load)(found) is None
+    (line,) = summary.lines(found)
+    cells = dict(zip(summary.HEAD, line, strict=True))
+    assert cells["lockstep"] == Lockstep.KEYS.value
+    assert cells["ours/lockstep"] == "-"
+    assert Lockstep.KEYS.value in report._page(found, [])
+
+
+def test_lockstep_has_what_one_plain_client_asks() -> None:
+    for load in LOADS:
+        why = without(names.LOCKSTEP, load)
+        assert (why == Lockstep.KEYS.value) == load.key.startswith(("https", "ssh"))
+        assert not without(names.OURS, load)
+    unequal = {load.key for load in LOADS if load.lockstep is Lockstep.LENGTHS}
+    assert unequal == {"incr-50", "tpcb-8"}
+    measured = {load.key for load in LOADS if load.lockstep is Lockstep.MEASURED}
+    assert measured >= {"get-1", "incr-1", "http-each-1", "tpcb-1", "dice-1", "file-up", "set-50"}
+
+
 @pytest.mark.parametrize(
     ("load", "causes", "expected"),
     [
@@ -119,6 +188,7 @@ def test_the_table_has_a_line_for_each_load_that_was_measured() -> None:
     assert cells["ours"] == "90 /s"
     assert cells["stock"] == "broke: no end within 9 s"
     assert cells["ours/twins"] == "0.90"
+    assert cells["ours/lockstep"] == cells["lockstep"] == "-"
     assert cells["ours/stock"] == "inf"
     assert cells["checkpoints a minute"] == "60 (mismatch 2 in 2 s)"
     assert tables.applications(found)[2].startswith(f"| {_PAGE.name} |")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Two VMs that nobody protects, under the same load at the same time.
 
-That is what a pair can have at most: two VMs and what they are asked share this machine's
-processors. What one of them gives is reported.
+No pair can have more: two VMs and what they are asked share this machine's processors. What one
+of them gives is reported.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from colo_ebpf.bench.apps import guest as guests
@@ -37,11 +37,11 @@ _SETTLES_S = 1.0
 
 
 class TwinsLane:
-    """A plain QEMU on each host of a lab without daemons."""
+    """A plain QEMU on each host of a lab without daemons; or on some hosts."""
 
-    def __init__(self, name: str, guest: Guest) -> None:
+    def __init__(self, name: str, guest: Guest, hosts: Sequence[str] = HOSTS) -> None:
         self._name, self._guest = name, guest
-        self._places = [Place(name, host) for host in HOSTS]
+        self._places = [Place(name, host) for host in hosts]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -60,10 +60,14 @@ class TwinsLane:
 
     async def measure(self, load: Load, seconds: float) -> Measured:
         """Each has a client of its own; the mean of both."""
-        client = client_namespace(self._name)
-        wheres = [Where(client, self._address(place)) for place in self._places]
-        found = await asyncio.gather(*(load.run(where, seconds) for where in wheres))
+        found = await asyncio.gather(*(load.run(where, seconds) for where in self.wheres))
         return Measured(readings.mean(found))
+
+    @property
+    def wheres(self) -> list[Where]:
+        """The guests."""
+        client = client_namespace(self._name)
+        return [Where(client, self._address(place)) for place in self._places]
 
     def _address(self, place: Place) -> str:
         network_, _, last = self._guest.address.rpartition(".")

@@ -3,12 +3,22 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from colo_ebpf.bench.apps import clients
 from colo_ebpf.bench.apps.clients import Run
 from colo_ebpf.errors import BenchError
+
+
+class Lockstep(enum.Enum):
+    """Whether lane lockstep has a figure of a load; if not, why: the note of its row."""
+
+    MEASURED = ""
+    KEYS = "none: two VMs have two keys for a session"
+    LENGTHS = "none: answers may differ in length, and the longer one would never end"
+    LEFT_OUT = "left out to keep a run short"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +32,17 @@ class Load:
     unit: str = "/s"
     dated: bool = False  # its answers name the second
     least_s: float = 1.0  # its clients connect within the time, too
+    lockstep: Lockstep = Lockstep.LEFT_OUT
 
 
 def _plural(count: int) -> str:
     return f"{count} client{'s' if count > 1 else ''}"
+
+
+def _in_order(count: int, *, same: bool) -> Lockstep:
+    """The order in which a VM serves several clients is in its answers if they are not the `same`
+    in all VMs: a balance of one digit or of two."""
+    return Lockstep.MEASURED if same or count == 1 else Lockstep.LENGTHS
 
 
 def _redis() -> Iterator[Load]:
@@ -36,6 +53,7 @@ def _redis() -> Iterator[Load]:
                 f"redis {command.upper()}, {_plural(count)}",
                 clients.redis(command, count),
                 same=command != "incr",
+                lockstep=_in_order(count, same=command != "incr"),
             )
     name = f"redis GET, {_plural(50)}, pipelined"
     yield Load("get-50-p16", name, clients.redis("get", 50, pipeline=16), same=True)
@@ -52,7 +70,14 @@ def _web() -> Iterator[Load]:
                     clients.web(scheme, count, keep_alive),
                     same=keep_alive or scheme == "http",
                     dated=True,
+                    lockstep=_page_in_lockstep(scheme, keep_alive, count),
                 )
+
+
+def _page_in_lockstep(scheme: str, keep_alive: bool, count: int) -> Lockstep:
+    if scheme == "https":
+        return Lockstep.KEYS
+    return Lockstep.MEASURED if keep_alive or count == 1 else Lockstep.LEFT_OUT
 
 
 def _database() -> Iterator[Load]:
@@ -60,18 +85,37 @@ def _database() -> Iterator[Load]:
         for count in (1, 8):
             run, name = clients.database(count, select), f"{kind}, {_plural(count)}"
             least_s = 3.0 if count > 1 else 2.0
-            yield Load(f"{key}-{count}", name, run, same=select, least_s=least_s)
+            lockstep = _in_order(count, same=select)
+            yield Load(f"{key}-{count}", name, run, same=select, least_s=least_s, lockstep=lockstep)
+
+
+def _files() -> Iterator[Load]:
+    for way, run in (("down", clients.download()), ("up", clients.upload())):
+        yield Load(
+            f"file-{way}",
+            f"20 MB file {way}",
+            run,
+            same=True,
+            unit="MB/s",
+            dated=True,
+            lockstep=Lockstep.MEASURED,
+        )
+
+
+def _dice() -> Iterator[Load]:
+    for count, lockstep in ((1, Lockstep.MEASURED), (50, Lockstep.LEFT_OUT)):
+        name = f"dice, {_plural(count)}"
+        yield Load(f"dice-{count}", name, clients.dice(count), lockstep=lockstep)
 
 
 LOADS: tuple[Load, ...] = (
     *_redis(),
     *_web(),
-    Load("file-down", "20 MB file down", clients.download(), same=True, unit="MB/s", dated=True),
-    Load("file-up", "20 MB file up", clients.upload(), same=True, unit="MB/s", dated=True),
+    *_files(),
     *_database(),
-    Load("ssh-login", "ssh login", clients.login),
-    Load("ssh-echo", "typed character's echo over ssh", clients.typing),
-    *(Load(f"dice-{n}", f"dice, {_plural(n)}", clients.dice(n)) for n in (1, 50)),
+    Load("ssh-login", "ssh login", clients.login, lockstep=Lockstep.KEYS),
+    Load("ssh-echo", "typed character's echo over ssh", clients.typing, lockstep=Lockstep.KEYS),
+    *_dice(),
 )
 
 

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 PART = "applications"
-ALONE, TWINS, OURS, STOCK, STOCK_500 = "alone", "twins", "ours", "stock", "stock-500"
-LANES = (ALONE, TWINS, OURS, STOCK, STOCK_500)
+ALONE, TWINS, LOCKSTEP, OURS = "alone", "twins", "lockstep", "ours"
+STOCK, STOCK_500 = "stock", "stock-500"
+LANES = (ALONE, TWINS, LOCKSTEP, OURS, STOCK, STOCK_500)
 STOCKS = (STOCK, STOCK_500)
 MULTIFD = "stock, multifd"
 
@@ -17,4 +18,6 @@ PAUSE_P50, PAUSE_P99, STOPPED = "{}: pause p50", "{}: pause p99", "{}: stopped"
 
 PAUSE = "checkpoint pause, {} MiB dirtied"
 PAUSE_PLOT = "checkpoint pause and dirtied memory"
+RELAY = "{}, one VM"  # what the relay of lane lockstep costs: with one VM behind it, and without
+DIRECT, RELAYED = "direct", "through the relay"
 BROKE = "broke: "  # so the note of a row begins whose load ended badly

@@ -15,10 +15,16 @@ _STARTS = 2  # that may fail one after the other before a lane's turn is over
 
 @dataclass
 class Found:
-    """Of one load in one lane: its readings, in order; and why there are no more."""
+    """Of one load in one lane: its readings, in order; and why there are no more, or none."""
 
     readings: list[Measured] = field(default_factory=list)
     broke: str = ""
+    left_out: str = ""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are to be more readings."""
+        return not self.broke and not self.left_out
 
 
 Key = tuple[str, str]  # lane, load
@@ -34,9 +40,14 @@ class Rounds:
     say: Callable[[str], None]
     found: dict[Key, Found] = field(default_factory=dict)
 
+    def leave_out(self, name: str, load: Load, why: str) -> None:
+        """This lane is not put under this load."""
+        self._of(name, load).left_out = why
+        self.say(f"{name}: {load.key}: {why}")
+
     async def turn(self, name: str, lane: Lane, loads: Sequence[Load], seconds: float) -> None:
         """All loads once, in one lane."""
-        left = [load for load in loads if not self._of(name, load).broke]
+        left = [load for load in loads if self._of(name, load).wanted]
         failed = 0
         while left and failed < _STARTS:
             self.say(f"{name}: starts")

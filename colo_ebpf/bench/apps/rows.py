@@ -23,7 +23,7 @@ def record(recorder: Recorder, rounds: Rounds, lanes: Sequence[str], loads: Sequ
 
 
 def _load(recorder: Recorder, load: Load, lane: str, found: Found) -> None:
-    note = names.BROKE + found.broke if found.broke else ""
+    note = names.BROKE + found.broke if found.broke else found.left_out
     rates = [one.reading.rate for one in found.readings]
     recorder.add(names.PART, load.name, lane, load.unit, values=rates, note=note)
     _times(recorder, load, lane, found.readings)

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 from colo_ebpf.bench.apps import names
 from colo_ebpf.bench.apps.loads import LOADS, Load
-from colo_ebpf.bench.apps.targets import broke, of_stock, of_twins
+from colo_ebpf.bench.apps.targets import broke, of_lockstep, of_stock, of_twins
 from colo_ebpf.bench.results import Results, Row, number
 
 HEAD = (
     "load",
     *names.LANES,
     "ours/twins",
+    "ours/lockstep",
     "ours/stock",
     "ours: p50",
     "p99",
@@ -27,7 +28,7 @@ def lines(results: Results) -> Iterator[tuple[str, ...]]:
     """As long as HEAD."""
     for load in measured(results):
         rates = [_rate(results.row(names.PART, load.name, lane)) for lane in names.LANES]
-        ratios = [find(load)(results) for find in (of_twins, of_stock)]
+        ratios = [find(load)(results) for find in (of_twins, of_lockstep, of_stock)]
         times = [_ours(results, name, load) for name in (names.P50, names.P99, names.LONGEST)]
         yield (
             load.name,
@@ -56,7 +57,7 @@ def share_of_twins(results: Results, load: Load, lane: str) -> float:
 def _rate(row: Row | None) -> str:
     if row is None:
         return "-"
-    if broke(row):
+    if broke(row) or not row.values:
         return row.note
     return f"{number(row.median)} {row.unit}"
 
