@@ -31,6 +31,7 @@ _GATHER_NS = 4 * _MS  # what gathering adds to a pause, before it was ever measu
 _GAP_PAUSES, _GAP_MOST_NS = 6, 5 * _MS  # a part of a pause in which nothing more comes
 _RUN_PAUSES, _RUN_LEAST_NS = 2, 20 * _MS  # pauses the PVM runs for at most, while more comes
 _REST_LEAST_NS, _REST_MOST_NS = 1_000 * _MS, 4_000 * _MS
+_CLEARLY = 3  # times what the other way promises: it is tried however lately it was in vain
 _HOPELESS = 1.5  # times as bad as the other: then one cycle is enough of a try
 
 
@@ -152,9 +153,11 @@ class Pace:
             return self._try(Way.COMPARE, now_ns) if due else ""
         recent = [one for one in self._cycles if now_ns - one.ended_ns <= _OFTEN_NS][-_CYCLES:]
         score = Score.of(recent)
-        if len(recent) < _CYCLES or now_ns < self._rest_until_ns or score is None:
+        if len(recent) < _CYCLES or score is None:
             return ""
-        if score.wait_ns * _BETTER <= _mean_pause_ns(recent) + _GATHER_NS:
+        promised_ns = _mean_pause_ns(recent) + _GATHER_NS
+        clear = score.wait_ns > _CLEARLY * promised_ns and now_ns - self._since_ns >= _REST_LEAST_NS
+        if score.wait_ns * _BETTER <= promised_ns or (now_ns < self._rest_until_ns and not clear):
             return ""
         return self._try(Way.PERIODIC, now_ns)
 

@@ -6,6 +6,8 @@ host: once an answer has waited for a moment, the secondary is asked about it (`
 the SVM's vCPUs (`watch`), and says when waiting is in vain (`Told.spent`): the SVM is idle, or has
 worked for several times as long as it usually needs (`worth_ns`).
 
+- An SVM that has given so many other answers meanwhile that each client had some (`_OVERTAKES`)
+  will not give this one: its clients wait for each other in another order, behind a lock perhaps.
 - *Usually* is what the data plane has counted (`lateness`). Soon after a load the SVM is slow, and
   has a yardstick of its own.
 - A checkpoint that was taken for age, and after which the SVM said nothing before the next one was
@@ -37,10 +39,12 @@ _FRESH_NS = 1 << 29  # after a load, as colo_late.h has it
 _FRESH_WORTH_NS = 300 * _MS  # while nobody knows how slow the SVM is after a load
 _TIMER_NS = 250 * _MS  # delayed ACKs come after 200 ms at the latest
 _DOUBLED_MOST = 4
+_OVERTAKES, _OVERTAKES_LEAST = 4, 32  # answers for each frame that waits, and in all
 _RECENT_NS = 3_000 * _MS  # a checkpoint for age says nothing of one that was longer ago
 
 
 IDLE = "the SVM is idle and has not said it"
+OVERTAKEN = "the SVM has said what came after it"
 IN_VAIN = "the SVM has worked for long and has not said it"
 
 
@@ -84,6 +88,7 @@ class Patience:
     question: int = 0  # asked of the secondary: when the answer came that it is about
     worth_ns: int = 0  # processor time the SVM may spend on it
     doubled: int = 0  # times
+    _compared_then: int = 0  # frames, when the question was asked
     _loaded_ns: int = 0
     _asked_ns: int | None = None  # when a checkpoint was last asked for age
     _compared: int = 0  # frames by then
@@ -119,7 +124,7 @@ class Patience:
     def look(self, held: Waiting, told: Told | None, now_ns: int) -> str:
         """Why a checkpoint is due; "": it is not. Something is held. `told` None: the secondary's
         daemon is not heard."""
-        due = [self._answer(held.answer_ns, held.frames, told, now_ns)] if held.answer_ns else []
+        due = [self._answer(held.answer_ns, held, told, now_ns)] if held.answer_ns else []
         if held.timer_ns is not None:
             due.append((held.timer_ns + _TIMER_NS, "an ACK of the SVM is missing"))
         due_ns, why = min(due)
@@ -132,11 +137,11 @@ class Patience:
         return why
 
     def _answer(
-        self, oldest_ns: int, frames: int, told: Told | None, now_ns: int
+        self, oldest_ns: int, held: Waiting, told: Told | None, now_ns: int
     ) -> tuple[int, str]:
         """When an answer has waited long enough, as far as is known now, and why."""
         if told is None:
-            due_ns = self._queue.due_ns(oldest_ns, frames, self.least_ns, now_ns)
+            due_ns = self._queue.due_ns(oldest_ns, held.frames, self.least_ns, now_ns)
             return due_ns, "nobody says what the SVM does"
         ask_ns = oldest_ns + self._ask_after_ns()
         if told.spent == oldest_ns:
@@ -146,10 +151,18 @@ class Patience:
         worth_ns = self.may_wait_ns(now_ns)
         if self.question != oldest_ns:
             self.question, self.worth_ns = oldest_ns, worth_ns
+            self._compared_then = held.compared
+        elif self._is_overtaken(held):
+            return ask_ns, OVERTAKEN
         if told.watches == oldest_ns:
             return oldest_ns + self.longest_ns, f"the SVM is {self.longest_ns // _MS} ms late"
-        due_ns = self._queue.due_ns(oldest_ns, frames, worth_ns, now_ns)
+        due_ns = self._queue.due_ns(oldest_ns, held.frames, worth_ns, now_ns)
         return due_ns, "the SVM does not send it"
+
+    def _is_overtaken(self, held: Waiting) -> bool:
+        """Since the question was asked the SVM has given many other answers."""
+        others = held.compared - self._compared_then
+        return others >= max(_OVERTAKES * held.frames, _OVERTAKES_LEAST)
 
     def _learn(self, compared: int, now_ns: int) -> None:
         """Was the checkpoint before taken in vain? Then the SVM has said nothing since."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from colo_ebpf.control.epoch import Loaded, Reason
 from colo_ebpf.control.facts import Timing
 from colo_ebpf.control.pace import Bound, Cycle, Gather, Pace, Way
-from colo_ebpf.control.patience import IDLE, Patience, Told
+from colo_ebpf.control.patience import IDLE, OVERTAKEN, Patience, Told
 from colo_ebpf.control.ports import Plane
 from colo_ebpf.model import Waiting
 
@@ -53,7 +53,7 @@ class Waits:
         self._gather = Gather(now_ns)
         self._before = _Before(now_ns)
         self._ages = (0, 0)
-        self._idle = False  # was the SVM that the last checkpoint for age was taken for
+        self._idle = False  # the last checkpoint for age was taken for what the SVM will not say
         self._pause_ns = self._held_ever = self._well = self._spent = 0
 
     @property
@@ -143,7 +143,7 @@ class Waits:
             why = patience.look(waiting, told, now_ns)
         if why:
             self.ages[why] = self.ages.get(why, 0) + 1
-            self._idle = why is IDLE
+            self._idle = why in (IDLE, OVERTAKEN)
             return Reason.HOLD_AGE
         late = waiting.oldest_ns is not None and patience.question == waiting.answer_ns
         self._well = 0 if late or waiting.timer_ns else self._well + 1

@@ -115,6 +115,7 @@ class Answers:
         differs = random.random() < manners.differs
         vm = self.secondary.vm
         loads = vm.loaded if vm is not None else 0
+        late_ns = max(late_ns, self._busy_until_ns - self.world.now_ns)  # one after the other
         self._work_until(self.world.now_ns + late_ns)
         self.world.after(late_ns, lambda: self._svm_answers(frame, loads, differs))
 

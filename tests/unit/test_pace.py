@@ -127,6 +127,15 @@ def test_a_load_that_changes_is_followed() -> None:
         assert load.run(130).pace.way is Way.COMPARE
 
 
+def test_a_load_that_clearly_gains_is_not_kept_waiting_by_the_one_before() -> None:
+    """Of which the other way was in vain a moment ago."""
+    load = Load(Pace(), svm_ms=16, clients=50).run(20)
+    assert load.pace.way is Way.COMPARE
+    load.svm_ms = 100
+    load.run(2)
+    assert load.pace.way is Way.PERIODIC
+
+
 def test_it_does_not_flap() -> None:
     load = Load(Pace()).run(600)
     assert load.share(Way.PERIODIC) > 0.95, "tries in vain are short, and seldom"

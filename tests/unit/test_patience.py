@@ -4,11 +4,12 @@ not."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_ebpf.control.lateness import Yardstick
-from colo_ebpf.control.patience import IDLE, IN_VAIN, Patience, Told
+from colo_ebpf.control.patience import IDLE, IN_VAIN, OVERTAKEN, Patience, Told
 from colo_ebpf.model import Lateness, Waiting
 
 MS = 1_000_000
@@ -84,6 +85,18 @@ def test_an_svm_that_works_is_waited_for() -> None:
         assert not patience.look(_waiting(LATER), watched, now_ns)
         now_ns += BEAT
     assert patience.look(_waiting(LATER), watched, now_ns) == "the SVM is 2000 ms late"
+
+
+@pytest.mark.parametrize(("frames", "others"), [(1, 32), (8, 32), (20, 80)])
+def test_an_svm_that_gives_all_other_answers_will_not_give_this_one(
+    frames: int, others: int
+) -> None:
+    """As found: clients of a database waited for each other's locks in another order there."""
+    patience = _held(LATER)
+    now_ns, watched = _ask(patience, LATER), Told(watches=LATER)
+    assert not patience.look(_waiting(LATER, frames, others - 1), watched, now_ns + BEAT)
+    why = patience.look(_waiting(LATER, frames, others), watched, now_ns + 2 * BEAT)
+    assert why == OVERTAKEN
 
 
 def test_what_was_said_of_another_answer_says_nothing() -> None:
@@ -263,7 +276,7 @@ def test_never_at_once_and_never_after_the_longest(
         now += later
         oldest = max(LATER, now - age)
         told = Told(watches=patience.question) if watched else NOBODY
-        asked = patience.look(_waiting(oldest, frames, now), told, now)
+        asked = patience.look(_waiting(oldest, frames), told, now)
         assert not asked or now - oldest >= TIMEOUT
         assert asked or now - oldest < max(LONGEST, WHILE_IT_WORKS)
         assert patience.due_ns is not None and patience.due_ns > now
