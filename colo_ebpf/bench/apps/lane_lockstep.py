@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The two VMs of lane twins with one client, whose every answer waits for both of them.
 
-A client of a pair that waits for its answer before it asks again can have no more: the slower of
-two VMs has to have given it, too. A relay between them does nothing but wait.
+A client of a pair that waits for its answer before it asks again can have about as much: the slower
+of two VMs has to have given it, too. A relay between them does nothing but wait. It is a process,
+and what that costs makes the figures lower.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class Lockstep(enum.Enum):
 
     MEASURED = ""
     KEYS = "none: two VMs have two keys for a session"
-    LENGTHS = "none: answers may differ in length, and the longer one would never end"
+    LENGTHS = "none: answers may differ in length, and a client could wait for ever"
     LEFT_OUT = "left out to keep a run short"
 
 

@@ -38,7 +38,7 @@ def of_lockstep(load: Load) -> Find:
 
 
 def of_limit(load: Load) -> Find:
-    """How much of what no pair can exceed: of two VMs, and of two whose client waits for both."""
+    """Of twins or of lockstep, what is more: either is about all that a pair can have."""
 
     def find(results: Results) -> float | None:
         shares = (of_twins(load)(results), of_lockstep(load)(results))
