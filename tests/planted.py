@@ -771,7 +771,7 @@ MUTANTS = [
     Mutant(
         "a frame that was lost in the line is waited for",
         "include/colo_drain.h",
-        "			if (colo_park_lost(slot))\n				colo_park_forget(flow, slot);",
+        "			if (colo_park_lost(slot))\n				colo_flow_forget(flow, slot);",
         "			;",
         PARK,
     ),
@@ -1038,8 +1038,8 @@ MUTANTS = [
     ),
     Mutant(
         "what was dropped is not held again",
-        "include/colo_gone.h",
-        "flow->flags |= COLO_F_LOST;	/* should it come again it is held anew */",
+        "include/colo_hold.h",
+        "flow->flags |= COLO_F_LOST;",
         "",
         GONE,
     ),

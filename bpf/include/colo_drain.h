@@ -74,7 +74,7 @@ static __always_inline __u32 colo_drain_next(struct colo_flow *flow, struct colo
 		slot = colo_hold.lookup(&ix);
 		if (slot && slot->kind == COLO_SLOT_PARKED) {
 			if (colo_park_lost(slot))
-				colo_park_forget(flow, slot);
+				colo_flow_forget(flow, slot);
 		} else if (slot && slot->epoch == epoch &&
 			   !COLO_AFTER(slot->end, flow->verified) && !colo_slot_claim(slot)) {
 			ref = flow->head;
@@ -279,7 +279,7 @@ static __always_inline int colo_flush_parked(struct colo_slot *slot, struct colo
 		if (colo_flow_lock(flow, &slot->flow, COLO_LOCK_AGAIN))
 			return COLO_FLUSH_LATER;
 		if (flow->head == ref)
-			colo_park_forget(flow, slot);
+			colo_flow_forget(flow, slot);
 		colo_unlock(&flow->lock);
 	} else if (!colo_slot_claim(slot)) {
 		colo_slot_free(slot);

@@ -8,9 +8,8 @@
  *
  * Dropping never releases. Were the client there after all its VM would send the bytes again, as if
  * they had been lost on the way, and they would be held until a checkpoint; the client's next segment
- * ends all this. Only a reset that is
- * where the PVM expects the next byte counts, for such a one ends the connection there, too (RFC 5961,
- * 3.2): a forged one has to know that number.
+ * ends all this. Only a reset of the client that is where the PVM expects the next byte counts, for such
+ * a one ends the connection there, too (RFC 5961, 3.2): a forged one has to know that number.
  */
 #ifndef COLO_GONE_H
 #define COLO_GONE_H
@@ -22,11 +21,8 @@ static __always_inline int colo_gone_drop(struct colo_flow *flow, struct colo_sl
 {
 	__u32 len = slot->len;
 
-	if (colo_slot_claim(slot))
+	if (colo_flow_forget(flow, slot))
 		return -1;
-	flow->flags |= COLO_F_LOST;	/* should it come again it is held anew */
-	colo_flow_pop(flow, slot);
-	colo_slot_free(slot);
 	colo_count(prog, COLO_V_DROP, COLO_R_CLIENT_GONE, len);
 	return 0;
 }

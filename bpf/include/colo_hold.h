@@ -88,6 +88,20 @@ static __always_inline void colo_flow_pop(struct colo_flow *flow, struct colo_sl
 	flow->held--;
 }
 
+/*
+ * The list's first frame leaves the store, and is not sent: should it come again it is held anew.
+ * -1: it is just being sent.
+ */
+static __always_inline int colo_flow_forget(struct colo_flow *flow, struct colo_slot *slot)
+{
+	if (colo_slot_claim(slot))
+		return -1;
+	flow->flags |= COLO_F_LOST;
+	colo_flow_pop(flow, slot);
+	colo_slot_free(slot);
+	return 0;
+}
+
 /* Sum of slot memory at `off`, which lies in the head. */
 static __always_inline __u32 colo_frame_sum(struct colo_frame *frame, __u64 off, __u64 len,
 					  __u32 sum)

@@ -95,20 +95,13 @@ static __always_inline void colo_park_in(struct __sk_buff *skb, struct colo_conf
 	work->plan.reason = COLO_R_PARKED;
 }
 
-/* The skb of a parked slot was lost on the way: it is nobody's any more. */
+/*
+ * The skb of a parked slot was lost on the way: it is nobody's any more. Its bytes come again, as the PVM
+ * resends them.
+ */
 static __always_inline int colo_park_lost(struct colo_slot *slot)
 {
 	return bpf_ktime_get_boot_ns() - slot->at_ns > COLO_PARK_LOST_NS;
-}
-
-/* Take such a one from the head of its flow's list. Its bytes come again, as the PVM resends them. */
-static __always_inline void colo_park_forget(struct colo_flow *flow, struct colo_slot *slot)
-{
-	if (colo_slot_claim(slot))
-		return;
-	flow->flags |= COLO_F_LOST;
-	colo_flow_pop(flow, slot);
-	colo_slot_free(slot);
 }
 
 #endif /* COLO_PARK_H */
