@@ -42,13 +42,11 @@ class _Row:
 class Yardstick:
     """What `Lateness` says of the last few hundred late answers."""
 
-    total: int = 0  # late answers, ever
     _usual: _Row = field(default_factory=_Row)
     _loaded: _Row = field(default_factory=_Row)
 
     def read(self, lateness: Lateness) -> None:
         """The data plane's counts as they are now."""
-        self.total = lateness.total
         self._usual.read(lateness.usual)
         self._loaded.read(lateness.loaded)
 

@@ -26,8 +26,8 @@ def look(pid: int, threads: Sequence[int]) -> Work:
     tasks = Path(f"/proc/{pid}/task")
     try:
         ran_ns = [int((tasks / str(t) / "schedstat").read_text().split()[0]) for t in threads]
-        states = [_state((task / "stat").read_text()) for task in tasks.iterdir()]
-        vcpus = [_state((tasks / str(t) / "stat").read_text()) for t in threads]
-    except (OSError, ValueError, IndexError):  # a worker that has ended, or all of them
+        states = {task.name: _state((task / "stat").read_text()) for task in tasks.iterdir()}
+        vcpus = [states[str(t)] for t in threads]
+    except (OSError, ValueError, LookupError):  # a worker that has ended, or all of them
         return UNKNOWN
-    return Work(tuple(ran_ns), "R" in vcpus or "D" in states)
+    return Work(tuple(ran_ns), "R" in vcpus or "D" in states.values())

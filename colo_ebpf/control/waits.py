@@ -110,13 +110,13 @@ class Waits:
         due_ns, news = self.due_ns, self._is_news(told)
         if due_ns is None or (now_ns < due_ns and not news):
             return None
-        waiting = self._plane.waiting()
-        if not waiting.frames and self._at_rest():
+        frames = self._plane.held_frames()
+        if not frames and self._at_rest():
             self._begin_anew(now_ns)
             return None
         if self.pace.way is Way.PERIODIC:
-            return self._look_gathered(waiting, now_ns)
-        return self._look_for_late(waiting, told, now_ns)
+            return self._look_gathered(frames, now_ns)
+        return self._look_for_late(self._plane.waiting(), told, now_ns)
 
     def _is_news(self, told: Told | None) -> bool:
         """The secondary has just said that to wait is in vain."""
@@ -160,8 +160,8 @@ class Waits:
         if self._plane.held_frames():
             self.first(now_ns)
 
-    def _look_gathered(self, waiting: Waiting, now_ns: int) -> Reason | None:
-        if not waiting.frames:
+    def _look_gathered(self, frames: int, now_ns: int) -> Reason | None:
+        if not frames:
             self._gather.due_ns = now_ns + Gather.EVERY_NS
             return None
         period_ns = self._pacing.period_ns
