@@ -43,6 +43,7 @@
 #include "colo_event.h"
 #include "colo_late.h"
 #include "colo_hash.h"
+#include "colo_ahead.h"
 #include "colo_flow.h"
 #include "colo_dgram.h"
 #include "colo_park.h"

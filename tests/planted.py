@@ -237,6 +237,27 @@ MUTANTS = [
         LEADS,
     ),
     Mutant(
+        "an end beyond the oldest is only in the ring",
+        "include/colo_flow.h",
+        "if (flow->bounds > COLO_BOUNDS / 2)	/* some of them will go */",
+        "if (0)",
+        LEADS,
+    ),
+    Mutant(
+        "an end of another epoch counts",
+        "include/colo_ahead.h",
+        "colo_mix(flow->owner + flow->gen, flow->epoch)",
+        "colo_mix(flow->owner + flow->gen, 1)",
+        LEADS,
+    ),
+    Mutant(
+        "an end of another connection counts",
+        "include/colo_ahead.h",
+        "colo_mix(flow->owner + flow->gen, flow->epoch)",
+        "colo_mix(flow->gen, flow->epoch)",
+        LEADS,
+    ),
+    Mutant(
         "what one carrier does not take waits for the next frame",
         "compare.c",
         "		if (!conf->park_ifindex)\n			return TC_ACT_SHOT;\n",

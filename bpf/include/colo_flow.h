@@ -367,6 +367,23 @@ static __always_inline void colo_stops_svm(struct colo_work *work, struct colo_f
 	colo_stop_add(work, walk->limit, 0, work->cuts);
 }
 
+static __always_inline void colo_ahead_all(struct colo_work *work, struct colo_flow *flow)
+{
+	struct colo_walk *walk = &work->walk;
+	struct colo_stop *stop;
+	int i;
+
+	walk->stop = 0;
+#pragma nounroll
+	for (i = 0; i < COLO_STOPS; i++) {
+		stop = colo_stop_next(work);
+		if (!stop)
+			break;
+		if (stop->cut && COLO_AFTER(walk->base + stop->at, flow->pvm.next))
+			colo_ahead_put(flow, stop->digest, walk->base + stop->at);
+	}
+}
+
 /* Where cuts of the SVM ended, ahead of the PVM: the PVM will stop there. */
 static __always_inline void colo_bounds_svm(struct colo_work *work, struct colo_flow *flow)
 {
@@ -383,6 +400,8 @@ static __always_inline void colo_bounds_svm(struct colo_work *work, struct colo_
 		if (stop->cut && COLO_AFTER(walk->base + stop->at, flow->pvm.next))
 			colo_flow_bound(flow, stop->digest, walk->base + stop->at);
 	}
+	if (flow->bounds > COLO_BOUNDS / 2)	/* some of them will go */
+		colo_ahead_all(work, flow);
 }
 
 static __always_inline void colo_side_store(struct colo_walk *walk, struct colo_side *side)

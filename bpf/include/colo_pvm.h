@@ -292,6 +292,19 @@ static __always_inline void colo_pvm_hold(struct __sk_buff *skb, struct colo_con
 	work->plan.event = COLO_EV_STORE_FULL;
 }
 
+/* The SVM has been where the frame ends, long ago, and has ends left only before it and beyond. */
+static __always_inline void colo_pvm_behind(struct colo_work *work, struct colo_flow *flow)
+{
+	struct colo_walk *walk = &work->walk;
+	struct colo_stop *last = &work->stop[(walk->stops - 1) & (COLO_STOPS - 1)];
+	__u32 end = walk->base + walk->limit;
+
+	if (flow->flags & COLO_F_BAD || !COLO_AFTER(end, flow->verified) ||
+	    COLO_AFTER(end, flow->svm.next) || !colo_ahead_has(flow, last->digest, end))
+		return;
+	flow->verified = walk->met = end;
+}
+
 static __always_inline void colo_pvm_conclude(struct __sk_buff *skb, struct colo_conf *conf,
 					      struct colo_work *work, struct colo_flow *flow)
 {
@@ -301,6 +314,7 @@ static __always_inline void colo_pvm_conclude(struct __sk_buff *skb, struct colo
 		colo_side_store(&work->walk, &flow->pvm);
 		colo_walk_result(work, flow, 1);
 		colo_bounds_pass(flow, work->walk.bound);
+		colo_pvm_behind(work, flow);
 		work->kind = COLO_SLOT_STREAM;
 		if (COLO_AFTER(work->end, flow->verified)) {
 			colo_plan_set(plan, COLO_V_HOLD, COLO_R_UNVERIFIED);

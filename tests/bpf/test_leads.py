@@ -131,3 +131,44 @@ def test_the_pvm_is_far_ahead_in_small_frames(size: int) -> None:
             stream.pvm(start + held * size, start + total, 1400)
         assert stream.client_has() == 3 * total
         assert stream.held() == 0
+
+
+@pytest.mark.parametrize("pvm", [300, 1400])
+def test_where_both_stop_there_is_an_entry(pvm: int) -> None:
+    """However far the SVM is ahead: a frame of the PVM that ends where one of the SVM's did passes,
+    without waiting for the PVM's next."""
+    with Rig(slots=4096) as rig:
+        stream = Stream(rig, 140_000)
+        stream.svm(0, 140_000, 100)
+        for at in range(0, 138_600, pvm):
+            stream.pvm(at, at + pvm, pvm)
+            assert stream.client_has() == at + pvm
+        assert rig.count("cmp-pvm", "pass", "verified") == 138_600 // pvm
+
+
+def test_where_the_svm_of_another_epoch_stopped_is_no_entry() -> None:
+    """I1: that SVM is gone, and the one of this epoch has said something else there."""
+    with Rig(slots=4096) as rig:
+        stream = Stream(rig, 2_000)
+        stream.svm(0, 2_000, 10)
+        rig.pair(epoch=2)
+        rig.from_peer_raw(frames.of_vm(ISN + 1, bytes(1400), CLIENT_ISN + 1), 2)
+        rig.from_vm_raw(stream._frame(0, 1000))
+        stream.client_has()
+        assert stream.received == b""
+
+
+def test_where_the_svm_stopped_in_another_connection_is_no_entry() -> None:
+    """I1: with the same bytes and numbers; but of this one the SVM has said something else."""
+    with Rig(slots=4096) as rig:
+        stream = Stream(rig, 2_000)
+        stream.svm(0, 2_000, 10)
+        other = 4712
+        rig.from_client_raw(frames.of_client(CLIENT_ISN, flags=frames.SYN, port=other))
+        for send in (rig.from_vm_raw, stream._to_link):
+            syn_ack = frames.SYN | frames.ACK
+            send(frames.of_vm(ISN, ack=CLIENT_ISN + 1, flags=syn_ack, port=other))
+        rig.to_client_raw()
+        stream._to_link(frames.of_vm(ISN + 1, bytes(1400), CLIENT_ISN + 1, port=other))
+        rig.from_vm_raw(frames.of_vm(ISN + 1, stream.data[:1000], CLIENT_ISN + 1, port=other))
+        assert all(not frames.parse(raw).payload for raw in rig.to_client_raw())
