@@ -52,6 +52,7 @@
 #include "colo_drain.h"
 #include "colo_reset.h"
 #include "colo_pvm.h"
+#include "colo_owe.h"
 #include "colo_svm.h"
 #include "colo_unpark.h"
 #include "colo_other.h"
@@ -79,6 +80,7 @@ static __always_inline struct colo_work *colo_work_get(void)
 		work->step = COLO_STEP_DONE;
 		work->drains = 0;
 		work->parked = 0;
+		work->out = 0;
 		work->held_ns = 0;
 	}
 	return work;
@@ -236,6 +238,8 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 
 	if (work->plan.event)
 		colo_plan_event(work);
+	if (work->plan.verdict == COLO_V_PASS && (work->plan.lower || flow->ack_slot))
+		colo_stages.call(skb, COLO_STAGE_OWE);
 	colo_pvm_told(skb, work, PVM);
 	if (work->parked) {
 		skb->mark = COLO_PARK_MARK | work->parked;
@@ -259,6 +263,20 @@ static __always_inline int colo_carry_on(struct __sk_buff *skb, struct colo_work
 	work->drains = COLO_DRAIN_RUNS / 2;	/* what it carried before may still be in the backlog */
 	if (work->now.may_release)
 		colo_stages.call(skb, COLO_STAGE_DRAIN);
+	return TC_ACT_SHOT;
+}
+
+/* The frame leaves the delay line. */
+static __always_inline int colo_park_out(struct __sk_buff *skb, struct colo_conf *conf,
+					 struct colo_work *work)
+{
+	colo_pvm_told(skb, work, PARK);
+	if (work->plan.verdict != COLO_V_PASS)
+		return TC_ACT_SHOT;
+	if (!work->plan.drain)
+		return colo_send_last(skb, conf, work->pkt.nic);
+	colo_send(skb, conf, work->pkt.nic);
+	colo_stages.call(skb, COLO_STAGE_DRAIN);
 	return TC_ACT_SHOT;
 }
 
@@ -295,17 +313,43 @@ int colo_park(struct __sk_buff *skb)
 	work->scale = colo_flow_scale(flow);
 	colo_unlock(&flow->lock);
 
+	if (work->plan.verdict == COLO_V_PASS) {
+		work->out = 1;
+		if (work->plan.lower || flow->ack_slot)
+			colo_stages.call(skb, COLO_STAGE_OWE);
+		return colo_park_out(skb, conf, work);
+	}
 	colo_pvm_told(skb, work, PARK);
 	if (work->parked)
 		return colo_line_send(skb, conf, work->line);
-	if (work->plan.verdict == COLO_V_PASS) {
-		if (!work->plan.drain)
-			return colo_send_last(skb, conf, work->pkt.nic);
-		colo_send(skb, conf, work->pkt.nic);
-	}
 	if (work->plan.drain)
 		colo_stages.call(skb, COLO_STAGE_DRAIN);
 	return TC_ACT_SHOT;
+}
+
+/*
+ * Goes on where a frame of the PVM would pass with less than it says, or others of its flow before it did.
+ * If it cannot be called, or another CPU has the flow, nothing is told later than now.
+ */
+int colo_owe(struct __sk_buff *skb)
+{
+	struct colo_conf *conf = colo_conf_get();
+	struct colo_work *work;
+	struct colo_flow *flow;
+	__u32 zero = 0;
+
+	work = colo_work.lookup(&zero);
+	if (!conf || !work)
+		return TC_ACT_SHOT;
+	flow = colo_flows.lookup(&work->flow);
+	if (flow && !colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS)) {
+		colo_owe_note(skb, conf, work, flow);
+		colo_unlock(&flow->lock);
+	}
+	if (work->out)
+		return colo_park_out(skb, conf, work);
+	colo_pvm_told(skb, work, PVM);
+	return colo_action(work->plan.verdict);
 }
 
 /* The tag of a link frame against our epoch: 0 if both are the same and open. */

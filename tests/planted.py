@@ -15,6 +15,7 @@ PARK = "tests/bpf/test_park.py"
 HASH, HEARD = "tests/bpf/test_hash.py", "tests/bpf/test_heard.py"
 RESET, MANY = "tests/bpf/test_reset.py", "tests/bpf/test_many_connections.py"
 LATE, GONE = "tests/bpf/test_late.py", "tests/bpf/test_gone.py"
+WINDOW = "tests/bpf/test_window.py"
 PATIENCE, PACE = "tests/unit/test_patience.py", "tests/unit/test_pace.py"
 WATCH, WAITS = "tests/unit/test_watch.py", "tests/sim/test_waits.py"
 PATIENCE_PY, PACE_PY = "colo_ebpf/control/patience.py", "colo_ebpf/control/pace.py"
@@ -256,6 +257,55 @@ MUTANTS = [
         "colo_mix(flow->owner + flow->gen, flow->epoch)",
         "colo_mix(flow->gen, flow->epoch)",
         LEADS,
+    ),
+    Mutant(
+        "a window that the SVM closed stays closed",
+        "include/colo_flow.h",
+        "return raised || colo_flow_owes(flow);",
+        "return raised;",
+        WINDOW,
+    ),
+    Mutant(
+        "any wider window is worth a segment",
+        "include/colo_flow.h",
+        "(COLO_AFTER(edge, slot->start) && edge - slot->start >= slot->start - slot->end)",
+        "COLO_AFTER(edge, slot->start)",
+        WINDOW,
+    ),
+    Mutant(
+        "a client with room is owed more",
+        "include/colo_hold.h",
+        "return (__s32)room < COLO_ROOM && ",
+        "return ",
+        WINDOW,
+    ),
+    Mutant(
+        "what leaves with less than it said is forgotten",
+        "include/colo_drain.h",
+        "if (!colo_ack_owed(slot, told, edge))",
+        "if (1)",
+        WINDOW,
+    ),
+    Mutant(
+        "a lowered acknowledgment of an answer is forgotten",
+        "include/colo_owe.h",
+        "(COLO_AFTER(pkt->ack, plan->ack) ||",
+        "(0 ||",
+        WINDOW,
+    ),
+    Mutant(
+        "an ACK that follows an answer is where the answer is",
+        "include/colo_hold.h",
+        "__builtin_memcpy(&frame->data[l4 + 4], &next, 4);",
+        "",
+        WINDOW,
+    ),
+    Mutant(
+        "what the PVM takes back is told all the same",
+        "include/colo_owe.h",
+        "colo_owe_forget(flow);\n	if",
+        "if",
+        WINDOW,
     ),
     Mutant(
         "what one carrier does not take waits for the next frame",

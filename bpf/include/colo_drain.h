@@ -92,10 +92,9 @@ static __always_inline __u32 colo_drain_next(struct colo_flow *flow, struct colo
 	if (!ref && flow->ack_slot && flow->flags & COLO_F_HAS_FLOOR) {
 		ix = flow->ack_slot - 1;
 		slot = colo_hold.lookup(&ix);
-		if (slot && COLO_AFTER(flow->floor, slot->end) && !colo_slot_claim(slot)) {
+		if (slot && colo_ack_due(flow, slot) && !colo_slot_claim(slot)) {
 			ref = flow->ack_slot;
 			*edge = colo_flow_edge(flow, slot->edge);
-			slot->end = flow->floor;
 			flow->ack_slot = 0;
 		}
 	}
@@ -104,7 +103,25 @@ out:
 	return ref;
 }
 
-/* An ACK that left lowered still waits for the rest of the floor, unless a newer one does. */
+/* The frame has left, with less than the PVM meant: what is to be told later is an ACK. */
+static __always_inline int colo_drain_owes(struct colo_slot *slot, struct colo_frame *frame,
+					   __u32 told, __u32 edge)
+{
+	__u32 seq = slot->end;
+
+	if (!colo_ack_owed(slot, told, edge))
+		return 0;
+	if (slot->kind == COLO_SLOT_STREAM &&
+	    (seq != slot->start + slot->bytes || colo_ack_make(slot, frame, seq)))
+		return 0;
+	if (slot->kind != COLO_SLOT_ACK)
+		return 0;
+	slot->start = edge;
+	slot->end = told;
+	return 1;
+}
+
+/* It waits, unless a newer one does. */
 static __always_inline void colo_drain_keep(struct colo_flow *flow, struct colo_slot *slot,
 					    __u32 ref)
 {
@@ -113,6 +130,7 @@ static __always_inline void colo_drain_keep(struct colo_flow *flow, struct colo_
 	if (!colo_flow_lock(flow, &slot->flow, COLO_LOCK_AGAIN)) {
 		if (!flow->ack_slot && slot->gen == flow->gen) {
 			flow->ack_slot = ref;
+			flow->more |= colo_ack_due(flow, slot);	/* the SVM has got on meanwhile */
 			keep = 1;
 		}
 		colo_unlock(&flow->lock);
@@ -149,7 +167,7 @@ static __always_inline void colo_drain_failed(struct colo_slot *slot, __u32 part
 static __always_inline int colo_drain_flow(struct __sk_buff *skb, struct colo_conf *conf,
 					    struct colo_flow *flow, struct colo_work *work)
 {
-	__u32 ref, ix, floor = 0, edge = 0, part = 0, sent = 0;
+	__u32 ref, ix, floor = 0, edge = 0, part = 0, sent = 0, told;
 	struct colo_frame *frame;
 	struct colo_slot *slot;
 	int i;
@@ -177,7 +195,8 @@ static __always_inline int colo_drain_flow(struct __sk_buff *skb, struct colo_co
 			colo_drain_failed(slot, part);
 			break;
 		}
-		colo_slot_lower(slot, frame, colo_told(slot->ack, floor), edge);
+		told = colo_told(slot->ack, floor);
+		colo_slot_lower(slot, frame, told, edge);
 		if (part ? colo_emit_part(skb, conf, ix, slot, frame, part) :
 			   colo_emit(skb, conf, ix, slot, slot->bytes)) {
 			colo_count(COLO_PROG_DRAIN, COLO_V_HOLD, COLO_R_EMIT_FAILED, slot->len);
@@ -191,7 +210,7 @@ static __always_inline int colo_drain_flow(struct __sk_buff *skb, struct colo_co
 			continue;
 		}
 		colo_count(COLO_PROG_DRAIN, COLO_V_CARRY, COLO_R_CARRIED, slot->len);
-		if (slot->kind == COLO_SLOT_ACK && COLO_AFTER(slot->ack, floor))
+		if (colo_drain_owes(slot, frame, told, edge))
 			colo_drain_keep(flow, slot, ref);
 		else
 			colo_slot_free(slot);

@@ -119,7 +119,35 @@ static __always_inline int colo_flow_match_syn(struct colo_plan *plan, struct co
 	return 1;
 }
 
-/* I2: an ACK of the SVM, in this epoch, raises the floor. Returns 1 if it moved. */
+/* The window edge that may be shown: the smaller of both sides'. */
+static __always_inline __u32 colo_flow_edge(struct colo_flow *flow, __u32 edge)
+{
+	if (flow->flags & COLO_F_HAS_EDGE && COLO_AFTER(edge, flow->s_edge))
+		return flow->s_edge;
+	return edge;
+}
+
+/*
+ * The client may be told now what it was not told before: more is acknowledged, or its window is twice as
+ * wide, from when on Linux' own receiver finds that worth a segment.
+ */
+static __always_inline int colo_ack_due(struct colo_flow *flow, struct colo_slot *slot)
+{
+	__u32 edge = colo_flow_edge(flow, slot->edge);
+
+	return COLO_AFTER(flow->floor, slot->end) ||
+	       (COLO_AFTER(edge, slot->start) && edge - slot->start >= slot->start - slot->end);
+}
+
+static __always_inline int colo_flow_owes(struct colo_flow *flow)
+{
+	__u32 ix = flow->ack_slot - 1;
+	struct colo_slot *slot = colo_hold.lookup(&ix);
+
+	return slot && colo_ack_due(flow, slot);
+}
+
+/* I2: an ACK of the SVM, in this epoch, raises the floor. Returns 1 if the client is to be told. */
 static __always_inline int colo_flow_svm_ack(struct colo_flow *flow, __u32 ack, __u16 window)
 {
 	int raised = 0;
@@ -135,15 +163,7 @@ static __always_inline int colo_flow_svm_ack(struct colo_flow *flow, __u32 ack, 
 		flow->s_edge = ack + ((__u32)window << (flow->s_scale & 15));
 		flow->flags |= COLO_F_HAS_EDGE;
 	}
-	return raised;
-}
-
-/* The window edge that may be shown: the smaller of both sides'. */
-static __always_inline __u32 colo_flow_edge(struct colo_flow *flow, __u32 edge)
-{
-	if (flow->flags & COLO_F_HAS_EDGE && COLO_AFTER(edge, flow->s_edge))
-		return flow->s_edge;
-	return edge;
+	return raised || colo_flow_owes(flow);
 }
 
 static __always_inline struct colo_bound *colo_bound_at(struct colo_flow *flow, __u32 n)

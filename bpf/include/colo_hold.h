@@ -18,6 +18,7 @@ BPF_TABLE_PINNED("array", __u32, struct colo_frame, colo_frames, COLO_HOLD_SLOTS
 		 COLO_PIN "/colo_frames");
 
 #define COLO_ALLOC_TRIES	16	/* stretches of the ring in which a slot is looked at, if it is free */
+#define COLO_ROOM		16384	/* bytes of window with which any client goes on */
 #define COLO_HEAD_MAX		256	/* headers of a held frame, a power of two */
 #define COLO_SUM_BYTES		508	/* a multiple of 4 below 512: what older kernels take at once */
 #define COLO_SUMS		((COLO_FRAME_MAX - COLO_HEAD_MAX) / COLO_SUM_BYTES)
@@ -348,6 +349,18 @@ static __always_inline __u32 colo_window(__u32 ack, __u32 edge, __u32 scale, __u
 	return room > 65535 ? 65535 : room;
 }
 
+/*
+ * The client was told of a window that ends at `told`, for the SVM's is not wider: so little that it may stand
+ * still, and the PVM, which meant more, does not say it again. (RFC 9293, 3.8.6.2.1: a segment is sent into a
+ * window that has room for one.)
+ */
+static __always_inline int colo_window_owed(__u32 ack, __u32 told, __u32 meant)
+{
+	__u32 room = told - ack;
+
+	return (__s32)room < COLO_ROOM && (__s32)(meant - told) > 0 && (__s32)(meant - told) >= (__s32)room;
+}
+
 /* The checksum is made when the frame leaves (colo_slot_sum). */
 static __always_inline void colo_slot_lower(struct colo_slot *slot, struct colo_frame *frame,
 					    __u32 ack, __u32 edge)
@@ -400,6 +413,39 @@ static __always_inline void colo_length_put(struct colo_frame *frame, struct col
 		__builtin_memcpy(&frame->data[l3 + 10], &as->ip_sum, 2);
 	__builtin_memcpy(&frame->data[l4 + 16], &as->tcp_sum, 2);
 	frame->data[l4 + 13] = as->flags;
+}
+
+/*
+ * A stored segment of the PVM becomes the ACK that follows it: its headers, with the next sequence number.
+ * -1: it is none.
+ */
+static __always_inline int colo_ack_make(struct colo_slot *slot, struct colo_frame *frame, __u32 seq)
+{
+	__u64 l3 = slot->l3_off, l4 = slot->tcp_off;
+	__u32 next = bpf_htonl(seq);
+	struct colo_length as;
+	int six;
+
+	COLO_OPAQUE(l3);
+	COLO_OPAQUE(l4);
+	if (!l4 || l3 > COLO_HEAD_MAX || l4 > COLO_HEAD_MAX)
+		return -1;
+	six = frame->data[l3] >> 4 == 6;
+	__builtin_memcpy(&frame->data[l4 + 4], &next, 4);
+	colo_length_put(frame, &as, l3, l4, six, 1);
+	as.flags &= ~(COLO_TCP_PSH | COLO_TCP_CWR);
+	colo_length_set(&as, bpf_htons(slot->data_off - slot->l3_off - (six ? 40 : 0)));
+	colo_length_put(frame, &as, l3, l4, six, 0);
+	slot->len = slot->data_off;
+	slot->bytes = 0;
+	slot->kind = COLO_SLOT_ACK;
+	return 0;
+}
+
+/* The client was told less than the PVM meant, and has to be told the rest once it may be. */
+static __always_inline int colo_ack_owed(struct colo_slot *slot, __u32 told, __u32 edge)
+{
+	return COLO_AFTER(slot->ack, told) || colo_window_owed(told, edge, slot->edge);
 }
 
 #endif /* COLO_HOLD_H */

@@ -240,10 +240,12 @@ static __always_inline int colo_pvm_hold_cut(struct __sk_buff *skb, struct colo_
 	}
 	slot->digest = work->cut_digest[work->cut & (COLO_CUTS - 1)];
 	work->made += colo_hold_publish(slot, work->now.epoch, work->now.at_ns);
-	if (work->kind == COLO_SLOT_ACK)
+	if (work->kind == COLO_SLOT_ACK) {
 		flow->ack_slot = ref;
-	else
+		slot->start = slot->edge;
+	} else {
 		colo_flow_append(flow, slot, ref);
+	}
 	return 0;
 }
 

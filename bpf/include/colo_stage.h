@@ -12,7 +12,8 @@
 #define COLO_STAGE_SVM		3
 #define COLO_STAGE_PVM_RST	4
 #define COLO_STAGE_SVM_RST	5
+#define COLO_STAGE_OWE		6
 
-BPF_PROG_ARRAY(colo_stages, 6);
+BPF_PROG_ARRAY(colo_stages, 7);
 
 #endif /* COLO_STAGE_H */

@@ -102,6 +102,7 @@ struct colo_work {		/* one per CPU; programs run with BH off and do not nest */
 	__u32 reuse;		/* the slot it takes, slot + 1; 0: a free one */
 	__u32 made;		/* slots taken */
 	__u32 parked;		/* the frame goes to the delay line, slot + 1; 0: it does not */
+	__u32 out;		/* 1: the frame has come out of the delay line, and leaves */
 	__u32 line;		/* once more, in this class (enum colo_line) */
 	__u32 resent;		/* the SVM's segment begins before what it had sent */
 	__u64 held_ns;		/* when the frame was held that the SVM's verifies; 0: none was */

@@ -32,6 +32,7 @@ PROGRAMS = {
         "colo_drain",
         "colo_enter",
         "colo_flush",
+        "colo_owe",
         "colo_park",
         "colo_rst_pvm",
         "colo_rst_svm",

@@ -35,6 +35,7 @@ STAGES = (  # by COLO_STAGE_...
     "colo_cmp_svm",
     "colo_rst_pvm",
     "colo_rst_svm",
+    "colo_owe",
 )
 _STAGES_MAP, _RING_MAP = "colo_stages", "colo_ring"
 _OWN_MAPS = (_STAGES_MAP, _RING_MAP)

@@ -82,12 +82,12 @@ def _age(rig: Rig, number: int, by_ns: int) -> None:
 
 def _look(rig: Rig, number: int, frame: Packet, age_ns: int) -> sysbpf.TestRun:
     """The frame, which came so long ago however slow this test is, is at the end of the line."""
-    _age(rig, number, age_ns)
-    context = bytearray(192)
+    context, raw = bytearray(192), bytes(frame)
     struct.pack_into("=I", context, 8, MARK | (number + 1))
     struct.pack_into("=I", context, 164, CUTS)
     struct.pack_into("=I", context, 176, CUT)
-    return sysbpf.test_run(rig.plane.programs["colo_park"], bytes(frame), context=bytes(context))
+    _age(rig, number, age_ns)  # last: what is collected meanwhile makes it older
+    return sysbpf.test_run(rig.plane.programs["colo_park"], raw, context=bytes(context))
 
 
 def _come_out(rig: Rig, number: int, frame: Packet = LONG, age_ns: int = 0) -> tuple[int, Packet]:
@@ -128,6 +128,21 @@ def test_it_leaves_as_the_one_frame_it_came_as(line: Rig) -> None:
     (frame,) = line.to_client()
     assert bytes(frame[TCP].payload) == DATA
     assert line.count("park", "pass", "verified") == 1
+    assert line.plane.held().frames == 0
+
+
+def test_it_leaves_with_a_closed_window(line: Rig) -> None:
+    """The SVM opens it: then the client is told, by an ACK that follows the frame."""
+    answers = [segment(1001, DATA, ack=5001, window=window) for window in (20_000, 0)]
+    line.from_both_offloaded(*answers, CUT)
+    (frame,) = line.to_client()
+    assert (bytes(frame[TCP].payload), frame[TCP].window) == (DATA, 0)
+    assert line.count("park", "pass", "verified") == 1
+    line.from_peer(segment(1001 + len(DATA), ack=5001, window=9_000), 1)
+    (frame,) = line.to_client()
+    assert (frame[TCP].seq, bytes(frame[TCP].payload)) == (1001 + len(DATA), b"")
+    assert (frame[TCP].ack, frame[TCP].window) == (5001, 9_000)
+    assert sums_are_right(frame)
     assert line.plane.held().frames == 0
 
 
