@@ -17,6 +17,7 @@ RESET, MANY = "tests/bpf/test_reset.py", "tests/bpf/test_many_connections.py"
 LATE, GONE = "tests/bpf/test_late.py", "tests/bpf/test_gone.py"
 WINDOW = "tests/bpf/test_window.py"
 PATIENCE, PACE = "tests/unit/test_patience.py", "tests/unit/test_pace.py"
+PROBE, PROBE_PY = "tests/unit/test_probe.py", "colo_ebpf/control/probe.py"
 WATCH, WAITS = "tests/unit/test_watch.py", "tests/sim/test_waits.py"
 PATIENCE_PY, PACE_PY = "colo_ebpf/control/patience.py", "colo_ebpf/control/pace.py"
 WATCH_PY, WAITS_PY = "colo_ebpf/control/watch.py", "colo_ebpf/control/waits.py"
@@ -1225,6 +1226,41 @@ MUTANTS = [
         "now.beats(before, _BETTER)",
         "True",
         PACE,
+    ),
+    Mutant(
+        "equal answers end no way",
+        PACE_PY,
+        "due = now_ns >= self._rest_until_ns or self.probe.enough or",
+        "due = now_ns >= self._rest_until_ns or",
+        PACE,
+    ),
+    Mutant(
+        "a checkpoint of a try is put off",
+        PACE_PY,
+        "return not self._tries and self.probe.puts_off",
+        "return self.probe.puts_off",
+        PACE,
+    ),
+    Mutant(
+        "a checkpoint in vain is put off as often",
+        PROBE_PY,
+        "self._rest = min(2 * self._rest, _REST_MOST)",
+        "pass",
+        PROBE,
+    ),
+    Mutant(
+        "what differs is waited for",
+        PROBE_PY,
+        "self._until_ns = 0\n        return",
+        "return",
+        PROBE,
+    ),
+    Mutant(
+        "equal answers need not come in a row",
+        PROBE_PY,
+        "self._same, self._since_ns = 0, None",
+        "self._since_ns = None",
+        PROBE,
     ),
     Mutant(
         "a hopeless try goes on",

@@ -163,7 +163,7 @@ class Checkpoints:
         """The data plane saw a reason for a checkpoint, or held the first frame."""
         if event.kind is PlaneEventKind.HELD:
             self.waits.first(now_ns)
-        elif not self.waits.covers(_REASONS[event.kind]):
+        elif not self.waits.covers(_REASONS[event.kind], now_ns):
             self._do(self.primary.ask(_REASONS[event.kind], event.at_ns, event.epoch))
 
     def command_done(self, command: Command, stopped: bool, error: str) -> None:

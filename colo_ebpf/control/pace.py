@@ -8,8 +8,9 @@ is taken as soon as output is held and the PVM has no more to say for now (`Gath
 
 Both are measured by the same things: how long an answer waits until it leaves, and how many leave
 in a second (`Score`). While checkpoints for what differs come often, the other way is tried for a
-moment, and kept if it is better. Every few seconds comparing is tried again. A try that was in vain
-is repeated after twice the time, four seconds at most: a load may change.
+moment, and kept if it is better. Comparing is tried again once a few answers were the same
+(`probe`), and now and then all the same: it may be better though some differ. A try that was in
+vain is repeated after twice the time, within limits: a load may change.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from colo_ebpf.control.facts import Wanted
+from colo_ebpf.control.probe import Probe
 
 _MS = 1_000_000
 _KEPT = 8  # cycles
@@ -30,7 +32,7 @@ _BETTER = 0.9  # of the other's wait: less is noise
 _GATHER_NS = 4 * _MS  # what gathering adds to a pause, before it was ever measured
 _GAP_PAUSES, _GAP_MOST_NS = 6, 5 * _MS  # a part of a pause in which nothing more comes
 _RUN_PAUSES, _RUN_LEAST_NS = 2, 20 * _MS  # pauses the PVM runs for at most, while more comes
-_REST_LEAST_NS, _REST_MOST_NS = 1_000 * _MS, 4_000 * _MS
+_REST_LEAST_NS = 1_000 * _MS
 _CLEARLY = 3  # times what the other way promises: it is tried however lately it was in vain
 _HOPELESS = 1.5  # times as bad as the other: then one cycle is enough of a try
 
@@ -43,6 +45,7 @@ class Way(enum.Enum):
 
 
 _TRY_CYCLES = {Way.COMPARE: 3, Way.PERIODIC: _KEPT}  # a try is over after so many
+_REST_MOST_NS = {Way.COMPARE: 4_000 * _MS, Way.PERIODIC: 16_000 * _MS}  # of the way that is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,7 @@ class Pace:
     wanted: Wanted = Wanted.AUTO
     way: Way = Way.COMPARE
     why: str = "output is compared"
+    probe: Probe = field(default_factory=Probe)
     _cycles: list[Cycle] = field(default_factory=list)  # the last few of the present way
     _tries: bool = False  # the present way, against the one before
     _since_ns: int = 0  # the present way is taken
@@ -112,7 +116,7 @@ class Pace:
 
     def begin(self, now_ns: int) -> None:
         """A pairing begins."""
-        self._tries, self._before = False, None
+        self._tries, self._before, self.probe = False, None, Probe()
         self._rest_ns, self._rest_until_ns = _REST_LEAST_NS, now_ns
         self._take(Way.PERIODIC if self.wanted is Wanted.PERIODIC else Way.COMPARE, now_ns)
         fixed = {Wanted.COMPARE: ", as configured", Wanted.AUTO: ""}
@@ -129,19 +133,25 @@ class Pace:
             return self._since_ns + _TRY_NS
         return self._rest_until_ns if self.way is Way.PERIODIC and not self._tries else None
 
+    def puts_off(self, oldest_ns: int | None, worth_ns: int, now_ns: int) -> bool:
+        """A checkpoint is due for output that waits: put it off, to see whether it is needed."""
+        return not self._tries and self.probe.puts_off(oldest_ns, worth_ns, now_ns)
+
     def loaded(self, cycle: Cycle) -> str:
         """A checkpoint is loaded. Returns the sentence that tells of a change; "": of none."""
         if self.wanted is not Wanted.AUTO or cycle.began_ns < self._since_ns:
             return ""
         if self.way is Way.COMPARE and not cycle.differs:
             return ""
+        self.probe.loaded()
         self._cycles = [*self._cycles, cycle][-_KEPT:]
         return self._judge(cycle.ended_ns)
 
     def look(self, now_ns: int) -> str:
         """Time has passed. Returns the same."""
         due_ns = self.due_ns
-        return self._judge(now_ns) if due_ns is not None and now_ns >= due_ns else ""
+        due = self.probe.enough or (due_ns is not None and now_ns >= due_ns)
+        return self._judge(now_ns) if due else ""
 
     def _judge(self, now_ns: int) -> str:
         if self._tries:
@@ -149,7 +159,7 @@ class Pace:
             over = enough or now_ns - self._since_ns >= _TRY_NS
             return self._end_try(now_ns) if over else ""
         if self.way is Way.PERIODIC:
-            due = now_ns >= self._rest_until_ns or self._says_the_same()
+            due = now_ns >= self._rest_until_ns or self.probe.enough or self._says_the_same()
             return self._try(Way.COMPARE, now_ns) if due else ""
         recent = [one for one in self._cycles if now_ns - one.ended_ns <= _OFTEN_NS][-_CYCLES:]
         score = Score.of(recent)
@@ -190,13 +200,14 @@ class Pace:
         if now is not None and (before is None or now.beats(before, _BETTER)):
             return self._settle(self.way, now_ns, f"answers wait for {now.wait_ns / _MS:.0f} ms")
         other = Way.COMPARE if self.way is Way.PERIODIC else Way.PERIODIC
-        self._rest_ns = min(2 * self._rest_ns, _REST_MOST_NS)
+        self._rest_ns = min(2 * self._rest_ns, _REST_MOST_NS[other])
+        self.probe.in_vain()
         self._take(other, now_ns)
         self._rest_until_ns = now_ns + self._rest_ns
         return ""
 
     def _settle(self, way: Way, now_ns: int, because: str) -> str:
-        self._rest_ns = _REST_LEAST_NS
+        self._rest_ns, self.probe = _REST_LEAST_NS, Probe()
         self._rest_until_ns = now_ns + self._rest_ns
         self._take(way, now_ns)
         if way is Way.COMPARE:

@@ -63,9 +63,12 @@ class Waits:
         due_ns, pace_ns = own.due_ns, self.pace.due_ns
         return pace_ns if due_ns is None else min(due_ns, pace_ns or due_ns)
 
-    def covers(self, reason: Reason) -> bool:
+    def covers(self, reason: Reason, now_ns: int) -> bool:
         """A checkpoint for it comes anyway."""
-        return self.pace.way is Way.PERIODIC and reason in COVERED
+        covered = self.pace.way is Way.PERIODIC and reason in COVERED
+        if covered and self.pace.probe.differs():
+            self._gather.due_ns = now_ns
+        return covered
 
     def first(self, now_ns: int) -> None:
         """A frame is held, and none was before."""
@@ -154,6 +157,7 @@ class Waits:
 
     def _begin_anew(self, now_ns: int) -> None:
         """Ask to be told of the next held frame; it may have come by now."""
+        self.pace.probe.cleared()
         self.patience.none()
         self._gather.none()
         self._plane.rearm_held()
@@ -169,5 +173,8 @@ class Waits:
             due_ns = self._before.at_ns + period_ns
             self._gather.due_ns = due_ns if now_ns < due_ns else now_ns + period_ns
             return Reason.OUTPUT if now_ns >= due_ns else None
-        over = self._gather.look(self._plane.held_ever(), self._pause_ns, now_ns)
-        return Reason.OUTPUT if over else None
+        if not self._gather.look(self._plane.held_ever(), self._pause_ns, now_ns):
+            return None
+        worth_ns = self.patience.may_wait_ns(now_ns)
+        off = self.pace.puts_off(self._plane.waiting().answer_ns, worth_ns, now_ns)
+        return None if off else Reason.OUTPUT

@@ -153,6 +153,35 @@ def test_an_operator_can_fix_the_way(wanted: Wanted, way: Way, why: str) -> None
     load = Load(Pace(wanted)).run(60)
     assert ([way for _, way in load.ways], load.told, load.pace.why) == ([way], [], why)
     assert load.pace.due_ns is None
+    assert not any(load.pace.puts_off(0, MS, now_ns) for now_ns in range(100))
+
+
+def test_once_some_answers_were_the_same_comparing_is_tried() -> None:
+    load = Load(Pace()).run(20)
+    pace = load.pace
+    assert (pace.way, pace.probe.enough) == (Way.PERIODIC, False)
+    while not pace.probe.enough:
+        if pace.puts_off(load.now_ns, MS, load.now_ns):
+            pace.probe.cleared()
+        else:
+            pace.probe.loaded()
+    load.differs = 0
+    assert load.run(0.01).pace.way is Way.COMPARE
+    load.run(1.1)
+    assert load.told[-1] == "output is compared again: nothing differed for a while"
+
+
+def test_in_a_try_no_checkpoint_is_put_off() -> None:
+    """It is about what they cost."""
+    load = Load(Pace())
+    for _ in range(1_000):
+        load._cycle(load.now_ns + 1)
+        if load.pace.way is Way.PERIODIC:
+            break
+    for _ in range(7):
+        assert not load.pace.puts_off(load.now_ns, MS, load.now_ns)
+        load._cycle(load.now_ns + 1)
+    assert load.told == []
 
 
 def test_checkpoints_for_other_reasons_say_nothing() -> None:
