@@ -1228,6 +1228,20 @@ MUTANTS = [
         PACE,
     ),
     Mutant(
+        "an idle SVM is so for one answer only",
+        PATIENCE_PY,
+        'return IDLE if oldest_ns + _COVERS_NS <= self._idle_ns else ""',
+        'return ""',
+        PATIENCE,
+    ),
+    Mutant(
+        "an SVM that was idle is so for ever",
+        PATIENCE_PY,
+        'return IDLE if oldest_ns + _COVERS_NS <= self._idle_ns else ""',
+        'return IDLE if self._idle_ns else ""',
+        PATIENCE,
+    ),
+    Mutant(
         "equal answers end no way",
         PACE_PY,
         "due = now_ns >= self._rest_until_ns or self.probe.enough or",

@@ -6,6 +6,8 @@ host: once an answer has waited for a moment, the secondary is asked about it (`
 the SVM's vCPUs (`watch`), and says when waiting is in vain (`Told.spent`): the SVM is idle, or has
 worked for several times as long as it usually needs (`worth_ns`).
 
+- What it says of one answer holds for others: an SVM that is idle will give none that it has had
+  the input of by then.
 - An SVM that has given so many other answers meanwhile that each client had some (`_OVERTAKES`)
   will not give this one: its clients wait for each other in another order, behind a lock perhaps.
 - *Usually* is what the data plane has counted (`lateness`). Soon after a load the SVM is slow, and
@@ -34,6 +36,7 @@ _MS = 1_000_000
 _LONGEST = 20  # times as long as an answer may wait: then the SVM is put level again
 _EACH_NS = 25_000  # for an SVM that has a processor to itself: 40,000 answers a second
 _ASK_LEAST_NS, _ASK_MOST_NS = 10 * _MS, 20 * _MS  # an answer's age at which the secondary is asked
+_COVERS_NS = 20 * _MS  # by what the secondary looks back, and its word is on the way, at most
 _TIMES_USUAL = 3
 _FRESH_NS = 1 << 29  # after a load, as colo_late.h has it
 _FRESH_WORTH_NS = 300 * _MS  # while nobody knows how slow the SVM is after a load
@@ -89,6 +92,8 @@ class Patience:
     worth_ns: int = 0  # processor time the SVM may spend on it
     doubled: int = 0  # times
     _compared_then: int = 0  # frames, when the question was asked
+    _spent: int = 0  # what the secondary has said last
+    _idle_ns: int = 0  # when it said that the SVM is idle
     _loaded_ns: int = 0
     _asked_ns: int | None = None  # when a checkpoint was last asked for age
     _compared: int = 0  # frames by then
@@ -144,8 +149,8 @@ class Patience:
             due_ns = self._queue.due_ns(oldest_ns, held.frames, self.least_ns, now_ns)
             return due_ns, "nobody says what the SVM does"
         ask_ns = oldest_ns + self._ask_after_ns()
-        if told.spent == oldest_ns:
-            return ask_ns, IDLE if told.idle else IN_VAIN
+        if why := self._in_vain(oldest_ns, told, now_ns):
+            return ask_ns, why
         if now_ns < ask_ns:
             return ask_ns, ""
         worth_ns = self.may_wait_ns(now_ns)
@@ -158,6 +163,16 @@ class Patience:
             return oldest_ns + self.longest_ns, f"the SVM is {self.longest_ns // _MS} ms late"
         due_ns = self._queue.due_ns(oldest_ns, held.frames, worth_ns, now_ns)
         return due_ns, "the SVM does not send it"
+
+    def _in_vain(self, oldest_ns: int, told: Told, now_ns: int) -> str:
+        """Has the secondary said that it is, of this answer, or that the SVM is idle, of another
+        one, when it had the input of this one?"""
+        if told.spent != self._spent:
+            self._spent = told.spent
+            self._idle_ns = now_ns if told.idle else 0
+        if told.spent == oldest_ns:
+            return IDLE if told.idle else IN_VAIN
+        return IDLE if oldest_ns + _COVERS_NS <= self._idle_ns else ""
 
     def _is_overtaken(self, held: Waiting) -> bool:
         """Since the question was asked the SVM has given many other answers."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_REST_LEAST, _REST_MOST = 4, 32  # checkpoints from one that is put off in vain to the next
+_REST_LEAST, _REST_MOST = 4, 64  # checkpoints from one that is put off in vain to the next
 _ENOUGH = 3  # that were not needed, in a row
-_LONGEST_NS = 100_000_000  # one is put off
+_LONGEST_NS = 150_000_000  # one is put off
 
 
 @dataclass(slots=True)

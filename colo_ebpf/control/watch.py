@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 _MS = 1_000_000
 EVERY_NS = 10 * _MS
-_IDLE_SHARE = 16  # a guest's timer ticks take less than this part of a processor
+_IDLE_SHARE = 8  # a guest's timer ticks take less than this part of a processor
 
 
 @dataclass(frozen=True, slots=True)

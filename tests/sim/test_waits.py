@@ -159,7 +159,7 @@ def test_it_compares_again_soon(seed: int, clients: int) -> None:
     answers = _pair(seed, Manners(differs=1.0), clients)
     _run(answers, 30)
     answers.manners.differs = 0.0
-    _run(answers, 3)
+    _run(answers, 5)
     assert answers.primary.core is not None
     assert answers.primary.core.checkpoints.waits.pace.way is Way.COMPARE
     assert _run(answers, 3) == {}

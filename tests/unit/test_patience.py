@@ -108,6 +108,30 @@ def test_what_was_said_of_another_answer_says_nothing() -> None:
     assert patience.question == newer
 
 
+def test_what_was_said_of_an_idle_svm_holds_for_what_it_had_the_input_of() -> None:
+    """As found: all clients of a database wait for each other there; the oldest of them came later
+    than the answer that the secondary was asked about."""
+    patience = _held(LATER)
+    now_ns = _ask(patience, LATER) + 300 * MS
+    idle = Told(watches=LATER, spent=LATER, idle=True)
+    assert patience.look(_waiting(now_ns - 20 * MS), idle, now_ns) == IDLE
+
+
+def test_and_not_for_what_came_since() -> None:
+    patience = _held(LATER)
+    now_ns = _ask(patience, LATER) + 300 * MS
+    idle, newer = Told(watches=LATER, spent=LATER, idle=True), now_ns - 19 * MS
+    for late_ms in range(0, 40, 5):
+        assert not patience.look(_waiting(newer), idle, now_ns + late_ms * MS)
+    assert patience.question == newer
+
+
+def test_one_that_worked_in_vain_may_say_the_next() -> None:
+    patience = _held(LATER)
+    now_ns = _ask(patience, LATER) + 300 * MS
+    assert not patience.look(_waiting(now_ns - 30 * MS), Told(LATER, LATER), now_ns)
+
+
 def test_it_may_work_for_three_times_as_long_as_is_usual() -> None:
     patience = _held(LATER)
     patience.yardstick.read(Lateness(usual=_late(17), loaded=_late(0, 0)))

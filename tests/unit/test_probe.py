@@ -52,7 +52,7 @@ def test_it_is_put_off_for_a_moment_only() -> None:
     probe = Probe()
     while not probe.puts_off(0, 5_000 * MS, 0):
         probe.loaded()
-    assert not probe.puts_off(0, 5_000 * MS, 100 * MS)
+    assert not probe.puts_off(0, 5_000 * MS, 150 * MS)
 
 
 def test_what_differs_costs_it_at_once() -> None:
@@ -68,7 +68,7 @@ def test_after_one_in_vain_twice_as_many_come_but_it_is_never_given_up() -> None
     for _ in range(7):
         counts.append(_until_it_begins(probe))
         probe.in_vain()
-    assert counts == [4, 8, 16, 32, 32, 32, 32]
+    assert counts == [4, 8, 16, 32, 64, 64, 64]
 
 
 def test_they_have_to_come_in_a_row() -> None:
