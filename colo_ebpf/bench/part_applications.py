@@ -30,6 +30,8 @@ _MAKE: dict[str, Callable[[str, Guest], Lane]] = {
     names.TWINS: TwinsLane,
     names.LOCKSTEP: LockstepLane,
     names.OURS: OursLane,
+    names.COMPARE: partial(OursLane, mode="compare"),
+    names.PERIODIC: partial(OursLane, mode="periodic"),
     names.STOCK: StockLane,
     names.STOCK_500: partial(StockLane, period_ms=500),
 }
@@ -110,4 +112,6 @@ async def _rounds(rounds: Rounds, plan: Plan, name: str) -> None:
 
 def without(lane: str, load: Load) -> str:
     """Why the lane has no figure of this load; empty: it has."""
+    if lane in names.FIXED:
+        return "" if load.differs else "left out: which way is taken makes no difference"
     return load.lockstep.value if lane == names.LOCKSTEP else Lockstep.MEASURED.value

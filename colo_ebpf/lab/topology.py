@@ -30,7 +30,10 @@ MAC = "52:54:00:77:00:10"
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """What to boot. `disk` is copied for each host; empty: an empty image is made."""
+    """What to boot. `disk` is copied for each host; empty: an empty image is made.
+
+    `checkpoint_mode`: of the daemons; empty: their default.
+    """
 
     kernel: str
     initrd: str
@@ -41,6 +44,7 @@ class Guest:
     preload: str
     disk: str = ""
     disk_bytes: int = 64 << 20
+    checkpoint_mode: str = ""
 
 
 def directory(lab: str) -> Path:
@@ -195,6 +199,7 @@ def config_text(place: Place, guest: Guest, arbiter: str) -> str:
         "management": {"address": place.management_address},
         "arbiter": _arbiter_table(place.lab, arbiter),
         "start": {"role": "primary" if place.host == "a" else "secondary"},
+        "checkpoint": {"mode": guest.checkpoint_mode} if guest.checkpoint_mode else {},
     }
     lines = []
     for table, values in tables.items():

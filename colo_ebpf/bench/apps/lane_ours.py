@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from colo_ebpf.bench.apps import guest as guests
@@ -23,11 +24,11 @@ _SETTLES_S = 1.0  # what a boot leaves behind
 
 
 class OursLane:
-    """Both daemons, both VMs."""
+    """Both daemons, both VMs. `mode`: of checkpoints; empty: the default."""
 
-    def __init__(self, name: str, guest: Guest) -> None:
+    def __init__(self, name: str, guest: Guest, mode: str = "") -> None:
         self._lab = Lab(name)
-        self._guest = guest
+        self._guest = replace(guest, checkpoint_mode=mode)
         self.pair = Pair(self._lab)
 
     @asynccontextmanager

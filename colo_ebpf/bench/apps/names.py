@@ -5,8 +5,10 @@ from __future__ import annotations
 
 PART = "applications"
 ALONE, TWINS, LOCKSTEP, OURS = "alone", "twins", "lockstep", "ours"
+COMPARE, PERIODIC = "ours-compare", "ours-periodic"
 STOCK, STOCK_500 = "stock", "stock-500"
-LANES = (ALONE, TWINS, LOCKSTEP, OURS, STOCK, STOCK_500)
+FIXED = (COMPARE, PERIODIC)  # ours, with the way to take checkpoints fixed
+LANES = (ALONE, TWINS, LOCKSTEP, OURS, *FIXED, STOCK, STOCK_500)
 STOCKS = (STOCK, STOCK_500)
 MULTIFD = "stock, multifd"
 

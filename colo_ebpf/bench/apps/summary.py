@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from colo_ebpf.bench.apps import names
 from colo_ebpf.bench.apps.loads import LOADS, Load
-from colo_ebpf.bench.apps.targets import broke, of_lockstep, of_stock, of_twins
+from colo_ebpf.bench.apps.targets import broke, of_fixed, of_lockstep, of_stock, of_twins
 from colo_ebpf.bench.results import Results, Row, number
 
 HEAD = (
@@ -15,6 +15,7 @@ HEAD = (
     *names.LANES,
     "ours/twins",
     "ours/lockstep",
+    "ours/fixed",
     "ours/stock",
     "ours: p50",
     "p99",
@@ -28,7 +29,7 @@ def lines(results: Results) -> Iterator[tuple[str, ...]]:
     """As long as HEAD."""
     for load in measured(results):
         rates = [_rate(results.row(names.PART, load.name, lane)) for lane in names.LANES]
-        ratios = [find(load)(results) for find in (of_twins, of_lockstep, of_stock)]
+        ratios = [find(load)(results) for find in (of_twins, of_lockstep, of_fixed, of_stock)]
         times = [_ours(results, name, load) for name in (names.P50, names.P99, names.LONGEST)]
         yield (
             load.name,
