@@ -48,6 +48,7 @@ static __always_inline int colo_owe_copy(struct __sk_buff *skb, struct colo_conf
 	if (pkt->len)
 		colo_ack_make(slot, frame, pkt->seq + pkt->len);
 	slot->digest = 0;
+	slot->bytes = 0;
 	slot->start = work->plan.edge;
 	slot->end = work->plan.ack;
 	colo_hold_count(conf, &work->flow, work->now.epoch,

@@ -140,3 +140,20 @@ def test_an_answer_leaves_with_its_ack_lowered(rig: Rig) -> None:
     assert bytes(frame[TCP].payload) == b""
     assert sums_are_right(frame)
     assert rig.plane.held().frames == 0
+
+
+def test_its_sum_is_right_whatever_was_in_its_slot_before(rig: Rig) -> None:
+    """As found: a client did not take it, for the slot had been a longer frame's."""
+    slots = rig.plane.held().slots
+    data = bytes(range(100))
+    for n in range(slots):  # each slot of the store has had one
+        answer = segment(1001 + 100 * n, data, ack=5001)
+        rig.from_vm(answer)
+        rig.from_peer(answer, 1)
+    rig.to_client()
+    at = 1001 + 100 * slots
+    rig.from_peer(segment(at, ack=5001, window=0), 1)
+    rig.from_vm(segment(at, ack=5001, window=20_000))
+    assert _told(rig) == [(5001, 0)]
+    rig.from_peer(segment(at, ack=5001, window=9_000), 1)
+    assert _told(rig) == [(5001, 9_000)]
