@@ -102,6 +102,7 @@ class Waiting:
         return min(both, default=None)
 
 
+FRESH_NS = 1 << 29  # after a load the SVM is slower: its caches are cold
 _LATE_UNIT_NS = 1024
 _LATE_TICK_NS = 4_000_000  # bucket 0: it came in the same tick of the kernel
 

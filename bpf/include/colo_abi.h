@@ -27,6 +27,7 @@
 #define COLO_NO_SCALE		255	/* window shift of a flow whose SYN was not seen */
 #define COLO_MISMATCHES		256	/* entries of the mismatch log, a ring */
 #define COLO_LATE_BUCKETS	32	/* of lateness, each twice as long as the one before */
+#define COLO_FRESH_NS		(1LL << 29)	/* after a load the SVM is slower, its caches are cold */
 
 /* What the data plane does with the frames of the local VM. */
 enum colo_mode {

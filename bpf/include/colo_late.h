@@ -10,8 +10,6 @@
 #ifndef COLO_LATE_H
 #define COLO_LATE_H
 
-#define COLO_FRESH_NS	(1LL << 29)
-
 BPF_TABLE_PINNED("percpu_array", __u32, __u64, colo_late, COLO_LATES * COLO_LATE_BUCKETS,
 		 COLO_PIN "/colo_late");
 

@@ -56,7 +56,7 @@ class Calm:
     def ends(self) -> None:
         """A fact has changed."""
         self._lasts, self._left_out = False, 0
-        self._until_ns = self._sure_until_ns = 0
+        self.sooner()
 
     def sooner(self) -> None:
         """There is something to do before what was the next time to look."""

@@ -194,18 +194,16 @@ class Checkpoints:
         if self.flush_wanted or self._vm is None:
             return 0
         if self._side is Turns.PRIMARY:
-            return self._primary_quiet_until_ns()
-        replica_well = self.guest.off_at_s is None and not self.fitness.passing
-        if not replica_well or not self._overlays_as_before(self._vm, now_ns):
-            return 0
-        quiet_ns = min(self._overlays_due_ns, self.secondary.quiet_until_ns())
-        return quiet_ns if self.watch.due_ns is None else min(quiet_ns, self.watch.due_ns)
+            quiet_ns = self.primary.quiet_until_ns() if self._rested(self._looked_ns) else 0
+        else:
+            quiet_ns = self._secondary_quiet_until_ns(self._vm, now_ns)
+        return quiet_ns if self.due_ns is None else min(quiet_ns, self.due_ns)
 
-    def _primary_quiet_until_ns(self) -> int:
-        if not self._rested(self._looked_ns):
+    def _secondary_quiet_until_ns(self, vm: Vm, now_ns: int) -> int:
+        replica_well = self.guest.off_at_s is None and not self.fitness.passing
+        if not replica_well or not self._overlays_as_before(vm, now_ns):
             return 0
-        quiet_ns, due_ns = self.primary.quiet_until_ns(), self.waits.due_ns
-        return quiet_ns if due_ns is None else min(quiet_ns, due_ns)
+        return min(self._overlays_due_ns, self.secondary.quiet_until_ns())
 
     def _overlays_as_before(self, vm: Vm, now_ns: int) -> bool:
         if now_ns < self._overlays_due_ns:
@@ -265,7 +263,7 @@ class Checkpoints:
         watch = self.watch
         if peer is not None and watch.news(peer.question):
             watch.begin(peer.question, peer.worth_ns, vm.work(), now_ns)
-        elif watch.due_ns is not None and now_ns >= watch.due_ns:
+        elif self.due(now_ns):
             watch.look(vm.work(), now_ns)
 
     def _flush(self) -> None:

@@ -170,7 +170,7 @@ class PrimaryTurns:
     recent: deque[Loaded] = field(default_factory=lambda: deque(maxlen=RECENT))
     unproven_turns: int = 0
     triggered_ns: int = 0
-    longest_epoch_ns: int = 0  # as things are; 0: as `limits` has it
+    longest_epoch_ns: int = field(init=False)  # as things are: no longer than `limits` has it
     _asked: dict[Reason, _Ask] = field(default_factory=dict)
     _covered: dict[Reason, _Ask] = field(default_factory=dict)
     _armed: bool = False
@@ -181,12 +181,16 @@ class PrimaryTurns:
     _rested_ns: int = 0
     _serial: int = 0
 
+    def __post_init__(self) -> None:
+        self.longest_epoch_ns = self.limits.longest_epoch_ns
+
     def begin(self, cell: Turn, now_ns: int, *, restarted: bool) -> list[Action]:
         """The VM is in COLO. After a restart of the daemon the pair's state is unknown: look."""
         self.stage, self.broken = Stage.IDLE, ""
         self.epoch, self.phase = cell.epoch, cell.phase
         self.loaded, self._rested_ns = None, now_ns
         self._asked, self._covered, self._unproven_row = {}, {}, 0
+        self.longest_epoch_ns = self.limits.longest_epoch_ns
         self.sentence = f"epoch {self.epoch}"
         # What the daemon before us announced and the cell does not show is left behind.
         self.target = cell.epoch + BEYOND_RESTART if restarted else 0
@@ -230,7 +234,7 @@ class PrimaryTurns:
         for, `listening` whether it is heard at all (else waiting for it is in vain).
         """
         if self.stage is Stage.IDLE:
-            if now_ns - self._rested_ns >= self._longest_ns:
+            if now_ns - self._rested_ns >= self.longest_epoch_ns:
                 self.ask(Reason.LONGEST_EPOCH, now_ns)
             return self._announce(now_ns, taken) if self._asked else []
         if self.stage is Stage.ANNOUNCED:
@@ -247,11 +251,7 @@ class PrimaryTurns:
         """Until then `look` finds nothing to do, whatever the peer says of its turns."""
         if self.stage is not Stage.IDLE or self._asked:
             return 0
-        return self._rested_ns + self._longest_ns
-
-    @property
-    def _longest_ns(self) -> int:
-        return self.longest_epoch_ns or self.limits.longest_epoch_ns
+        return self._rested_ns + self.longest_epoch_ns
 
     def vm_event(self, event: VmEvent) -> list[Action]:
         """One event of the VM, in order."""

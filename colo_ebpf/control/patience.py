@@ -30,7 +30,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from colo_ebpf.control.lateness import Yardstick
-from colo_ebpf.model import Waiting
+from colo_ebpf.model import FRESH_NS, Waiting
 
 _MS = 1_000_000
 _LONGEST = 20  # times as long as an answer may wait: then the SVM is put level again
@@ -38,8 +38,7 @@ _EACH_NS = 25_000  # for an SVM that has a processor to itself: 40,000 answers a
 _ASK_LEAST_NS, _ASK_MOST_NS = 10 * _MS, 20 * _MS  # an answer's age at which the secondary is asked
 _COVERS_NS = 20 * _MS  # by what the secondary looks back, and its word is on the way, at most
 _TIMES_USUAL = 3
-_FRESH_NS = 1 << 29  # after a load, as colo_late.h has it
-_FRESH_WORTH_NS = 300 * _MS  # while nobody knows how slow the SVM is after a load
+_FRESH_USUAL_NS = 100 * _MS  # while nobody knows how slow the SVM is after a load
 _TIMER_NS = 250 * _MS  # delayed ACKs come after 200 ms at the latest
 _DOUBLED_MOST = 4
 _OVERTAKES, _OVERTAKES_LEAST = 4, 32  # answers for each frame that waits, and in all
@@ -115,10 +114,8 @@ class Patience:
     def may_wait_ns(self, now_ns: int) -> int:
         """Processor time the SVM may spend on an answer."""
         usual_ns = self.yardstick.usual_ns() or 0
-        if now_ns - self._loaded_ns < _FRESH_NS:
-            loaded_ns = self.yardstick.loaded_ns()
-            fresh_ns = _FRESH_WORTH_NS if loaded_ns is None else loaded_ns * _TIMES_USUAL
-            usual_ns = max(usual_ns, fresh_ns // _TIMES_USUAL)
+        if now_ns - self._loaded_ns < FRESH_NS:
+            usual_ns = max(usual_ns, self.yardstick.loaded_ns() or _FRESH_USUAL_NS)
         worth_ns = max(self.least_ns, usual_ns * _TIMES_USUAL) << self.doubled
         return min(worth_ns, self.longest_ns)
 

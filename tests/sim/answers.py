@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from colo_ebpf.control.watch import Work
 from colo_ebpf.model import (
+    FRESH_NS,
     FlushReport,
     Lateness,
     Mode,
@@ -23,7 +24,6 @@ from tests.sim.host import Host
 from tests.sim.world import MS, World
 
 _BUCKETS = 32
-_FRESH_NS = 1 << 29
 _POLL_NS = 2 * MS
 _SERVICE_NS = 2 * MS
 
@@ -130,7 +130,7 @@ class Answers:
             return
         self.compared += 1
         late_ns = self.primary.now_ns - frame.at_ns
-        fresh = self.primary.now_ns - self.loaded_ns < _FRESH_NS
+        fresh = self.primary.now_ns - self.loaded_ns < FRESH_NS
         self.late[fresh][min((late_ns >> 10).bit_length(), _BUCKETS - 1)] += 1
         self._leaves(frame)
 

@@ -270,3 +270,12 @@ def test_a_poweroff_inside_a_load_changes_nothing() -> None:
     s.vm_event(VmEvent(VmEventKind.SHUTDOWN, 0, {"guest": True}), Settled.OPEN)
     assert s.vm_event(_event(VmEventKind.RESUME), Settled.NEW) == []
     assert (s.epoch, s.loaded, s.want) == (9, 9, "")
+
+
+def test_an_epoch_that_was_bounded_is_not_in_the_next_pairing() -> None:
+    p = Primary()
+    p.turns.longest_epoch_ns = 100 * MS
+    assert p.turns.quiet_until_ns() == 100 * MS
+    p.turns.end()
+    p.turns.begin(Turn(9, Phase.OPEN), 0, restarted=False)
+    assert p.turns.quiet_until_ns() == LIMITS.longest_epoch_ns
