@@ -1174,7 +1174,7 @@ MUTANTS = [
     Mutant(
         "a load is forgotten",
         PATIENCE_PY,
-        "if now_ns - self._loaded_ns < _FRESH_NS:",
+        "if now_ns - self._loaded_ns < FRESH_NS:",
         "if False:",
         PATIENCE,
     ),
@@ -1242,10 +1242,17 @@ MUTANTS = [
         PATIENCE,
     ),
     Mutant(
+        "a try is judged by another load",
+        PACE_PY,
+        "return max(self._rest_until_ns, last_ns + _NO_LOAD_NS + 1)",
+        "return self._rest_until_ns",
+        PACE,
+    ),
+    Mutant(
         "equal answers end no way",
         PACE_PY,
-        "due = now_ns >= self._rest_until_ns or self.probe.enough or",
-        "due = now_ns >= self._rest_until_ns or",
+        "due = rested or self.probe.enough or",
+        "due = rested or",
         PACE,
     ),
     Mutant(

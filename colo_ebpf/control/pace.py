@@ -27,6 +27,8 @@ _KEPT = 8  # cycles
 
 _CYCLES = 3  # to judge by
 _OFTEN_NS = 2_000 * _MS  # within which they have to come
+_SAME_LOAD_NS = 500 * _MS  # what is older may be of another load
+_NO_LOAD_NS = 4_000 * _MS  # without a cycle there is none
 _TRY_NS = 1_000 * _MS  # a try is over after so long
 _BETTER = 0.9  # of the other's wait: less is noise
 _GATHER_NS = 4 * _MS  # what gathering adds to a pause, before it was ever measured
@@ -44,6 +46,11 @@ class Way(enum.Enum):
     PERIODIC = "periodic"
 
 
+_AT_FIRST = {
+    Wanted.AUTO: "output is compared",
+    Wanted.COMPARE: "output is compared, as configured",
+    Wanted.PERIODIC: "checkpoints come as soon as output waits, as configured",
+}
 _TRY_CYCLES = {Way.COMPARE: 3, Way.PERIODIC: _KEPT}  # a try is over after so many
 _REST_MOST_NS = {Way.COMPARE: 4_000 * _MS, Way.PERIODIC: 16_000 * _MS}  # of the way that is taken
 
@@ -105,7 +112,7 @@ class Pace:
 
     wanted: Wanted = Wanted.AUTO
     way: Way = Way.COMPARE
-    why: str = "output is compared"
+    why: str = _AT_FIRST[Wanted.AUTO]
     probe: Probe = field(default_factory=Probe)
     _cycles: list[Cycle] = field(default_factory=list)  # the last few of the present way
     _tries: bool = False  # the present way, against the one before
@@ -119,10 +126,7 @@ class Pace:
         self._tries, self._before, self.probe = False, None, Probe()
         self._rest_ns, self._rest_until_ns = _REST_LEAST_NS, now_ns
         self._take(Way.PERIODIC if self.wanted is Wanted.PERIODIC else Way.COMPARE, now_ns)
-        fixed = {Wanted.COMPARE: ", as configured", Wanted.AUTO: ""}
-        self.why = f"output is compared{fixed.get(self.wanted, '')}"
-        if self.way is Way.PERIODIC:
-            self.why = "checkpoints come as soon as output waits, as configured"
+        self.why = _AT_FIRST[self.wanted]
 
     @property
     def due_ns(self) -> int | None:
@@ -131,7 +135,10 @@ class Pace:
             return None
         if self._tries and self.way is Way.COMPARE:
             return self._since_ns + _TRY_NS
-        return self._rest_until_ns if self.way is Way.PERIODIC and not self._tries else None
+        if self.way is Way.COMPARE or self._tries:
+            return None
+        last_ns = self._cycles[-1].ended_ns if self._cycles else self._since_ns
+        return max(self._rest_until_ns, last_ns + _NO_LOAD_NS + 1)
 
     def puts_off(self, oldest_ns: int | None, worth_ns: int, now_ns: int) -> bool:
         """A checkpoint is due for output that waits: put it off, to see whether it is needed."""
@@ -159,9 +166,12 @@ class Pace:
             over = enough or now_ns - self._since_ns >= _TRY_NS
             return self._end_try(now_ns) if over else ""
         if self.way is Way.PERIODIC:
-            due = now_ns >= self._rest_until_ns or self.probe.enough or self._says_the_same()
-            return self._try(Way.COMPARE, now_ns) if due else ""
-        recent = [one for one in self._cycles if now_ns - one.ended_ns <= _OFTEN_NS][-_CYCLES:]
+            recent = self._recent(_SAME_LOAD_NS, now_ns)
+            begins = 0 < len(recent) < _CYCLES  # a load: the try could not be judged by it
+            rested = now_ns >= self._rest_until_ns and not begins
+            due = rested or self.probe.enough or self._says_the_same()
+            return self._try(Way.COMPARE, recent, now_ns) if due else ""
+        recent = self._recent(_OFTEN_NS, now_ns)[-_CYCLES:]
         score = Score.of(recent)
         if len(recent) < _CYCLES or score is None:
             return ""
@@ -169,7 +179,10 @@ class Pace:
         clear = score.wait_ns > _CLEARLY * promised_ns and now_ns - self._since_ns >= _REST_LEAST_NS
         if score.wait_ns * _BETTER <= promised_ns or (now_ns < self._rest_until_ns and not clear):
             return ""
-        return self._try(Way.PERIODIC, now_ns)
+        return self._try(Way.PERIODIC, recent, now_ns)
+
+    def _recent(self, within_ns: int, now_ns: int) -> list[Cycle]:
+        return [one for one in self._cycles if now_ns - one.ended_ns <= within_ns]
 
     def _says_the_same(self) -> bool:
         """Most of what leaves does so because the SVM has said it, before the checkpoint comes."""
@@ -185,8 +198,8 @@ class Pace:
         self.way, self._since_ns = way, now_ns
         self._cycles = []
 
-    def _try(self, way: Way, now_ns: int) -> str:
-        self._before = Score.of(self._cycles)
+    def _try(self, way: Way, before: Sequence[Cycle], now_ns: int) -> str:
+        self._before = Score.of(before)
         self._tries = True
         self._take(way, now_ns)
         return ""

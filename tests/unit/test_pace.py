@@ -136,6 +136,19 @@ def test_a_load_that_clearly_gains_is_not_kept_waiting_by_the_one_before() -> No
     assert load.pace.way is Way.PERIODIC
 
 
+def test_a_try_is_not_judged_by_another_load() -> None:
+    """As found: one client was followed by fifty, and comparing had more answers a second."""
+    load = Load(Pace()).run(20)
+    for clients in (50, 1) * 20:
+        assert load.pace.way is Way.PERIODIC
+        for _ in range(60):
+            load.now_ns += 10 * MS
+            load._note(load.pace.look(load.now_ns))
+        load.clients = clients
+        load.run(2.1)
+    assert len(load.told) == 1
+
+
 def test_it_does_not_flap() -> None:
     load = Load(Pace()).run(600)
     assert load.share(Way.PERIODIC) > 0.95, "tries in vain are short, and seldom"
