@@ -122,6 +122,36 @@ def test_a_target_that_is_met_needs_no_limit() -> None:
     assert judged[0].outcome is _MET
 
 
+@pytest.mark.parametrize(
+    ("compare", "periodic", "expected"),
+    [
+        ([600], [650], [_LIMIT, _MISSED, _MET]),
+        ([900], [100], [_MISSED, _MISSED, _MISSED]),
+        ([], [660], [_LIMIT, _MISSED, _MET]),
+        ([], [], [_MISSED, _MISSED, Outcome.NOT_MEASURED]),
+    ],
+)
+def test_where_vms_differ_the_better_fixed_way_is_the_limit(
+    compare: list[float], periodic: list[float], expected: list[Outcome]
+) -> None:
+    (load,) = chosen("incr-50")
+    rates: dict[str, list[float]] = {
+        names.OURS: [610],
+        names.TWINS: [6_000],
+        names.COMPARE: compare,
+        names.PERIODIC: periodic,
+        "stock": [500],
+    }
+    found = _found(load, rates)
+    judged = [target.judge(found) for target in APPLICATIONS if target.measure == load.name]
+    assert [one.outcome for one in judged] == expected
+
+
+def test_the_way_is_fixed_only_where_it_matters() -> None:
+    wanted = {load.key for load in LOADS if not without(names.PERIODIC, load)}
+    assert wanted == {"incr-50", "tpcb-8", "dice-1", "dice-50"}
+
+
 def test_a_load_that_lockstep_has_no_figure_of_says_why() -> None:
     (load,) = chosen("https-keepalive-1")
     rounds = Rounds(lambda *_: None, lambda _: None)
