@@ -12,6 +12,7 @@ the arbiter's client and tells whose write it was.
 from __future__ import annotations
 
 import enum
+import logging
 import re
 import time
 from pathlib import Path
@@ -21,8 +22,11 @@ import msgspec
 from colo_ebpf.control import durable
 from colo_ebpf.errors import ArbiterError, ControlError
 
+_log = logging.getLogger(__name__)
+
 VNI_MAX = (1 << 21) - 1  # the VXLAN id has 24 bits, three of them say which NIC
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_DIGITS = 20  # of a generation: all files have the same length
 _INSTANCE = re.compile(_HOST.pattern + r"/[0-9a-f]{16}")
 
 
@@ -258,12 +262,14 @@ def decode(text: bytes, where: str) -> Record:
 class GenerationFloor:
     """The highest generation this host has seen, in a file that outlives reboots.
 
-    An arbiter restored from a backup would bring back an old generation: it is refused.
+    An arbiter restored from a backup would bring back an old generation: it is refused. The file
+    is made beforehand and written in place, for a takeover must not need room on a file system.
     """
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "generation"
         self.value = self._load()
+        self._keep()
 
     def _load(self) -> int:
         try:
@@ -286,8 +292,17 @@ class GenerationFloor:
             )
 
     def note(self, record: Record) -> None:
-        """Keep the generation, durably, before anything is done on the strength of it."""
-        if record.generation <= self.value:
-            return
-        durable.write(self._path, f"{record.generation}\n".encode())
-        self.value = record.generation
+        """Keep the generation, durably, before anything is done on the strength of it.
+
+        If that fails it is done all the same: the arbiter has said it, and a VM that nobody serves
+        is worse than a file that an old arbiter could mislead after a restart.
+        """
+        if record.generation > self.value:
+            self.value = record.generation
+            self._keep()
+
+    def _keep(self) -> None:
+        try:
+            durable.overwrite(self._path, f"{self.value:<{_DIGITS}}\n".encode())
+        except ControlError as e:
+            _log.warning("%s: generation %d is forgotten at a restart", e, self.value)

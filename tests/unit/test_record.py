@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from colo_ebpf.control import record
 from colo_ebpf.control.arbiter_file import FileArbiter
 from colo_ebpf.control.record import Disk, GenerationFloor, Kind, Record
 from colo_ebpf.errors import ArbiterError
+from colo_ebpf.lab import mounts
+from tests.capabilities import require
 
 A, B = "a/0000000000000001", "b/0000000000000002"
 COLD = record.cold("a")
@@ -110,6 +113,53 @@ def test_an_older_generation_is_refused_over_restarts(tmp_path: Path) -> None:
     floor.check(PAIRED)
     with pytest.raises(ArbiterError, match="restored or replaced"):
         floor.check(ACTIVE)
+
+
+def _full(directory: Path) -> None:
+    """No room is left in a file system of its own."""
+    with (directory / "log").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    require("root")
+    directory = tmp_path / "small"
+    directory.mkdir()
+    mounts.mount_memory(directory, 64 << 10)
+    try:
+        yield directory
+    finally:
+        mounts.unmount(directory)
+
+
+def test_a_generation_is_kept_where_there_is_no_room_any_more(small: Path) -> None:
+    floor = GenerationFloor(small)
+    _full(small)
+    floor.note(PAIRED)
+    assert GenerationFloor(small).value == PAIRED.generation
+    assert sorted(one.name for one in small.iterdir()) == ["generation", "log"]
+
+
+def test_one_that_cannot_be_kept_counts_all_the_same(
+    small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody serves while a claim that was won is tried again for ever."""
+    _full(small)
+    floor = GenerationFloor(small)
+    floor.note(PAIRED)
+    with pytest.raises(ArbiterError, match="restored or replaced"):
+        floor.check(ACTIVE)
+    assert "No space left on device" in caplog.text
+    assert [one.name for one in small.iterdir()] == ["log"], "and nothing is left of the try"
+
+
+def test_a_generation_of_an_older_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "generation").write_text("7\n")
+    assert GenerationFloor(tmp_path).value == 7
+    assert GenerationFloor(tmp_path).value == 7
 
 
 def _arbiter(directory: Path) -> FileArbiter:
