@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from colo_ebpf.control.cmdline import VmSpec
 from colo_ebpf.control.diskcopy import DiskCopy, job_of
+from colo_ebpf.control.hangup import hang_up
 from colo_ebpf.control.qmp import Monitors
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import Endpoints, LentImage, OverlayUse, Progress
@@ -36,8 +37,8 @@ def in_use(files: list[str], nodes: list[dict[str, Any]]) -> bool:
 class Disks:
     """What `Qemu` does with its disks."""
 
-    def __init__(self, spec: VmSpec, instance: str, qmp: Monitors) -> None:
-        self._spec, self._instance, self._qmp = spec, instance, qmp
+    def __init__(self, spec: VmSpec, instance: str, pid: int, qmp: Monitors) -> None:
+        self._spec, self._instance, self._pid, self._qmp = spec, instance, pid, qmp
         self._copy = DiskCopy(spec, instance, qmp)
         self._limit_bytes: list[int] = []
 
@@ -101,7 +102,20 @@ class Disks:
             await self._try("blockdev-del", node_name=disk.peer_node)
 
     async def withdraw(self) -> None:
-        """No export any more: no write of an old primary may come in, no check reads on."""
+        """Secondary: begin to take the exports back: no write of an old primary may come in."""
+        for disk in self._spec.disks:
+            await self._try("nbd-server-remove", name=disk.image, mode="hard")
+
+    async def withdrawn(self) -> bool:
+        """Nothing is exported any more. That says nothing of who is connected."""
+        return not await self._qmp.run("query-block-exports")
+
+    async def close_server(self) -> None:
+        """Stop the NBD server; whoever is connected is cut off. VmError if that cannot be done:
+        then it is not stopped, for QEMU would wait for them with all else."""
+        strangers = hang_up(self._pid, self._spec.nbd_port)
+        if strangers:
+            _log.warning("%s: %d were connected to the disk's port", self._instance, strangers)
         await self._try("nbd-server-stop")
 
     async def committed(self) -> bool:
@@ -158,7 +172,7 @@ class Disks:
             if not to.hostname or not to.port:
                 raise VmError(f"{self._instance}: where disk {disk.number} goes is not known")
             lent.append(LentImage(disk.image, str(path), to.hostname, to.port))
-        await self.withdraw()  # what an earlier daemon may have left open
+        await self.close_server()  # what an earlier daemon may have left open
         path.unlink(missing_ok=True)
         await self._qmp.run(
             "nbd-server-start",
@@ -176,5 +190,5 @@ class Disks:
 
     async def take_back(self, path: Path) -> None:
         """The end of `lend`."""
-        await self.withdraw()
+        await self.close_server()
         path.unlink(missing_ok=True)

@@ -192,7 +192,7 @@ class Vm(Protocol):
         """Primary failover, after the token: yank, drop the child, x-colo-lost-heartbeat."""
 
     async def take_over(self) -> None:
-        """Secondary failover, after the token: yank, nbd-server-stop, x-colo-lost-heartbeat."""
+        """Secondary failover, after the token: yank, nbd-server-remove, x-colo-lost-heartbeat."""
 
     async def announce(self) -> None:
         """announce-self: the bridges learn where the VM is now."""

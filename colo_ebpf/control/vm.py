@@ -65,7 +65,7 @@ class Qemu:
         self._threads: tuple[int, ...] = (pid,)
         self._hung, self._looks, self._idle_looks = False, 0, 0
         self._qmp = Monitors(instance, spec.qmp_timeout_ms, self._on_event)
-        self._disks = Disks(spec, instance, self._qmp)
+        self._disks = Disks(spec, instance, pid, self._qmp)
         self._lineage = Lineage.of(spec)
         self._log = EventLog(cmdline.events_path(spec, instance))
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
@@ -289,10 +289,29 @@ class Qemu:
             await self._expect(VmEventKind.COLO_EXIT, limit, "take over inside a load")
         if self.settled() is Settled.BROKEN:
             raise VmError(f"{self._instance}: new memory on the old disk: it never runs again")
-        await self._disks.withdraw()
+        await self._withdraw()
         self._lineage.end()  # from here on the VM writes to its images itself
         await self._try("x-colo-lost-heartbeat")
         await self._until_running()
+        try:
+            await self._disks.close_server()
+        except VmError as e:
+            _log.warning(
+                "%s: the disk's port stays open, with nothing behind it: %s", self._instance, e
+            )
+
+    async def _withdraw(self) -> None:
+        """Until no export is left: what an old primary has sent is written, or never will be."""
+        await self._disks.withdraw()
+        try:
+            async with asyncio.timeout(self._spec.checkpoint_timeout_ms / 1000):
+                while not await self._disks.withdrawn():
+                    with contextlib.suppress(VmError):  # it may have said so before
+                        await self._expect(
+                            VmEventKind.EXPORT_GONE, int(1000 * _POLL_S), "take back the disks"
+                        )
+        except TimeoutError as e:
+            raise VmError(f"{self._instance}: its disks are still exported") from e
 
     async def _try(self, command: str, **arguments: Any) -> None:
         try:

@@ -41,6 +41,25 @@ async def test_checkpoints_then_the_secondary_takes_over(tmp_path: Path) -> None
                 await asyncio.sleep(0.05)
 
 
+async def test_a_stranger_at_the_disks_port_delays_no_takeover(tmp_path: Path) -> None:
+    """As found: one that had connected and said nothing, and QEMU waited for it for ever."""
+    async with Pair(tmp_path) as (a, b):
+        await checkpoint(a, b)
+        strangers = [socket.create_connection(("127.0.0.2", b.spec.nbd_port)) for _ in range(2)]
+        assert strangers[0].recv(8) == b"NBDMAGIC", "the server has begun to talk"
+        os.kill(a.vm.pid, signal.SIGKILL)
+        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
+        await b.vm.take_over()
+        assert await b.vm.running()
+        for one in strangers:
+            while one.recv(100):
+                pass
+            one.close()
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.2", b.spec.nbd_port))
+        await b.vm.take_over()  # a daemon that does not know how far the last one came
+
+
 async def test_a_process_that_is_stopped_is_noticed_and_so_is_its_coming_back(
     tmp_path: Path,
 ) -> None:
