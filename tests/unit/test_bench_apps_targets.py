@@ -149,7 +149,7 @@ def test_where_vms_differ_the_better_fixed_way_is_the_limit(
 
 def test_the_way_is_fixed_only_where_it_matters() -> None:
     wanted = {load.key for load in LOADS if not without(names.PERIODIC, load)}
-    assert wanted == {"incr-50", "tpcb-8", "dice-1", "dice-50"}
+    assert wanted == {"incr-50", "https-each-20", "tpcb-8", "dice-1", "dice-50"}
 
 
 def test_a_load_that_lockstep_has_no_figure_of_says_why() -> None:

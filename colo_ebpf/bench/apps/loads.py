@@ -71,12 +71,15 @@ def _web() -> Iterator[Load]:
         for keep_alive in (True, False):
             for count in (1, 20):
                 how = "keep-alive" if keep_alive else "a connection each"
+                differs = scheme == "https" and not keep_alive and count > 1
                 yield Load(
                     f"{scheme}-{'keepalive' if keep_alive else 'each'}-{count}",
                     f"{scheme.upper()}, {how}, {_plural(count)}",
                     clients.web(scheme, count, keep_alive),
                     same=keep_alive or scheme == "http",
+                    differs=differs,
                     dated=True,
+                    least_s=_SETTLES_S if differs else 1.0,
                     lockstep=_page_in_lockstep(scheme, keep_alive, count),
                 )
 
