@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 
 from colo_ebpf.control.cmdline import VmSpec
 from colo_ebpf.control.diskcopy import DiskCopy, job_of
-from colo_ebpf.control.hangup import hang_up
+from colo_ebpf.control.hangup import closed, hang_up
 from colo_ebpf.control.qmp import Monitors
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import Endpoints, LentImage, OverlayUse, Progress
@@ -113,9 +114,16 @@ class Disks:
     async def close_server(self) -> None:
         """Stop the NBD server; whoever is connected is cut off. VmError if that cannot be done:
         then it is not stopped, for QEMU would wait for them with all else."""
-        strangers = hang_up(self._pid, self._spec.nbd_port)
-        if strangers:
-            _log.warning("%s: %d were connected to the disk's port", self._instance, strangers)
+        connections = hang_up(self._pid, self._spec.nbd_port)
+        if connections:
+            count = len(connections)
+            _log.warning("%s: %d were connected to the disk's port", self._instance, count)
+        try:
+            async with asyncio.timeout(self._spec.qmp_timeout_ms / 1000):
+                while not closed(self._pid, connections):
+                    await self._qmp.run("query-status")  # a turn of its main loop
+        except TimeoutError as e:
+            raise VmError(f"{self._instance}: does not close its disk's port") from e
         await self._try("nbd-server-stop")
 
     async def committed(self) -> bool:

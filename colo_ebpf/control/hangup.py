@@ -4,7 +4,8 @@
 QEMU stops its NBD server only once all who are connected have gone, and its main loop stands until
 then. One that has connected and says nothing, a port scanner perhaps, never goes (QEMU before 9.1).
 So its sockets are shut down from here (shutdown(2)), by copies of its descriptors
-(pidfd_getfd(2), Linux 5.6): then QEMU finds all of them closed.
+(pidfd_getfd(2), Linux 5.6), and QEMU closes them. Only then may it be told to stop its server:
+what it has not seen by then it does not see any more.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import ctypes
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from colo_ebpf.errors import VmError
@@ -23,8 +25,9 @@ _TABLES = ("tcp", "tcp6")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def hang_up(pid: int, port: int) -> int:
-    """Returns how many were connected. VmError if the kernel does not let us."""
+def hang_up(pid: int, port: int) -> dict[int, str]:
+    """Returns the connections: descriptors of the process, and what they are. It still has to
+    close them (`closed`). VmError if the kernel does not let us."""
     try:
         listening, connected = _sockets(pid, port)
         pidfd = os.pidfd_open(pid)
@@ -35,22 +38,31 @@ def hang_up(pid: int, port: int) -> int:
             os.close(pidfd)
     except OSError as e:
         raise VmError(f"process {pid}: cannot close its port {port}: {e.strerror}") from e
-    return len(connected)
+    return connected
 
 
-def _sockets(pid: int, port: int) -> tuple[list[int], list[int]]:
+def closed(pid: int, connections: Mapping[int, str]) -> bool:
+    """The process has none of them open any more."""
+    return all(_target(pid, fd) != what for fd, what in connections.items())
+
+
+def _target(pid: int, fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{fd}")
+    except OSError:
+        return ""
+
+
+def _sockets(pid: int, port: int) -> tuple[dict[int, str], dict[int, str]]:
     """Its descriptors on that port: those that listen, and all others."""
     states = dict(_states(pid, port))
-    listening: list[int] = []
-    connected: list[int] = []
+    listening: dict[int, str] = {}
+    connected: dict[int, str] = {}
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            target = os.readlink(link)
-        except OSError:  # closed meanwhile
-            continue
-        state = states.get(target.removeprefix("socket:[").removesuffix("]"))
+        what = _target(pid, int(link.name))
+        state = states.get(what.removeprefix("socket:[").removesuffix("]"))
         if state is not None:
-            (listening if state == _LISTEN else connected).append(int(link.name))
+            (listening if state == _LISTEN else connected)[int(link.name)] = what
     return listening, connected
 
 

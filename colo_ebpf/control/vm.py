@@ -293,12 +293,6 @@ class Qemu:
         self._lineage.end()  # from here on the VM writes to its images itself
         await self._try("x-colo-lost-heartbeat")
         await self._until_running()
-        try:
-            await self._disks.close_server()
-        except VmError as e:
-            _log.warning(
-                "%s: the disk's port stays open, with nothing behind it: %s", self._instance, e
-            )
 
     async def _withdraw(self) -> None:
         """Until no export is left: what an old primary has sent is written, or never will be."""
@@ -356,8 +350,15 @@ class Qemu:
             return self._trace.last
 
     async def overlays_committed(self) -> bool:
-        """After a takeover: the replication driver has merged its overlays into the image."""
-        return await self._disks.committed()
+        """After a takeover: the replication driver has merged its overlays into the image. Then
+        there is time for what a takeover does not wait for: the port of the exports is closed."""
+        if not await self._disks.committed():
+            return False
+        try:
+            await self._disks.close_server()
+        except VmError as e:
+            _log.warning("%s; nothing is behind it any more", e)
+        return True
 
     def overlay_use(self) -> tuple[OverlayUse, ...]:
         """Secondary: how full its overlays are."""

@@ -51,6 +51,10 @@ async def test_a_stranger_at_the_disks_port_delays_no_takeover(tmp_path: Path) -
         await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
         await b.vm.take_over()
         assert await b.vm.running()
+        async with asyncio.timeout(30):
+            while not await b.vm.overlays_committed():
+                await asyncio.sleep(0.05)
+        assert await b.vm.running(), "QEMU answers"
         for one in strangers:
             while one.recv(100):
                 pass

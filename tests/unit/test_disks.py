@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import os
+import socket
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from colo_ebpf import config
 from colo_ebpf.control import cmdline, settings
-from colo_ebpf.control.disks import in_use
+from colo_ebpf.control.disks import Disks, in_use
+from colo_ebpf.control.qmp import Monitors
+from colo_ebpf.errors import VmError
 from colo_ebpf.model import VmRole
+from tests.capabilities import require
 
 # As QEMU 7.2 lists them while it merges a survivor's overlays, and when it has done so.
 _OVERLAYS = ["/o/active0.qcow2", "/o/hidden0.qcow2"]
@@ -33,6 +41,46 @@ def test_overlays_count_until_qemu_has_closed_them(
     nodes: list[dict[str, object]], open_: bool
 ) -> None:
     assert in_use(_OVERLAYS, nodes) is open_
+
+
+class _Monitors:
+    """Of a QEMU that is this process: it closes a connection a few turns of its loop later."""
+
+    def __init__(self, taken: socket.socket, turns: int) -> None:
+        self._taken, self._turns = taken, turns
+        self.said: list[str] = []
+
+    async def run(self, command: str, **_: object) -> object:
+        await asyncio.sleep(0)
+        self.said.append(command)
+        if len(self.said) == self._turns:
+            self._taken.close()
+        return {}
+
+
+async def test_the_disks_port_is_closed_once_qemu_has_hung_up_on_all() -> None:
+    """As found: told to stop before it had seen the end of a connection, it waited for ever."""
+    require("root")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = server.getsockname()
+        with socket.create_connection(where), server.accept()[0] as taken:
+            qmp = _Monitors(taken, 3)
+            spec = dataclasses.replace(_spec(), nbd_port=where[1])
+            await Disks(spec, "b/1", os.getpid(), cast(Monitors, qmp)).close_server()
+    assert qmp.said == ["query-status"] * 3 + ["nbd-server-stop"]
+
+
+async def test_a_port_that_qemu_does_not_close_is_left_and_said() -> None:
+    require("root")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = server.getsockname()
+        with socket.create_connection(where), server.accept()[0] as taken:
+            qmp = _Monitors(taken, 0)
+            spec = dataclasses.replace(_spec(), nbd_port=where[1], qmp_timeout_ms=50)
+            disks = Disks(spec, "b/1", os.getpid(), cast(Monitors, qmp))
+            with pytest.raises(VmError, match="does not close its disk's port"):
+                await disks.close_server()
+    assert "nbd-server-stop" not in qmp.said
 
 
 _SECOND_DISK = """[[vm.disk]]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from colo_ebpf.control.hangup import hang_up
+from colo_ebpf.control.hangup import closed, hang_up
 from colo_ebpf.errors import VmError
 from tests.capabilities import require
 
@@ -64,7 +64,8 @@ def test_all_on_the_port_are_cut_off_and_nobody_else(address: str) -> None:
         for client, to in zip(clients, (port, port, other), strict=True):
             client.connect((address, to))
         assert _line(child) == "all there"
-        assert hang_up(child.pid, port) == 2
+        connections = hang_up(child.pid, port)
+        assert len(connections) == 2
         assert [_line(child) for _ in range(2)] == ["0", "0"], "the end, not a byte"
         assert _line(child) == "closed"
         with pytest.raises(OSError, match="refused"):
@@ -74,7 +75,22 @@ def test_all_on_the_port_are_cut_off_and_nobody_else(address: str) -> None:
 
 
 def test_where_nobody_listens_nothing_is_done() -> None:
-    assert hang_up(os.getpid(), 9) == 0
+    assert hang_up(os.getpid(), 9) == {}
+
+
+def test_it_is_told_when_the_process_has_closed_them() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)), server.accept()[0] as taken:
+            connections = hang_up(os.getpid(), port)
+            assert list(connections) == [taken.fileno()]
+            assert taken.recv(1) == b""
+            assert not closed(os.getpid(), connections)
+            taken.close()
+            assert closed(os.getpid(), connections)
+            with socket.socket() as other:  # the same descriptor, of something else
+                assert other.fileno() in connections
+                assert closed(os.getpid(), connections)
 
 
 def test_a_process_that_is_gone_is_told() -> None:
