@@ -304,8 +304,8 @@ MUTANTS = [
     Mutant(
         "what the PVM takes back is told all the same",
         "include/colo_owe.h",
-        "colo_owe_forget(flow);\n	if",
-        "if",
+        "if (slot && !colo_slot_claim(slot))\n		colo_slot_free(slot);\n	flow->ack_slot = 0;",
+        "",
         WINDOW,
     ),
     Mutant(

@@ -387,6 +387,7 @@ static __always_inline void colo_stops_svm(struct colo_work *work, struct colo_f
 	colo_stop_add(work, walk->limit, 0, work->cuts);
 }
 
+/* All of them. In the loop of colo_bounds_svm the verifier would look at more than a million instructions. */
 static __always_inline void colo_ahead_all(struct colo_work *work, struct colo_flow *flow)
 {
 	struct colo_walk *walk = &work->walk;

@@ -7,24 +7,21 @@
 #ifndef COLO_OWE_H
 #define COLO_OWE_H
 
-/* The flow's pending ACK is told, or another one takes its place. Under the flow's lock. */
-static __always_inline void colo_owe_forget(struct colo_flow *flow)
+/*
+ * The flow's pending ACK makes room for the frame in hand; -1: it acknowledges more, and stays. Under the
+ * flow's lock.
+ */
+static __always_inline int colo_owe_clear(struct colo_flow *flow, struct colo_work *work)
 {
 	__u32 ix = flow->ack_slot - 1;
 	struct colo_slot *slot = colo_hold.lookup(&ix);
 
+	if (slot && COLO_AFTER(slot->ack, work->plan.ack))
+		return -1;
 	if (slot && !colo_slot_claim(slot))
 		colo_slot_free(slot);
 	flow->ack_slot = 0;
-}
-
-/* Does it acknowledge more than the frame in hand? Then it stays. */
-static __always_inline int colo_owe_has_more(struct colo_flow *flow, struct colo_work *work)
-{
-	__u32 ix = flow->ack_slot - 1;
-	struct colo_slot *slot = colo_hold.lookup(&ix);
-
-	return slot && COLO_AFTER(slot->ack, work->plan.ack);
+	return 0;
 }
 
 /* A copy of the frame's headers: an ACK that follows it. -1: there is no room. */
@@ -71,9 +68,8 @@ static __always_inline void colo_owe_note(struct __sk_buff *skb, struct colo_con
 	plan->ack = colo_told(pkt->ack, flow->floor);
 	plan->edge = colo_flow_edge(flow, edge);
 	plan->lower = plan->ack != pkt->ack || plan->edge != edge;
-	if (colo_owe_has_more(flow, work))
+	if (colo_owe_clear(flow, work))
 		return;
-	colo_owe_forget(flow);
 	if (!flow->c_gone && (COLO_AFTER(pkt->ack, plan->ack) ||
 			      colo_window_owed(plan->ack, plan->edge, edge)))
 		colo_owe_copy(skb, conf, work, flow);
