@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -58,28 +59,37 @@ class _Monitors:
         return {}
 
 
-async def test_the_disks_port_is_closed_once_qemu_has_hung_up_on_all() -> None:
-    """As found: told to stop before it had seen the end of a connection, it waited for ever."""
+@pytest.fixture
+def connection() -> Iterator[socket.socket]:
+    """Taken from a port where this process listens."""
     require("root")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        where = server.getsockname()
-        with socket.create_connection(where), server.accept()[0] as taken:
-            qmp = _Monitors(taken, 3)
-            spec = dataclasses.replace(_spec(), nbd_port=where[1])
-            await Disks(spec, "b/1", os.getpid(), cast(Monitors, qmp)).close_server()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()),
+        server.accept()[0] as taken,
+    ):
+        yield taken
+
+
+def _disks(connection: socket.socket, qmp: _Monitors, **spec: int) -> Disks:
+    """Of a QEMU that has taken it at its disk's port."""
+    of_port = dataclasses.replace(_spec(), nbd_port=connection.getsockname()[1], **spec)
+    return Disks(of_port, "b/1", os.getpid(), cast(Monitors, qmp))
+
+
+async def test_the_disks_port_is_closed_once_qemu_has_hung_up_on_all(
+    connection: socket.socket,
+) -> None:
+    """As found: told to stop before it had seen the end of a connection, it waited for ever."""
+    qmp = _Monitors(connection, 3)
+    await _disks(connection, qmp).close_server()
     assert qmp.said == ["query-status"] * 3 + ["nbd-server-stop"]
 
 
-async def test_a_port_that_qemu_does_not_close_is_left_and_said() -> None:
-    require("root")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        where = server.getsockname()
-        with socket.create_connection(where), server.accept()[0] as taken:
-            qmp = _Monitors(taken, 0)
-            spec = dataclasses.replace(_spec(), nbd_port=where[1], qmp_timeout_ms=50)
-            disks = Disks(spec, "b/1", os.getpid(), cast(Monitors, qmp))
-            with pytest.raises(VmError, match="does not close its disk's port"):
-                await disks.close_server()
+async def test_a_port_that_qemu_does_not_close_is_left_and_said(connection: socket.socket) -> None:
+    qmp = _Monitors(connection, 0)
+    with pytest.raises(VmError, match="does not close its disk's port"):
+        await _disks(connection, qmp, qmp_timeout_ms=50).close_server()
     assert "nbd-server-stop" not in qmp.said
 
 
