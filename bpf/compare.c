@@ -12,146 +12,56 @@
  *
  * Of two equal frames the first is dropped after its digest is noted (the PVM's is also copied
  * to the hold store), and the second carries: the PVM's own skb passes, or the SVM's skb takes
- * the stored bytes out. colo_flush sends what a loaded checkpoint contains.
+ * the stored bytes out, or leaves itself under the header of what is held. A long frame of the
+ * PVM is not copied but waits in the delay line (colo_delay_in.h). colo_flush sends what a loaded
+ * checkpoint contains.
  *
  * A frame goes through five stages: parse, prepare (decide what is to be done, under the
- * flow's lock: colo_pvm.h, colo_svm.h, colo_dgram.h), hash (colo_hash.h), conclude, carry out.
+ * flow's lock: colo_pvm.h, colo_svm.h, colo_datagram.h), hash (colo_hash.h), conclude, carry out.
  */
 #include <uapi/linux/bpf.h>
-#include <uapi/linux/if_ether.h>
-#include <uapi/linux/in.h>
-#include <uapi/linux/ip.h>
-#include <uapi/linux/ipv6.h>
-#include <uapi/linux/tcp.h>
-#include <uapi/linux/udp.h>
 #include <uapi/linux/pkt_cls.h>
-#include <bcc/proto.h>
 
 #include "colo_abi.h"
-#include "colo_verifier.h"
-#include "colo_maps.h"
-#include "colo_finish.h"
-#include "colo_lock.h"
-#include "colo_table.h"
-#include "colo_parse.h"
-#include "colo_link.h"
-#include "colo_work.h"
-#include "colo_stage.h"
-#include "colo_hold.h"
-#include "colo_gone.h"
-#include "colo_send.h"
+#include "colo_count.h"
+#include "colo_datagram.h"
+#include "colo_delay_in.h"
+#include "colo_delay_out.h"
 #include "colo_event.h"
-#include "colo_late.h"
-#include "colo_hash.h"
-#include "colo_ahead.h"
 #include "colo_flow.h"
-#include "colo_dgram.h"
-#include "colo_park.h"
-#include "colo_beat.h"
-#include "colo_whole.h"
-#include "colo_drain.h"
-#include "colo_reset.h"
+#include "colo_hash.h"
+#include "colo_hold.h"
+#include "colo_link.h"
+#include "colo_lock.h"
+#include "colo_maps.h"
+#include "colo_packet.h"
 #include "colo_pvm.h"
-#include "colo_owe.h"
+#include "colo_release.h"
+#include "colo_reset.h"
+#include "colo_scratch.h"
+#include "colo_substitute.h"
 #include "colo_svm.h"
-#include "colo_unpark.h"
-#include "colo_other.h"
+#include "colo_table.h"
+#include "colo_trust.h"
+#include "colo_xmit.h"
+
+/*
+ * Programs that others call. The verifier looks at a million instructions per program, so that not
+ * all can be one. The loader fills the table.
+ */
+#define COLO_STAGE_DRAIN	0
+#define COLO_STAGE_ENTER	1
+#define COLO_STAGE_PVM		2
+#define COLO_STAGE_SVM		3
+#define COLO_STAGE_PVM_RST	4
+#define COLO_STAGE_SVM_RST	5
+#define COLO_STAGE_OWE		6
+
+BPF_PROG_ARRAY(colo_stages, 7);
 
 #define PVM		COLO_PROG_CMP_PVM
 #define SVM		COLO_PROG_CMP_SVM
 #define PARK		COLO_PROG_PARK
-
-static __always_inline struct colo_conf *colo_conf_get(void)
-{
-	__u32 zero = 0;
-
-	return colo_conf.lookup(&zero);
-}
-
-static __always_inline struct colo_work *colo_work_get(void)
-{
-	struct colo_work *work;
-	__u32 zero = 0;
-
-	work = colo_work.lookup(&zero);
-	if (work) {
-		__builtin_memset(&work->plan, 0, sizeof(work->plan));
-		__builtin_memset(&work->flow, 0, sizeof(work->flow));
-		work->step = COLO_STEP_DONE;
-		work->drains = 0;
-		work->parked = 0;
-		work->out = 0;
-		work->held_ns = 0;
-	}
-	return work;
-}
-
-static __always_inline void colo_now_get(struct colo_conf *conf, struct colo_now *now, __u64 at_ns)
-{
-	__u64 *heard = colo_live_word(COLO_LIVE_HEARD_NS);
-	struct colo_turn *turn;
-	__u32 zero = 0;
-	__u64 word = 0;
-
-	turn = colo_turn.lookup(&zero);
-	if (turn)
-		word = *(volatile __u64 *)&turn->word;
-	now->epoch = word >> 1;
-	now->phase = word & COLO_TURNING_BIT ? COLO_TURNING : COLO_OPEN;
-	now->mode = conf->mode;
-	/* Signed: the link's CPU may have heard it again since the clock was read. */
-	now->at_ns = at_ns;
-	now->heard = heard && (__s64)(at_ns - *heard) <= (__s64)conf->link_timeout_ns;
-	now->may_release = now->mode == COLO_PRIMARY && now->phase == COLO_OPEN && now->heard;
-}
-
-/* Compared as a stream: TCP, but for resets and fragments. */
-static __always_inline int colo_is_stream(struct colo_pkt *pkt)
-{
-	return colo_is_tcp(pkt) && !(pkt->flags & COLO_TCP_RST);
-}
-
-/* Lower ACK and window of the frame in hand (I2). */
-static __always_inline int colo_skb_lower(struct __sk_buff *skb, struct colo_work *work)
-{
-	__u32 from = bpf_htonl(work->pkt.ack), to = bpf_htonl(work->plan.ack);
-	__u16 was = bpf_htons(work->pkt.window);
-	__u16 now = bpf_htons(colo_window(work->plan.ack, work->plan.edge, work->scale,
-					  work->pkt.window));
-	__u32 l4 = work->pkt.l4;
-
-	if (from != to && (bpf_l4_csum_replace(skb, l4 + 16, from, to, 4) ||
-			   bpf_skb_store_bytes(skb, l4 + 8, &to, 4, 0)))
-		return -1;
-	if (was != now && (bpf_l4_csum_replace(skb, l4 + 16, was, now, 2) ||
-			   bpf_skb_store_bytes(skb, l4 + 14, &now, 2, 0)))
-		return -1;
-	return 0;
-}
-
-/* After the unlock: the PVM's frame says what it may, and is counted. */
-static __always_inline void colo_pvm_told(struct __sk_buff *skb, struct colo_work *work, __u32 prog)
-{
-	if (work->plan.lower && colo_skb_lower(skb, work))
-		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_MALFORMED);
-	colo_count(prog, work->plan.verdict, work->plan.reason, skb->len);
-}
-
-static __always_inline void colo_plan_event(struct colo_work *work)
-{
-	struct colo_mismatch event = {};
-	struct colo_plan *plan = &work->plan;
-
-	event.kind = plan->event;
-	event.reason = plan->event == COLO_EV_MISMATCH ? COLO_R_MISMATCH : plan->reason;
-	event.proto = IPPROTO_TCP;
-	event.epoch = work->now.epoch;
-	event.flow = work->flow;
-	event.offset = plan->offset;
-	event.pvm_digest = plan->pvm_digest;
-	event.svm_digest = plan->svm_digest;
-	colo_event(&event);
-}
 
 /* ---- the hooks ---- */
 
@@ -173,7 +83,7 @@ static __always_inline void colo_enter_at(struct __sk_buff *skb, struct colo_wor
 /* Tap ingress: the PVM has sent a frame. */
 int colo_cmp_pvm(struct __sk_buff *skb)
 {
-	struct colo_conf *conf;
+	struct colo_config *conf;
 	struct colo_work *work;
 	struct colo_flow *flow;
 	struct colo_buf *buf;
@@ -192,6 +102,8 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	colo_now_get(conf, &work->now, bpf_ktime_get_boot_ns());
 	if (conf->mode != COLO_PAIRING && conf->mode != COLO_PRIMARY && conf->mode != COLO_SOLO)
 		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_WITHHELD);
+	if (colo_mac_wrong(skb, colo_nic_of(skb, conf)))
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_WRONG_MAC);
 	pkt = &work->pkt;
 	if (colo_parse(skb, pkt))
 		return colo_finish(skb, PVM, conf->mode == COLO_SOLO ? COLO_V_PASS : COLO_V_DROP,
@@ -201,6 +113,8 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
 	colo_key_from_vm(pkt, &work->flow);
 	if (!colo_is_stream(pkt)) {
+		if (colo_poses(skb, pkt))	/* of another type than IP, so never a stream */
+			return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_POSES);
 		if (work->now.mode == COLO_SOLO)
 			return colo_finish(skb, PVM, COLO_V_PASS, COLO_R_SOLO);
 		if (colo_is_neighbour(pkt))
@@ -232,7 +146,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	colo_reset_parted(work, flow);
 	work->scale = colo_flow_scale(flow);
 	colo_unlock(&flow->lock);
-	/* After the unlock: whom we kept from sending has said before that there is more. */
+	/* After the unlock: a CPU that found the lock taken has set `more` before it gave up. */
 	if (flow->more && work->plan.verdict != COLO_V_PASS)
 		work->plan.drain = work->now.may_release;
 
@@ -253,21 +167,24 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	return colo_action(work->plan.verdict);
 }
 
-/* A carrier that has left as many frames as the host takes at once: is there more? */
+/* A carrier comes out of the delay line: are there more frames for it? */
 static __always_inline int colo_carry_on(struct __sk_buff *skb, struct colo_work *work)
 {
 	if (colo_parse(skb, &work->pkt) || !colo_is_tcp(&work->pkt))
 		return colo_finish(skb, PARK, COLO_V_DROP, COLO_R_MALFORMED);
 	work->pkt.nic = skb->mark & (COLO_NICS - 1);
 	colo_key_from_vm(&work->pkt, &work->flow);
-	work->drains = COLO_DRAIN_RUNS / 2;	/* what it carried before may still be in the backlog */
-	if (work->now.may_release)
-		colo_stages.call(skb, COLO_STAGE_DRAIN);
+	/* The frames it has carried before may still be in the tap's backlog. */
+	work->drains = COLO_DRAIN_RUNS / 2;
+	if (!work->now.may_release)
+		return colo_finish(skb, PARK, COLO_V_DROP, colo_now_kept(&work->now));
+	colo_count(PARK, COLO_V_CARRY, COLO_R_CARRIED, skb->len);
+	colo_stages.call(skb, COLO_STAGE_DRAIN);
 	return TC_ACT_SHOT;
 }
 
 /* The frame leaves the delay line. */
-static __always_inline int colo_park_out(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline int colo_park_out(struct __sk_buff *skb, struct colo_config *conf,
 					 struct colo_work *work)
 {
 	colo_pvm_told(skb, work, PARK);
@@ -283,7 +200,7 @@ static __always_inline int colo_park_out(struct __sk_buff *skb, struct colo_conf
 /* Behind the delay line: may the frame leave now? Or is it the plane's own beat? */
 int colo_park(struct __sk_buff *skb)
 {
-	struct colo_conf *conf = colo_conf_get();
+	struct colo_config *conf = colo_conf_get();
 	struct colo_work *work = colo_work_get();
 	struct colo_flow *flow;
 	struct colo_slot *slot;
@@ -328,19 +245,20 @@ int colo_park(struct __sk_buff *skb)
 }
 
 /*
- * Goes on where a frame of the PVM would pass with less than it says, or others of its flow before it did.
- * If it cannot be called, or another CPU has the flow, nothing is told later than now.
+ * Called where a frame of the PVM passes with a lowered ACK or window, or where one of its flow did
+ * before. Keeps what the client has to be told later. If it cannot be called, or another CPU has
+ * the flow, the client is not told later.
  */
 int colo_owe(struct __sk_buff *skb)
 {
-	struct colo_conf *conf = colo_conf_get();
+	struct colo_config *conf = colo_conf_get();
 	struct colo_work *work;
 	struct colo_flow *flow;
 	__u32 zero = 0;
 
-	work = colo_work.lookup(&zero);
+	work = colo_works.lookup(&zero);
 	if (!conf || !work)
-		return TC_ACT_SHOT;
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
 	flow = colo_flows.lookup(&work->flow);
 	if (flow && !colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS)) {
 		colo_owe_note(skb, conf, work, flow);
@@ -356,7 +274,7 @@ int colo_owe(struct __sk_buff *skb)
 static __always_inline __u32 colo_tag_check(struct colo_now *now, __u16 tag)
 {
 	__s16 ahead = (__s16)(tag - (__u16)now->epoch);
-	struct colo_turn *turn;
+	struct colo_turn_cell *turn;
 	__u32 zero = 0;
 
 	if (tag == COLO_EPOCH_NONE || ahead < 0)
@@ -375,7 +293,7 @@ static __always_inline __u32 colo_tag_check(struct colo_now *now, __u16 tag)
 /* Link ingress: a frame of the SVM, or its host's beacon or farewell. */
 int colo_cmp_svm(struct __sk_buff *skb)
 {
-	struct colo_conf *conf = colo_conf_get();
+	struct colo_config *conf = colo_conf_get();
 	struct colo_work *work = colo_work_get();
 	__u64 *heard = colo_live_word(COLO_LIVE_HEARD_NS);
 	struct colo_buf *buf = colo_buf_get();
@@ -458,9 +376,9 @@ int colo_enter(struct __sk_buff *skb)
 	struct colo_work *work;
 	__u32 zero = 0;
 
-	work = colo_work.lookup(&zero);
+	work = colo_works.lookup(&zero);
 	if (!work)
-		return TC_ACT_SHOT;
+		return colo_finish(skb, COLO_PROG_ENTER, COLO_V_DROP, COLO_R_NO_CONF);
 	colo_flow_make(&work->flow);
 	work->entered = 1;
 	colo_stages.call(skb, work->stage);
@@ -470,13 +388,13 @@ int colo_enter(struct __sk_buff *skb)
 
 /* What is known of the reset in hand, with its digest. */
 static __always_inline struct colo_work *colo_reset_work(struct __sk_buff *skb,
-							 struct colo_conf *conf)
+							 struct colo_config *conf)
 {
 	struct colo_buf *buf = colo_buf_get();
 	struct colo_work *work;
 	__u32 zero = 0;
 
-	work = colo_work.lookup(&zero);
+	work = colo_works.lookup(&zero);
 	if (!work || !buf)
 		return 0;
 	colo_dgram_digest(skb, conf, work, buf);
@@ -486,11 +404,11 @@ static __always_inline struct colo_work *colo_reset_work(struct __sk_buff *skb,
 /* A reset of the PVM: of its connection, then as a frame that is compared as a whole. */
 int colo_rst_pvm(struct __sk_buff *skb)
 {
-	struct colo_conf *conf = colo_conf_get();
+	struct colo_config *conf = colo_conf_get();
 	struct colo_work *work = conf ? colo_reset_work(skb, conf) : 0;
 
 	if (!conf || !work)
-		return TC_ACT_SHOT;
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
 	if (colo_pvm_reset(conf, work) && work->now.may_release)
 		return colo_finish(skb, PVM, COLO_V_PASS, COLO_R_OLD);
 	return colo_pvm_dgram(skb, conf, work, 1);
@@ -499,30 +417,31 @@ int colo_rst_pvm(struct __sk_buff *skb)
 /* A reset of the SVM. */
 int colo_rst_svm(struct __sk_buff *skb)
 {
-	struct colo_conf *conf = colo_conf_get();
+	struct colo_config *conf = colo_conf_get();
 	struct colo_work *work = conf ? colo_reset_work(skb, conf) : 0;
 
-	return conf && work ? colo_svm_dgram(skb, conf, work, 1) : TC_ACT_SHOT;
+	if (!conf || !work)
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_CONF);
+	return colo_svm_dgram(skb, conf, work, 1);
 }
 
 /*
- * Goes on where colo_cmp_pvm or colo_cmp_svm ended: a frame that made held ones of its flow
- * complete carries them out. A program of its own because the verifier looks at a million
- * instructions per program. If it cannot be called, the frames wait for a flush.
+ * Called where colo_cmp_pvm or colo_cmp_svm ended with a frame that verified held ones: it carries
+ * them out. If this program cannot be called, the frames wait for a flush.
  *
- * Both VMs may wait for the client's acknowledgement of just these frames. So if there are more than
- * the host takes at once it goes once through the delay line, and on.
+ * Both VMs may be waiting for an ACK of just these frames. So if there are more than the host takes
+ * at once, the carrier goes through the delay line and carries on behind it.
  */
 int colo_drain(struct __sk_buff *skb)
 {
-	struct colo_conf *conf = colo_conf_get();
+	struct colo_config *conf = colo_conf_get();
 	struct colo_flow *flow;
 	struct colo_work *work;
 	__u32 zero = 0;
 
-	work = colo_work.lookup(&zero);
+	work = colo_works.lookup(&zero);
 	if (!conf || !work)
-		return TC_ACT_SHOT;
+		return colo_finish(skb, COLO_PROG_DRAIN, COLO_V_DROP, COLO_R_NO_CONF);
 	flow = colo_flows.lookup(&work->flow);
 	if (flow && colo_drain_flow(skb, conf, flow, work)) {
 		if (++work->drains < COLO_DRAIN_RUNS)
@@ -539,26 +458,26 @@ int colo_drain(struct __sk_buff *skb)
 
 /*
  * Run by the control plane, never attached: send the frames of past epochs (they are in the
- * checkpoint the SVM has loaded), verified ones at the head of their flow, and everything
- * once the VM is solo. The input's first four bytes are the slot to start at, whose part of the store is
- * looked at; the next say whether what the VM said last as a secondary is meant instead. Returns frames
- * sent | frames left << 16.
+ * checkpoint the SVM has loaded), verified ones at the head of their flow, and everything once the
+ * VM is solo. The input's first four bytes name a slot: its part of the store is looked at, from
+ * there on. If the next four are not 0, frames of the replay buffer are sent instead. Returns
+ * frames sent | frames left << 16.
  */
 int colo_flush(struct __sk_buff *skb)
 {
-	struct colo_conf *conf = colo_conf_get();
+	struct colo_config *conf = colo_conf_get();
 	struct colo_work *work = colo_work_get();
 	__u32 start[2] = {}, sent = 0, left = 0, ix;
 	struct colo_slot *slot;
 	int i;
 
 	if (!conf || !work || bpf_skb_load_bytes(skb, 0, start, 8))
-		return 0;
+		return colo_run_over(skb, COLO_PROG_FLUSH, COLO_R_NO_CONF, 0);
 	colo_now_get(conf, &work->now, bpf_ktime_get_boot_ns());
 	if (conf->mode != COLO_PRIMARY && conf->mode != COLO_SOLO)
-		return 0;
+		return colo_run_over(skb, COLO_PROG_FLUSH, COLO_R_WITHHELD, 0);
 	if (conf->mode == COLO_PRIMARY && !work->now.heard)	/* the other may serve already */
-		return 1 << 16;
+		return colo_run_over(skb, COLO_PROG_FLUSH, COLO_R_LINK_SILENT, 1 << 16);
 	for (i = 0; i < COLO_HOLD_PART; i++) {	/* the tap's backlog holds 1000 */
 		ix = colo_hold_place(conf, start[0] / COLO_HOLD_PART, start[0] + i);
 		slot = colo_hold.lookup(&ix);
@@ -573,5 +492,5 @@ int colo_flush(struct __sk_buff *skb)
 		else if (work->step == COLO_FLUSH_SENT)
 			sent++;
 	}
-	return sent | left << 16;
+	return colo_run_over(skb, COLO_PROG_FLUSH, COLO_R_RUN, sent | left << 16);
 }

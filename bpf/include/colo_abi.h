@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Everything C and Python both see: the values in the maps and what their
- * numbers mean. colo_ebpf/datapath/abi.py mirrors this file; a test compiles it
+ * numbers mean. colo_ebpf/datapath/bpf/abi.py mirrors this file; a test compiles it
  * and compares every size, offset and enumerator.
  *
  * Rules: fixed-width members, explicit padding, numbers are never reused. A change of
@@ -10,24 +10,26 @@
 #ifndef COLO_ABI_H
 #define COLO_ABI_H
 
-#define COLO_ABI_VERSION	9
+#include <linux/types.h>
+
+#define COLO_ABI_VERSION	10
 
 #define COLO_EPOCH_NONE		0	/* matches nothing, on the link as in the cell */
 #define COLO_TURNING_BIT	1ULL	/* turn word = epoch << 1 | TURNING */
 #define COLO_MARK_RELEASED	0xC0100001u	/* clones that enter the host as if from the tap */
-#define COLO_MARK_CARRIER	0xC0100100u	/* in the delay line, on its way to more frames; plus its NIC */
+#define COLO_MARK_CARRIER	0xC0100100u	/* a carrier in the delay line; plus its NIC */
 #define COLO_BEACON_ETHERTYPE	0x88B5	/* IEEE 802 local experimental 1 */
 #define COLO_LEAVE_ETHERTYPE	0x88B6	/* IEEE 802 local experimental 2 */
-#define COLO_HOLD_PART		256	/* slots of a part of the hold store, of which a flush looks at one */
-#define COLO_PARK_CUTS		8	/* segments from which a frame is parked; shorter ones are copied */
-#define COLO_BOUNDS		64	/* pending SVM boundaries a flow remembers; a power of two */
-#define COLO_LANES		4	/* 64-bit words of a hash block, each with a hash of its own */
+#define COLO_HOLD_PART		256	/* slots of a part of the hold store; a flush takes one */
+#define COLO_PARK_CUTS		8	/* segments of the shortest frame that is parked */
+#define COLO_BOUNDS		64	/* pending SVM boundaries of a flow, a power of two */
+#define COLO_LANES		4	/* 64-bit words of a hash block, each hashed by itself */
 #define COLO_NICS		8	/* of one VM; the low bits of the VNI say which */
 #define COLO_DGRAM_WAYS		8	/* notes in one bucket of the datagram table */
 #define COLO_NO_SCALE		255	/* window shift of a flow whose SYN was not seen */
 #define COLO_MISMATCHES		256	/* entries of the mismatch log, a ring */
 #define COLO_LATE_BUCKETS	32	/* of lateness, each twice as long as the one before */
-#define COLO_FRESH_NS		(1LL << 29)	/* after a load the SVM is slower, its caches are cold */
+#define COLO_FRESH_NS		(1LL << 29)	/* after a load the SVM's caches are cold */
 
 /* What the data plane does with the frames of the local VM. */
 enum colo_mode {
@@ -62,13 +64,13 @@ enum colo_prog {
 	COLO_PROG_MIR_CLI = 3,	/* mirror.c, tap egress */
 	COLO_PROG_MIR_LINK = 4,	/* mirror.c, link ingress of the secondary */
 	COLO_PROG_MIR_SVM = 5,	/* mirror.c, tap ingress of the secondary */
-	COLO_PROG_BEACON = 6,	/* mirror.c, run by the control plane */
-	COLO_PROG_LAST_IN = 7,	/* mirror.c, tap egress, before MIR_CLI */
-	COLO_PROG_LAST_OUT = 8,	/* mirror.c, tap ingress, after the others */
+	COLO_PROG_BEACON = 6,	/* upkeep.c, run by the control plane */
+	COLO_PROG_LAST_IN = 7,	/* lasting.c, tap egress, before MIR_CLI */
+	COLO_PROG_LAST_OUT = 8,	/* lasting.c, tap ingress, after the others */
 	COLO_PROG_DRAIN = 9,	/* compare.c, called by CMP_PVM and CMP_SVM; counts held frames */
-	COLO_PROG_AGE = 10,	/* mirror.c, run by the control plane; counts entries, not packets */
+	COLO_PROG_AGE = 10,	/* upkeep.c, run by the control plane; counts entries */
 	COLO_PROG_ENTER = 11,	/* compare.c, called by CMP_PVM and CMP_SVM */
-	COLO_PROG_FAREWELL = 12,	/* mirror.c, run by the control plane */
+	COLO_PROG_FAREWELL = 12,	/* upkeep.c, run by the control plane */
 	COLO_PROG_PARK = 13,	/* compare.c, behind the delay line */
 	COLO_PROGS = 14,
 };
@@ -91,10 +93,10 @@ enum colo_reason {
 	COLO_R_RELEASED = 2,		/* our own clone on its way to the client side */
 	COLO_R_VERIFIED = 3,		/* the other side produced the same before */
 	COLO_R_OLD = 4,			/* bytes verified, or in the checkpoint, before */
-	COLO_R_ACK = 5,			/* pure ACK not beyond the floor */
-	COLO_R_ACK_FLOOR = 6,		/* pure ACK beyond the floor */
+	COLO_R_ACK = 5,			/* an ACK alone, for bytes that both VMs have */
+	COLO_R_ACK_FLOOR = 6,		/* an ACK alone, for bytes that the SVM may not have */
 	COLO_R_UNVERIFIED = 7,		/* the other side has not produced it yet */
-	COLO_R_TURNING = 8,		/* between arming and proven turn */
+	COLO_R_TURNING = 8,		/* a checkpoint is under way: all waits */
 	COLO_R_ORDER = 9,		/* verified, waits behind held frames of its flow */
 	COLO_R_HELD_AGAIN = 10,		/* retransmission of bytes that are held */
 	COLO_R_GAP = 11,		/* bytes before it were never seen */
@@ -103,7 +105,7 @@ enum colo_reason {
 	COLO_R_BUSY = 14,		/* the flow stayed locked by the other CPU */
 	COLO_R_MALFORMED = 15,		/* lengths that do not fit together */
 	COLO_R_LINK_SILENT = 16,	/* the peer was not heard within the link timeout */
-	COLO_R_NEIGHBOUR = 17,		/* ARP and other non-IP under the link-heard rule */
+	COLO_R_NEIGHBOUR = 17,		/* ARP, ND, IGMP, LLDP: not compared */
 	COLO_R_WITHHELD = 18,		/* the VM is entitled to nothing */
 	COLO_R_TOO_BIG = 19,		/* larger than a slot, or GSO where offloads are off */
 	COLO_R_BEACON = 20,		/* the peer's plane is alive */
@@ -130,7 +132,10 @@ enum colo_reason {
 	COLO_R_SAID_AGAIN = 41,		/* what the SVM said last, once it serves alone */
 	COLO_R_WHOLE = 42,		/* held frames, as the SVM's own frame under their header */
 	COLO_R_PARKED = 43,		/* in the delay line: not copied, looked at again soon */
-	COLO_R_CLIENT_GONE = 44,	/* its connection was reset: the client does not wait for it */
+	COLO_R_CLIENT_GONE = 44,	/* its connection was reset: nobody waits for it */
+	COLO_R_RUN = 45,		/* a run of the daemon's, not a packet */
+	COLO_R_POSES = 46,		/* of our EtherTypes, and not of a data plane */
+	COLO_R_WRONG_MAC = 47,		/* the guest's, from an address that is not its own */
 	COLO_REASONS = 64,		/* slots of the counter table, not a reason */
 };
 
@@ -138,7 +143,7 @@ enum colo_reason {
  * Named words of colo_live; the data plane owns all but HELD_ARMED, BEAT_UNTIL, LOADED and HEARD's
  * reset.
  */
-enum colo_live_word {
+enum colo_live_index {
 	COLO_LIVE_HEARD_NS = 0,		/* last frame of the peer's plane */
 	COLO_LIVE_HOLD_HEAD = 1,	/* slots handed out since the maps were made */
 	COLO_LIVE_HELD = 2,		/* slots in use */
@@ -153,7 +158,7 @@ enum colo_live_word {
 	COLO_LIVE_WORDS = 11,
 };
 
-struct colo_conf {		/* colo_conf[0], written by user space */
+struct colo_config {		/* colo_conf[0], written by user space */
 	__u64 key[2];		/* of the stream hash; random, made with the maps */
 	__u64 link_timeout_ns;
 	__u64 dgram_timeout_ns;	/* an SVM-only note is forgotten after this */
@@ -162,16 +167,18 @@ struct colo_conf {		/* colo_conf[0], written by user space */
 	__u32 tap_ifindex[COLO_NICS];
 	__u32 link_ifindex;
 	__u32 vni;		/* of the pairing, a multiple of COLO_NICS; 0: none */
-	__u32 local_ip;		/* network order */
-	__u32 peer_ip;		/* network order */
+	__u32 tunnel_flags;	/* BPF_F_TUNINFO_IPV6, or 0 */
+	__u32 local_ip[4];	/* both as struct bpf_tunnel_key has them: */
+	__u32 peer_ip[4];	/* IPv4 in host order in the first word, IPv6 in network order */
 	__u32 hold_slots;	/* a power of two */
 	__u32 hold_high;	/* slots in use that make a STORE_FULL event */
 	__u32 dgram_buckets;	/* a power of two */
 	__u32 lasting;		/* entries of colo_last; 0: nobody needs to look */
 	__u32 park_ifindex;	/* where the delay line begins; 0: there is none */
+	__u32 pad;
 };
 
-struct colo_turn {		/* colo_turn[0]: one 64-bit word, written whole */
+struct colo_turn_cell {		/* colo_turn[0]: one 64-bit word, written whole */
 	__u64 word;
 };
 
@@ -253,7 +260,7 @@ struct colo_flow {		/* colo_flows: TCP, primary's side */
 	__u8 s_scale;
 	__u8 s_resends;		/* of bytes the client acknowledged, this epoch */
 	__u8 more;		/* 1: a carrier could not take all; the flow's next frame goes on */
-	__u32 c_known;		/* 1: c_ack is meant; apart from flags, for mirror.c takes no lock */
+	__u32 c_known;		/* 1: c_ack is meant; not in `flags`: mirror.c takes no lock */
 	__u32 unparked;		/* so many long frames are held without being parked */
 	__u32 rounds;		/* its first frame has gone through the delay line, in vain */
 	__u32 svm_reset;	/* the SVM reset the connection, the PVM did not: slot + 1; 0: no */
@@ -371,7 +378,7 @@ struct colo_mismatch {		/* colo_mism[n mod COLO_MISMATCHES] */
 	__u32 pad;
 };
 
-struct colo_count {		/* colo_stats[prog][verdict][reason], one per CPU */
+struct colo_counter {		/* colo_stats[prog][verdict][reason], one per CPU */
 	__u64 packets;
 	__u64 bytes;
 };

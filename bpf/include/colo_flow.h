@@ -2,22 +2,21 @@
 /*
  * One TCP connection as the primary sees it: what both VMs have produced, how far it is
  * verified, which frames wait. Everything here runs under flow->lock, and decides without
- * touching the host; compare.c carries it out.
+ * touching the host; the programs carry it out.
  */
 #ifndef COLO_FLOW_H
 #define COLO_FLOW_H
+
+#include "colo_abi.h"
+#include "colo_hold.h"
+#include "colo_packet.h"
+#include "colo_scratch.h"
+#include "colo_stream.h"
 
 static __always_inline void colo_plan_set(struct colo_plan *plan, __u32 verdict, __u32 reason)
 {
 	plan->verdict = verdict;
 	plan->reason = reason;
-}
-
-static __always_inline void colo_side_begin(struct colo_side *side, __u64 key, __u32 next)
-{
-	colo_lanes_begin(side->lane, key);
-	__builtin_memset(side->part, 0, sizeof(side->part));
-	side->next = next;
 }
 
 /*
@@ -128,8 +127,8 @@ static __always_inline __u32 colo_flow_edge(struct colo_flow *flow, __u32 edge)
 }
 
 /*
- * The client may be told now what it was not told before: more is acknowledged, or its window is twice as
- * wide, from when on Linux' own receiver finds that worth a segment.
+ * The client may be told now what it was not told before: more is acknowledged, or its window is
+ * twice as wide, from when on Linux' own receiver finds that worth a segment.
  */
 static __always_inline int colo_ack_due(struct colo_flow *flow, struct colo_slot *slot)
 {
@@ -166,53 +165,6 @@ static __always_inline int colo_flow_svm_ack(struct colo_flow *flow, __u32 ack, 
 	return raised || colo_flow_owes(flow);
 }
 
-static __always_inline struct colo_bound *colo_bound_at(struct colo_flow *flow, __u32 n)
-{
-	return &flow->bound[(flow->first_bound + n) & (COLO_BOUNDS - 1)];
-}
-
-/*
- * The ring is full: every other entry of its newer half goes, and from now on an entry stands for
- * twice as many ends. So the entries lie evenly over all that the SVM is ahead, and a PVM that may
- * send a thirtieth of it meets one. The oldest stay until the PVM has passed them.
- */
-static __always_inline void colo_bounds_thin(struct colo_flow *flow)
-{
-	__u32 n;
-
-#pragma unroll
-	for (n = COLO_BOUNDS / 2; n < COLO_BOUNDS / 4 * 3; n++)
-		*colo_bound_at(flow, n) = *colo_bound_at(flow, 2 * n - COLO_BOUNDS / 2 + 1);
-	flow->bounds = COLO_BOUNDS / 4 * 3;
-	flow->stride = flow->stride ? flow->stride * 2 : 2;
-}
-
-/* Remember where a segment of the SVM ended, ahead of the PVM. The newest is always there. */
-static __always_inline void colo_flow_bound(struct colo_flow *flow, __u64 digest, __u32 end)
-{
-	struct colo_bound *bound;
-
-	if (!flow->bounds || flow->strode >= flow->stride) {
-		if (flow->bounds >= COLO_BOUNDS)
-			colo_bounds_thin(flow);
-		flow->bounds++;
-		flow->strode = 0;
-	}
-	flow->strode++;
-	bound = colo_bound_at(flow, flow->bounds - 1);
-	bound->digest = digest;
-	bound->end = end;
-}
-
-/* The PVM has passed the oldest `n`. */
-static __always_inline void colo_bounds_pass(struct colo_flow *flow, __u32 n)
-{
-	flow->first_bound += n;
-	flow->bounds -= n;
-	if (flow->bounds < COLO_BOUNDS / 2)
-		flow->stride = 0;
-}
-
 static __always_inline __u32 colo_flow_scale(struct colo_flow *flow)
 {
 	return flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
@@ -236,221 +188,6 @@ static __always_inline void colo_flow_append(struct colo_flow *flow, struct colo
 	flow->held++;
 	if (!flow->unmet && slot->digest && COLO_AFTER(slot->end, flow->svm.next))
 		flow->unmet = ref;
-}
-
-/*
- * Load what the segment adds to the stream of `side` into the buffer, behind the unfinished
- * block. -1: the bytes do not fit. The caller has made sure that seq <= side->next < end.
- */
-static __always_inline int colo_walk_load(struct __sk_buff *skb, struct colo_work *work,
-					  struct colo_buf *buf, struct colo_flow *flow,
-					  struct colo_side *side)
-{
-	struct colo_walk *walk = &work->walk;
-	struct colo_pkt *pkt = &work->pkt;
-	__u32 skip = side->next - pkt->seq;
-	__u32 fin = pkt->flags & COLO_TCP_FIN ? 1 : 0;
-	__u64 phase = (side->next - flow->anchor) & (COLO_BLOCK - 1);
-	__u64 len = pkt->len > skip ? pkt->len - skip : 0, end;
-
-	__builtin_memcpy(walk->lane, side->lane, sizeof(walk->lane));
-	__builtin_memcpy(&buf->word[COLO_START / 8], side->part, sizeof(side->part));
-	walk->pos = COLO_START;
-	walk->base = side->next - phase - COLO_START;
-	walk->limit = COLO_START + phase + len + fin;
-	walk->stops = 0;
-	walk->met = walk->from = side->next;
-	walk->fin = fin ? COLO_FIN_MARK : 0;
-	COLO_OPAQUE(phase);
-	phase = COLO_START + (phase & (COLO_BLOCK - 1));
-	if (len && colo_load(skb, buf, pkt->payload + skip, phase, len))
-		return -1;
-	if (fin) {	/* counts as a byte of its own */
-		end = phase + len;
-		COLO_OPAQUE(end);
-		if (end > 65536 + 2 * COLO_BLOCK)
-			return -1;
-		*((__u8 *)buf->word + end) = 0;
-	}
-	return 0;
-}
-
-/*
- * A GSO frame stands for several: each would be held in a slot of its own, and each has an end where
- * the other side may stop.
- */
-static __always_inline void colo_cuts(struct __sk_buff *skb, struct colo_work *work)
-{
-	__u32 len = work->pkt.len, size = skb->gso_size;
-
-	work->cut = 0;
-	work->cuts = 1;
-	work->cut_bytes = len;
-	work->cut_digest[0] = 0;
-	if (!size || len <= size)
-		return;
-	__builtin_memset(work->cut_digest, 0, sizeof(work->cut_digest));
-	work->cut_bytes = size;
-	work->cuts = (len + size - 1) / size;
-}
-
-/* The walk begins in the first cut that has bytes from `next` on. */
-static __always_inline void colo_cut_first(struct colo_work *work, __u32 next)
-{
-	__u32 cut = 0;
-
-	if (work->cuts > 1)
-		cut = (next - work->pkt.seq) / work->cut_bytes;
-	work->walk.cut = cut + 1 < work->cuts ? cut : work->cuts - 1;
-}
-
-/* Where the cut ends that the list of stops has come to. */
-static __always_inline __u32 colo_cut_at(struct colo_work *work)
-{
-	struct colo_walk *walk = &work->walk;
-
-	if (walk->cut + 1 < work->cuts)
-		return work->pkt.seq + (walk->cut + 1) * work->cut_bytes - walk->base;
-	return walk->limit;
-}
-
-/* The stops of a PVM walk: the SVM's boundaries and the ends of cuts, in order; then the end. */
-static __always_inline void colo_stops_pvm(struct colo_work *work, struct colo_flow *flow)
-{
-	struct colo_walk *walk = &work->walk;
-	struct colo_bound *bound;
-	__u32 at, cut_at;
-	int i;
-
-	walk->bound = 0;
-#pragma nounroll
-	for (i = 0; i < COLO_STOPS; i++) {
-		COLO_FORGET();
-		cut_at = colo_cut_at(work);
-		bound = colo_bound_at(flow, walk->bound);
-		at = bound->end - walk->base;
-		if (walk->bound >= flow->bounds || at > cut_at) {
-			colo_stop_add(work, cut_at, 0, walk->cut + 1);
-			walk->cut++;
-		} else if (at == cut_at) {
-			colo_stop_add(work, cut_at, bound->digest, walk->cut + 1);
-			walk->bound++;
-			walk->cut++;
-		} else {
-			colo_stop_add(work, at, bound->digest, 0);
-			walk->bound++;
-		}
-		COLO_FORGET();
-		if (walk->cut >= work->cuts)
-			return;
-	}
-	/* Absurdly many: the rest counts as not seen, and the PVM's next segment leaves a gap. */
-	walk->limit = work->stop[COLO_STOPS - 1].at;
-}
-
-/* The stops of an SVM walk: the ends of held frames and the ends of cuts, in order. */
-static __always_inline void colo_stops_svm(struct colo_work *work, struct colo_flow *flow)
-{
-	struct colo_walk *walk = &work->walk;
-	struct colo_slot *slot;
-	__u32 ix, cut_at, end;
-	int i;
-
-	walk->held = flow->unmet;
-	walk->last = flow->svm.next;
-#pragma nounroll
-	for (i = 0; i < COLO_STOPS - 2; i++) {
-		COLO_FORGET();
-		cut_at = colo_cut_at(work);
-		ix = walk->held - 1;
-		slot = colo_hold.lookup(&ix);
-		end = slot ? slot->end : 0;
-		if (!slot || COLO_AFTER(end, walk->base + cut_at)) {
-			colo_stop_add(work, cut_at, 0, walk->cut + 1);
-			if (++walk->cut >= work->cuts)
-				return;
-			continue;
-		}
-		walk->held = slot->next;
-		if (slot->epoch != flow->epoch || !slot->digest || !COLO_AFTER(end, walk->last))
-			continue;
-		walk->last = end;
-		colo_stop_add(work, end - walk->base, slot->digest, 0);
-	}
-	/* Very many: from here on only the last of them and the end are looked at. */
-	COLO_FORGET();
-	ix = flow->tail - 1;
-	slot = colo_hold.lookup(&ix);
-	if (slot && slot->epoch == flow->epoch && slot->digest &&
-	    COLO_AFTER(slot->end, walk->last) && !COLO_AFTER(slot->end, walk->base + walk->limit))
-		colo_stop_add(work, slot->end - walk->base, slot->digest, 0);
-	colo_stop_add(work, walk->limit, 0, work->cuts);
-}
-
-/* All of them. In the loop of colo_bounds_svm the verifier would look at more than a million instructions. */
-static __always_inline void colo_ahead_all(struct colo_work *work, struct colo_flow *flow)
-{
-	struct colo_walk *walk = &work->walk;
-	struct colo_stop *stop;
-	int i;
-
-	walk->stop = 0;
-#pragma nounroll
-	for (i = 0; i < COLO_STOPS; i++) {
-		stop = colo_stop_next(work);
-		if (!stop)
-			break;
-		if (stop->cut && COLO_AFTER(walk->base + stop->at, flow->pvm.next))
-			colo_ahead_put(flow, stop->digest, walk->base + stop->at);
-	}
-}
-
-/* Where cuts of the SVM ended, ahead of the PVM: the PVM will stop there. */
-static __always_inline void colo_bounds_svm(struct colo_work *work, struct colo_flow *flow)
-{
-	struct colo_walk *walk = &work->walk;
-	struct colo_stop *stop;
-	int i;
-
-	walk->stop = 0;
-#pragma nounroll
-	for (i = 0; i < COLO_STOPS; i++) {
-		stop = colo_stop_next(work);
-		if (!stop)
-			break;
-		if (stop->cut && COLO_AFTER(walk->base + stop->at, flow->pvm.next))
-			colo_flow_bound(flow, stop->digest, walk->base + stop->at);
-	}
-	if (flow->bounds > COLO_BOUNDS / 2)	/* some of them will go */
-		colo_ahead_all(work, flow);
-}
-
-static __always_inline void colo_side_store(struct colo_walk *walk, struct colo_side *side)
-{
-	__builtin_memcpy(side->lane, walk->lane, sizeof(side->lane));
-	__builtin_memcpy(side->part, walk->tail, sizeof(side->part));
-	side->next = walk->base + walk->limit;
-}
-
-/* What the walk found: `verified` moves to the last stop that agreed, or the flow is bad. */
-static __always_inline void colo_walk_result(struct colo_work *work, struct colo_flow *flow,
-					     int pvm)
-{
-	struct colo_walk *walk = &work->walk;
-	struct colo_plan *plan = &work->plan;
-	struct colo_stop *stop;
-
-	colo_walk_judge(work);
-	if (walk->met != walk->from && COLO_AFTER(walk->met, flow->verified))
-		flow->verified = walk->met;
-	if (!walk->bad)
-		return;
-	stop = &work->stop[(walk->bad - 1) & (COLO_STOPS - 1)];
-	flow->flags |= COLO_F_BAD;
-	plan->event = COLO_EV_MISMATCH;
-	plan->offset = walk->base + stop->at;
-	plan->pvm_digest = pvm ? stop->digest : stop->other;
-	plan->svm_digest = pvm ? stop->other : stop->digest;
 }
 
 #endif /* COLO_FLOW_H */

@@ -4,17 +4,19 @@
  * each side keeps a state (hash over whole blocks, unfinished block, next sequence number) and
  * digests are only compared at equal stream positions.
  *
- * A segment is hashed in one walk, in three steps. List the stops: the places where the other
- * side has a digest pending (for the PVM the ends of the SVM's segments, flow->bound; for the SVM
- * the ends of held frames), for the PVM also the ends of cuts (a GSO frame is held as the frames
- * it stands for, and each may leave by itself), and the segment's end. Hash, and note a digest at
- * each stop. Judge: compare.
+ * The walk over a segment notes a digest at each of its stops; colo_stream.h lists and judges them.
  *
- * What goes from turn to turn of a loop is read from map memory: the verifier then sees the same
+ * A loop keeps what it carries from turn to turn in map memory: the verifier then sees the same
  * state each time.
  */
 #ifndef COLO_HASH_H
 #define COLO_HASH_H
+
+#include <uapi/linux/bpf.h>
+
+#include "colo_abi.h"
+#include "colo_scratch.h"
+#include "colo_verifier.h"
 
 #define COLO_START	COLO_BLOCK	/* where a stream's bytes begin in the buffer */
 #define COLO_EIGHT	(8 * COLO_BLOCK)
@@ -26,10 +28,11 @@
 #define COLO_PHI	0x9E3779B97F4A7C15ULL
 
 /*
- * A constant factor would take a word's highest bit, the sign of a double, to the highest bit of the
- * product and nowhere else, whatever the key is: two of them would cancel out. So the factor is the upper
- * half of what is multiplied, which the key has made: no difference in the words leads to one that is
- * known in the product, but with a chance of 2^-32. It is odd, so that zeros forget nothing.
+ * Why the factor is not a constant: a constant takes a word's highest bit (the sign of a double) to
+ * the highest bit of the product and to no other, whatever the key is. Two such differences would
+ * cancel out. So the factor is the upper half of what is multiplied, and that depends on the key: a
+ * known difference of two words leads to a known difference of the products with a chance of 2^-32.
+ * The factor is odd, so that a zero does not make the hash forget.
  */
 static __always_inline __u64 colo_mix(__u64 hash, __u64 word)
 {
@@ -163,9 +166,10 @@ static __always_inline __u64 colo_walk_plain(struct colo_walk *walk, struct colo
 }
 
 /*
- * A payload of a few words, where it lies in the skb's head: each word is stored once, as it is hashed. A
- * call would cost more than what it copies, and the hash would wait for stores that its words span. What
- * is before the payload in its first word is the header's end, or the unfinished word of the stream.
+ * A payload of a few words, read where it lies in the skb's head. A helper call would cost more
+ * than the copy. Each word is stored once, just as it is hashed: the hash does not wait for a load
+ * that spans two stores. Before the payload, its first word holds the unfinished word of the
+ * stream, or the end of the header.
  */
 static __always_inline int colo_load_words(struct __sk_buff *skb, struct colo_buf *buf, __u64 from,
 					   __u64 to, __u64 len)
@@ -185,7 +189,7 @@ static __always_inline int colo_load_words(struct __sk_buff *skb, struct colo_bu
 #pragma unroll
 	for (i = 0; i < COLO_FEW_WORDS; i++) {
 		at = data + head + 8 * i;
-		if (i >= last || (void *)(at + 1) > end)	/* the second never is: for the verifier */
+		if (i >= last || (void *)(at + 1) > end)	/* for the verifier */
 			break;
 		word[i] = *at;
 	}
@@ -205,53 +209,6 @@ static __always_inline int colo_load(struct __sk_buff *skb, struct colo_buf *buf
 	if (len <= 8 * COLO_FEW_WORDS && !colo_load_words(skb, buf, from, to, len))
 		return 0;
 	return bpf_skb_load_bytes(skb, from, (__u8 *)buf->word + to, len);
-}
-
-static __always_inline void colo_stop_add(struct colo_work *work, __u32 at, __u64 other, __u32 cut)
-{
-	struct colo_stop *stop = &work->stop[work->walk.stops & (COLO_STOPS - 1)];
-
-	stop->at = at;
-	stop->other = other;
-	stop->cut = cut;
-	work->walk.stops++;
-}
-
-/* The next stop of a loop over them, or none; the loop begins with walk->stop = 0. */
-static __always_inline struct colo_stop *colo_stop_next(struct colo_work *work)
-{
-	struct colo_walk *walk = &work->walk;
-
-	COLO_FORGET();
-	if (walk->stop >= walk->stops)
-		return 0;
-	return &work->stop[walk->stop++ & (COLO_STOPS - 1)];
-}
-
-/* Compare at each stop; up to the last where both agree, both VMs have produced the same. */
-static __always_inline void colo_walk_judge(struct colo_work *work)
-{
-	struct colo_walk *walk = &work->walk;
-	struct colo_stop *stop;
-	int i;
-
-	walk->bad = 0;
-	walk->stop = 0;
-#pragma nounroll
-	for (i = 0; i < COLO_STOPS; i++) {
-		stop = colo_stop_next(work);
-		if (!stop)
-			break;
-		if (stop->cut)
-			work->cut_digest[(stop->cut - 1) & (COLO_CUTS - 1)] = stop->digest;
-		if (!stop->other)
-			continue;
-		if (stop->other != stop->digest) {
-			walk->bad = walk->stop;
-			break;
-		}
-		walk->met = walk->base + stop->at;
-	}
 }
 
 #endif /* COLO_HASH_H */

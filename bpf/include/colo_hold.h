@@ -3,35 +3,44 @@
  * The hold store. TC cannot park an skb, so a PVM frame that is not verified yet is
  * copied here and dropped; the skb that later completes it carries the copy out.
  *
- * Slots are handed out in ring order as far as they are free: in the last part of the store while there
- * is room, for few frames are held mostly and memory that was used a moment ago is still in the cache; then
- * in the whole. So walking a part from its head meets most held frames oldest first. A slot is freed only
- * when its frame was accepted by the tap.
+ * Slots are handed out in ring order, as far as they are free. The last part of the store comes
+ * first: mostly few frames are held, and memory that was used a moment ago is still in the cache.
+ * When that part is full the whole store is used. A walk over a part from its head meets most held
+ * frames oldest first. A slot is freed only when the tap has accepted its frame.
  */
 #ifndef COLO_HOLD_H
 #define COLO_HOLD_H
 
-/* Mapped by the control plane, which looks for the oldest frame: that takes no call to the kernel. */
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+
+#include "colo_abi.h"
+#include "colo_maps.h"
+#include "colo_packet.h"
+#include "colo_verifier.h"
+
+/* The control plane maps it, and finds the oldest frame without a call to the kernel. */
 BPF_TABLE_PINNED("array", __u32, struct colo_slot, colo_hold, COLO_HOLD_SLOTS,
 		 COLO_PIN "/colo_hold", BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct colo_frame, colo_frames, COLO_HOLD_SLOTS,
 		 COLO_PIN "/colo_frames");
 
-#define COLO_ALLOC_TRIES	16	/* stretches of the ring in which a slot is looked at, if it is free */
+#define COLO_ALLOC_TRIES	16	/* places of the ring that are tried for a free slot */
 #define COLO_ROOM		16384	/* bytes of window with which any client goes on */
 #define COLO_HEAD_MAX		256	/* headers of a held frame, a power of two */
-#define COLO_SUM_BYTES		508	/* a multiple of 4 below 512: what older kernels take at once */
+#define COLO_SUM_BYTES		508	/* a multiple of 4 below 512, an older kernel's limit */
 #define COLO_SUMS		((COLO_FRAME_MAX - COLO_HEAD_MAX) / COLO_SUM_BYTES)
-#define COLO_DATA_MAX		(COLO_SUMS * COLO_SUM_BYTES - 64)	/* behind a held frame's headers */
+#define COLO_DATA_MAX		(COLO_SUMS * COLO_SUM_BYTES - 64)	/* behind the headers */
 
 /* The n-th slot of a part, round and round. */
-static __always_inline __u32 colo_hold_place(struct colo_conf *conf, __u32 part, __u32 n)
+static __always_inline __u32 colo_hold_place(struct colo_config *conf, __u32 part, __u32 n)
 {
 	return (part * COLO_HOLD_PART + (n & (COLO_HOLD_PART - 1))) & (conf->hold_slots - 1);
 }
 
 /* Return slot + 1, or 0 when the store is full. */
-static __always_inline __u32 colo_hold_alloc(struct colo_conf *conf)
+static __always_inline __u32 colo_hold_alloc(struct colo_config *conf)
 {
 	__u64 *head = colo_live_word(COLO_LIVE_HOLD_HEAD);
 	struct colo_slot *slot;
@@ -49,7 +58,7 @@ static __always_inline __u32 colo_hold_alloc(struct colo_conf *conf)
 			return 0;
 		if (!__sync_val_compare_and_swap(&slot->state, COLO_SLOT_FREE, COLO_SLOT_FILLING))
 			return ix + 1;
-		/* Where a connection waits, its frames fill a whole stretch of the ring: leave it. */
+		/* Frames of one waiting connection fill a stretch of the ring: skip it. */
 		ix = (first + i * (conf->hold_slots / COLO_ALLOC_TRIES)) & (conf->hold_slots - 1);
 	}
 	return 0;
@@ -78,6 +87,13 @@ static __always_inline void colo_slot_free(struct colo_slot *slot)
 		colo_live_add(COLO_LIVE_HELD, -1);
 }
 
+/* The frame stays in the store, but in no flow's list: the next flush finds it. */
+static __always_inline void colo_slot_orphan(struct colo_slot *slot)
+{
+	slot->kind = COLO_SLOT_DGRAM;
+	colo_slot_unclaim(slot);
+}
+
 /* Take the first of its flow's held frames out of the list, under the flow's lock. */
 static __always_inline void colo_flow_pop(struct colo_flow *flow, struct colo_slot *slot)
 {
@@ -90,8 +106,8 @@ static __always_inline void colo_flow_pop(struct colo_flow *flow, struct colo_sl
 }
 
 /*
- * The list's first frame leaves the store, and is not sent: should it come again it is held anew.
- * -1: it is just being sent.
+ * Drop the flow's first held frame from the store. If its bytes come again they are held anew. -1:
+ * another CPU is just sending it.
  */
 static __always_inline int colo_flow_forget(struct colo_flow *flow, struct colo_slot *slot)
 {
@@ -118,7 +134,8 @@ static __always_inline __u32 colo_frame_sum(struct colo_frame *frame, __u64 off,
 		len -= colo_min(len, COLO_SUM_BYTES);
 		COLO_OPAQUE(part);
 		part &= 511;
-		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[off + i * COLO_SUM_BYTES], part, sum);
+		sum = bpf_csum_diff(0, 0, (__be32 *)&frame->data[off + i * COLO_SUM_BYTES], part,
+				    sum);
 	}
 	return sum;
 }
@@ -159,8 +176,8 @@ struct colo_copy {
 };
 
 /*
- * Copy header and data into the slot. A VLAN tag sits in skb->vlan_tci at clsact, not in the
- * bytes: it is written back, so that the frame can leave as it came. Four zero bytes follow, for the
+ * Copy header and data into the slot. A VLAN tag sits in skb->vlan_tci at clsact, not in the bytes:
+ * it is written back, so that the frame can leave as it came. Four zero bytes follow, for the
  * checksum.
  */
 static __always_inline int colo_hold_copy(struct __sk_buff *skb, struct colo_frame *frame,
@@ -213,8 +230,8 @@ static __always_inline int colo_hold_copy(struct __sk_buff *skb, struct colo_fra
 }
 
 /*
- * A frame from an offloading tap carries only the sum of its pseudo-header, and nothing in the skb
- * that BPF can see tells: so the checksum of TCP and UDP is always made anew. A UDP checksum of
+ * A frame from an offloading tap has only the sum of its pseudo-header as checksum, and a BPF
+ * program cannot see that. So the checksum of TCP and UDP is always made anew. A UDP checksum of
  * zero over IPv4 says that there is none.
  */
 static __always_inline void colo_hold_sum(struct colo_frame *frame, struct colo_pkt *pkt,
@@ -240,8 +257,8 @@ static __always_inline void colo_hold_sum(struct colo_frame *frame, struct colo_
 }
 
 /*
- * The same of a segment of a stream, when it leaves with `bytes` of its payload: most never do, for
- * the SVM's frame leaves in their place.
+ * Make the TCP checksum of a held segment that leaves now, with `bytes` of its payload. Not before:
+ * most held segments never leave, because the SVM's frame leaves in their place.
  */
 static __always_inline void colo_slot_sum(struct colo_slot *slot, struct colo_frame *frame,
 					  __u32 bytes)
@@ -313,7 +330,7 @@ static __always_inline __u32 colo_hold_publish(struct colo_slot *slot, __u64 epo
 	if (__sync_val_compare_and_swap(&slot->state, COLO_SLOT_FILLING, COLO_SLOT_HELD) ==
 	    COLO_SLOT_FILLING)
 		return 1;
-	/* An ACK that replaced an older one: counted already. */
+	/* The slot held an older ACK, and was counted then. */
 	__sync_val_compare_and_swap(&slot->state, COLO_SLOT_LEAVING, COLO_SLOT_HELD);
 	return 0;
 }
@@ -338,7 +355,7 @@ static __always_inline __u32 colo_told(__u32 ack, __u32 floor)
 	return COLO_AFTER(ack, floor) ? floor : ack;
 }
 
-/* Its window ends where the smaller of both sides' ends: raised by what the ACK is lowered. */
+/* The window ends where the smaller of both sides' does: a lowered ACK makes it larger. */
 static __always_inline __u32 colo_window(__u32 ack, __u32 edge, __u32 scale, __u16 window)
 {
 	__u32 room;
@@ -350,15 +367,16 @@ static __always_inline __u32 colo_window(__u32 ack, __u32 edge, __u32 scale, __u
 }
 
 /*
- * The client was told of a window that ends at `told`, for the SVM's is not wider: so little that it may stand
- * still, and the PVM, which meant more, does not say it again. (RFC 9293, 3.8.6.2.1: a segment is sent into a
- * window that has room for one.)
+ * Does the client have to be told of a wider window later? It was told of one that ends at `told`,
+ * because the SVM's is no wider. With so little room the client may stop sending (RFC 9293,
+ * 3.8.6.2.1), and the PVM, which meant more, does not announce its window again.
  */
 static __always_inline int colo_window_owed(__u32 ack, __u32 told, __u32 meant)
 {
 	__u32 room = told - ack;
 
-	return (__s32)room < COLO_ROOM && (__s32)(meant - told) > 0 && (__s32)(meant - told) >= (__s32)room;
+	return (__s32)room < COLO_ROOM && (__s32)(meant - told) > 0 &&
+	       (__s32)(meant - told) >= (__s32)room;
 }
 
 /* The checksum is made when the frame leaves (colo_slot_sum). */
@@ -416,10 +434,11 @@ static __always_inline void colo_length_put(struct colo_frame *frame, struct col
 }
 
 /*
- * A stored segment of the PVM becomes the ACK that follows it: its headers, with the next sequence number.
- * -1: it is none.
+ * Turn a stored segment of the PVM into the pure ACK that follows it: its headers, with the
+ * sequence number after its payload. -1: the slot has no TCP header.
  */
-static __always_inline int colo_ack_make(struct colo_slot *slot, struct colo_frame *frame, __u32 seq)
+static __always_inline int colo_ack_make(struct colo_slot *slot, struct colo_frame *frame,
+					 __u32 seq)
 {
 	__u64 l3 = slot->l3_off, l4 = slot->tcp_off;
 	__u32 next = bpf_htonl(seq);
@@ -442,7 +461,7 @@ static __always_inline int colo_ack_make(struct colo_slot *slot, struct colo_fra
 	return 0;
 }
 
-/* The client was told less than the PVM meant, and has to be told the rest once it may be. */
+/* Was the client told less than the PVM meant? It has to be told the rest later. */
 static __always_inline int colo_ack_owed(struct colo_slot *slot, __u32 told, __u32 edge)
 {
 	return COLO_AFTER(slot->ack, told) || colo_window_owed(told, edge, slot->edge);

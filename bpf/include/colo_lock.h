@@ -6,11 +6,13 @@
 #ifndef COLO_LOCK_H
 #define COLO_LOCK_H
 
+#include "colo_abi.h"
+
 #define COLO_LOCK_AGAIN		4	/* inside a loop, where the next turn tries again */
 #define COLO_LOCK_SPINS		300	/* 100 quick ones, then longer ones: about a millisecond */
 #define COLO_LOCK_QUICK		100
 
-/* What takes time, but no branch: the verifier counts those. */
+/* Spend some time without a branch: the verifier counts branches. */
 static __always_inline void colo_lock_rest(int turns)
 {
 	int i;
@@ -48,9 +50,9 @@ static __always_inline void colo_unlock(__u64 *lock)
 }
 
 /*
- * An entry that was taken out is used again at once, while another CPU may still have a pointer to
- * it: so a flow says whose it is, and who locks it looks. Enough words to tell apart what could
- * meet here, not an identity.
+ * The kernel uses a deleted entry again at once, while another CPU may still have a pointer to it.
+ * So a flow says which connection owns it, and whoever locks it compares. The number need not be
+ * unique among all connections, only among those that can meet here.
  */
 static __always_inline __u64 colo_flow_owner(struct colo_flow_key *key)
 {

@@ -6,6 +6,21 @@
 #ifndef COLO_PVM_H
 #define COLO_PVM_H
 
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/in.h>
+
+#include "colo_abi.h"
+#include "colo_count.h"
+#include "colo_delay_in.h"
+#include "colo_event.h"
+#include "colo_flow.h"
+#include "colo_hold.h"
+#include "colo_maps.h"
+#include "colo_packet.h"
+#include "colo_scratch.h"
+#include "colo_stream.h"
+#include "colo_verifier.h"
+
 /* The PVM's sequence space as it will stand when the epoch ends: kept in every mode. */
 static __always_inline void colo_pvm_track(struct colo_flow *flow, struct colo_pkt *pkt,
 					   __u32 end)
@@ -59,7 +74,7 @@ static __always_inline void colo_pvm_ack(struct colo_work *work, struct colo_flo
 		return;
 	}
 	colo_pvm_hold_as(work, COLO_SLOT_ACK, COLO_R_ACK_FLOOR);
-	work->end = flow->floor;	/* the highest ACK the client was given */
+	work->end = flow->floor;	/* the highest ACK the client has got */
 }
 
 /* New bytes: load them for the walk, which stops at the SVM's boundaries and at the cuts. */
@@ -136,7 +151,7 @@ static __always_inline void colo_pvm_bytes(struct __sk_buff *skb, struct colo_wo
 	colo_pvm_load(skb, work, buf, flow);
 }
 
-static __always_inline void colo_pvm_prepare(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline void colo_pvm_prepare(struct __sk_buff *skb, struct colo_config *conf,
 					     struct colo_work *work, struct colo_buf *buf,
 					     struct colo_flow *flow)
 {
@@ -149,7 +164,8 @@ static __always_inline void colo_pvm_prepare(struct __sk_buff *skb, struct colo_
 	work->end = pkt->seq + pkt->len + syn + fin;
 	colo_cuts(skb, work);
 	flow->seen_ns = now->at_ns;
-	flow->flags &= ~(COLO_F_RESET | COLO_F_OVER);	/* that answered a stray segment: it lives */
+	/* A reset before only answered a stray segment: the connection lives. */
+	flow->flags &= ~(COLO_F_RESET | COLO_F_OVER);
 	if (open && flow->epoch != now->epoch)
 		colo_flow_turn(flow, now->epoch, conf->key[0]);
 	if (syn && !(flow->flags & COLO_F_PVM_SYN && flow->isn == pkt->seq)) {
@@ -221,7 +237,7 @@ static __always_inline int colo_pvm_copy(struct __sk_buff *skb, struct colo_work
 	return 0;
 }
 
-static __always_inline int colo_pvm_hold_cut(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline int colo_pvm_hold_cut(struct __sk_buff *skb, struct colo_config *conf,
 					     struct colo_work *work, struct colo_flow *flow)
 {
 	__u32 ref = work->reuse, ix;
@@ -260,7 +276,7 @@ static __always_inline void colo_pvm_hold_ack(struct colo_work *work, struct col
 		work->reuse = ref;
 }
 
-static __always_inline void colo_pvm_hold(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline void colo_pvm_hold(struct __sk_buff *skb, struct colo_config *conf,
 					  struct colo_work *work, struct colo_flow *flow)
 {
 	int i;
@@ -294,7 +310,7 @@ static __always_inline void colo_pvm_hold(struct __sk_buff *skb, struct colo_con
 	work->plan.event = COLO_EV_STORE_FULL;
 }
 
-/* The SVM has been where the frame ends, long ago, and has ends left only before it and beyond. */
+/* The SVM passed the frame's end long ago, and the flow has no bound left just there. */
 static __always_inline void colo_pvm_behind(struct colo_work *work, struct colo_flow *flow)
 {
 	struct colo_walk *walk = &work->walk;
@@ -307,7 +323,7 @@ static __always_inline void colo_pvm_behind(struct colo_work *work, struct colo_
 	flow->verified = walk->met = end;
 }
 
-static __always_inline void colo_pvm_conclude(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline void colo_pvm_conclude(struct __sk_buff *skb, struct colo_config *conf,
 					      struct colo_work *work, struct colo_flow *flow)
 {
 	struct colo_plan *plan = &work->plan;
@@ -334,6 +350,108 @@ static __always_inline void colo_pvm_conclude(struct __sk_buff *skb, struct colo
 	}
 	if (work->step != COLO_STEP_DONE)
 		colo_pvm_hold(skb, conf, work, flow);
+}
+
+/* Lower ACK and window of the frame in hand (I2). */
+static __always_inline int colo_skb_lower(struct __sk_buff *skb, struct colo_work *work)
+{
+	__u32 from = bpf_htonl(work->pkt.ack), to = bpf_htonl(work->plan.ack);
+	__u16 was = bpf_htons(work->pkt.window);
+	__u16 now = bpf_htons(colo_window(work->plan.ack, work->plan.edge, work->scale,
+					  work->pkt.window));
+	__u32 l4 = work->pkt.l4;
+
+	if (from != to && (bpf_l4_csum_replace(skb, l4 + 16, from, to, 4) ||
+			   bpf_skb_store_bytes(skb, l4 + 8, &to, 4, 0)))
+		return -1;
+	if (was != now && (bpf_l4_csum_replace(skb, l4 + 16, was, now, 2) ||
+			   bpf_skb_store_bytes(skb, l4 + 14, &now, 2, 0)))
+		return -1;
+	return 0;
+}
+
+/* After the unlock: lower the frame's ACK and window if need be, and count the frame. */
+static __always_inline void colo_pvm_told(struct __sk_buff *skb, struct colo_work *work,
+					  __u32 prog)
+{
+	if (work->plan.lower && colo_skb_lower(skb, work))
+		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_MALFORMED);
+	colo_count(prog, work->plan.verdict, work->plan.reason, skb->len);
+}
+
+/*
+ * A released frame may tell the client less than the PVM meant (I2), and the PVM does not repeat
+ * it. A client whose window stayed closed, or whose bytes were not acknowledged, waits for its own
+ * timer, 200 ms at least. So a copy of the frame's headers is kept as the flow's pending ACK, until
+ * the SVM has acknowledged as much.
+ */
+
+/*
+ * Under the flow's lock: free the pending ACK, which the frame in hand replaces. -1: the pending
+ * one acknowledges more, and stays.
+ */
+static __always_inline int colo_owe_clear(struct colo_flow *flow, struct colo_work *work)
+{
+	__u32 ix = flow->ack_slot - 1;
+	struct colo_slot *slot = colo_hold.lookup(&ix);
+
+	if (slot && COLO_AFTER(slot->ack, work->plan.ack))
+		return -1;
+	if (slot && !colo_slot_claim(slot))
+		colo_slot_free(slot);
+	flow->ack_slot = 0;
+	return 0;
+}
+
+/* Keep a copy of the frame's headers as a pure ACK that follows it. -1: there is no room. */
+static __always_inline int colo_owe_copy(struct __sk_buff *skb, struct colo_config *conf,
+					 struct colo_work *work, struct colo_flow *flow)
+{
+	struct colo_pkt *pkt = &work->pkt;
+	struct colo_copy copy = { .head = pkt->payload, .from = pkt->payload };
+	__u32 ref = colo_hold_alloc(conf), ix = ref - 1;
+	struct colo_slot *slot = colo_hold.lookup(&ix);
+	struct colo_frame *frame = colo_frames.lookup(&ix);
+
+	if (!slot || !frame)
+		return -1;
+	work->kind = COLO_SLOT_ACK;
+	if (colo_hold_copy(skb, frame, &copy)) {
+		slot->state = COLO_SLOT_FREE;
+		return -1;
+	}
+	colo_pvm_label(work, flow, slot, &copy);
+	if (pkt->len)
+		colo_ack_make(slot, frame, pkt->seq + pkt->len);
+	slot->digest = 0;
+	slot->bytes = 0;
+	slot->start = work->plan.edge;
+	slot->end = work->plan.ack;
+	colo_hold_count(conf, &work->flow, work->now.epoch,
+			colo_hold_publish(slot, work->now.epoch, work->now.at_ns));
+	flow->ack_slot = ref;
+	return 0;
+}
+
+/* Under the flow's lock, with what the SVM has acknowledged by now. */
+static __always_inline void colo_owe_note(struct __sk_buff *skb, struct colo_config *conf,
+					  struct colo_work *work, struct colo_flow *flow)
+{
+	struct colo_plan *plan = &work->plan;
+	struct colo_pkt *pkt = &work->pkt;
+	__u32 edge = colo_pvm_edge(flow, pkt);
+
+	if (!work->now.may_release || plan->reason == COLO_R_FLUSHED ||
+	    !(pkt->flags & COLO_TCP_ACK) || pkt->flags & (COLO_TCP_SYN | COLO_TCP_FIN))
+		return;
+	plan->ack = colo_told(pkt->ack, flow->floor);
+	plan->edge = colo_flow_edge(flow, edge);
+	plan->lower = plan->ack != pkt->ack || plan->edge != edge;
+	if (colo_owe_clear(flow, work))
+		return;
+	if (!flow->c_gone && (COLO_AFTER(pkt->ack, plan->ack) ||
+			      colo_window_owed(plan->ack, plan->edge, edge)))
+		colo_owe_copy(skb, conf, work, flow);
 }
 
 #endif /* COLO_PVM_H */

@@ -1,20 +1,33 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Both VMs reset a connection, or they have parted. The PVM's reset is held until the SVM's comes. The
- * SVM may be the first: then a slot without a frame waits in its place, so that the control plane finds
- * it among what is held, and asks for a checkpoint if it has become too old. Told at once if the PVM
- * says more than the SVM had by then.
+ * Both VMs reset a connection, or they differ. The PVM's reset is held until the SVM's comes. If
+ * the SVM's comes first, a slot without a frame is held in its place: the control plane sees how
+ * old it is, and asks for a checkpoint in time. If the PVM sends bytes that the SVM had not sent
+ * before its reset, the control plane is told at once.
  *
- * How often each says it is of no account: a segment that comes after the end is answered by a reset, and
- * of two segments that overtook each other only one VM may have seen the second after its end. So
- * while one is held others like it are dropped, and once one has left others follow it.
+ * The number of resets does not matter. A VM answers each segment after the connection's end with a
+ * reset, and two segments that overtook each other may reach one VM before its end and the other
+ * one after. So while a reset is held, equal ones are dropped; once one has left, others may
+ * follow.
  */
 #ifndef COLO_RESET_H
 #define COLO_RESET_H
 
+#include <uapi/linux/in.h>
+
+#include "colo_abi.h"
+#include "colo_event.h"
+#include "colo_flow.h"
+#include "colo_hold.h"
+#include "colo_lock.h"
+#include "colo_maps.h"
+#include "colo_packet.h"
+#include "colo_scratch.h"
+#include "colo_table.h"
+
 /*
- * A reset of both has left: nobody is told anything new by another, and the client waits for nothing.
- * `prog` counts what was held for it.
+ * A reset of both VMs has left: another tells the client nothing new, and the client waits for
+ * nothing. `prog` counts what was held and is dropped.
  */
 static __always_inline void colo_reset_over(struct colo_work *work, __u32 prog)
 {
@@ -28,11 +41,8 @@ static __always_inline void colo_reset_over(struct colo_work *work, __u32 prog)
 	colo_unlock(&flow->lock);
 }
 
-/*
- * The connection is over on the PVM: what the SVM says of it is of no account any more. Returns 1 if it
- * was over on both before.
- */
-static __always_inline int colo_pvm_reset(struct colo_conf *conf, struct colo_work *work)
+/* The PVM has ended the connection. Returns 1 if both VMs had ended it before. */
+static __always_inline int colo_pvm_reset(struct colo_config *conf, struct colo_work *work)
 {
 	struct colo_flow *flow = colo_flows.lookup(&work->flow);
 	struct colo_slot *slot;
@@ -45,7 +55,7 @@ static __always_inline int colo_pvm_reset(struct colo_conf *conf, struct colo_wo
 		colo_flow_turn(flow, work->now.epoch, conf->key[0]);
 	over = flow->flags & COLO_F_OVER ? 1 : 0;
 	flow->flags |= COLO_F_RESET;
-	ix = flow->epoch == work->now.epoch ? flow->svm_reset - 1 : -1;	/* else: flushed perhaps */
+	ix = flow->epoch == work->now.epoch ? flow->svm_reset - 1 : -1;	/* of a past epoch: none */
 	slot = colo_hold.lookup(&ix);
 	if (slot && !colo_slot_claim(slot))
 		colo_slot_free(slot);
@@ -55,7 +65,7 @@ static __always_inline int colo_pvm_reset(struct colo_conf *conf, struct colo_wo
 }
 
 /* Under the flow's lock: wait for the PVM's. Returns how many more slots are held; -1: no room. */
-static __always_inline int colo_svm_reset_wait(struct colo_conf *conf, struct colo_work *work,
+static __always_inline int colo_svm_reset_wait(struct colo_config *conf, struct colo_work *work,
 					       struct colo_flow *flow)
 {
 	struct colo_slot *slot;
@@ -83,7 +93,7 @@ static __always_inline int colo_svm_reset_wait(struct colo_conf *conf, struct co
 }
 
 /* A reset of the SVM that the PVM has not sent. */
-static __always_inline void colo_svm_reset(struct colo_conf *conf, struct colo_work *work)
+static __always_inline void colo_svm_reset(struct colo_config *conf, struct colo_work *work)
 {
 	struct colo_flow *flow = colo_flows.lookup(&work->flow);
 	int made;
@@ -99,7 +109,7 @@ static __always_inline void colo_svm_reset(struct colo_conf *conf, struct colo_w
 			  work->now.epoch);
 }
 
-/* Under the flow's lock: the PVM has said what the SVM, which has reset, never will. */
+/* Under the flow's lock: the PVM has sent bytes that the SVM, which has reset, never will. */
 static __always_inline void colo_reset_parted(struct colo_work *work, struct colo_flow *flow)
 {
 	if (!flow->svm_reset || work->step != COLO_STEP_HASH ||

@@ -1,10 +1,21 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * One TCP segment of the SVM: it never leaves itself, it verifies what the PVM's frames
- * hold. Runs under flow->lock.
+ * One TCP segment of the SVM. It verifies what the PVM's frames hold, and may leave in their
+ * place (colo_substitute.h). Runs under flow->lock.
  */
 #ifndef COLO_SVM_H
 #define COLO_SVM_H
+
+#include <uapi/linux/bpf.h>
+
+#include "colo_abi.h"
+#include "colo_flow.h"
+#include "colo_hold.h"
+#include "colo_maps.h"
+#include "colo_packet.h"
+#include "colo_scratch.h"
+#include "colo_stream.h"
+#include "colo_verifier.h"
 
 /* The time an ACK may be on its way to the SVM: half of TCP's least retransmission timeout. */
 #define COLO_ACK_TRAVELS_NS	100000000ULL
@@ -21,8 +32,9 @@ static __always_inline void colo_svm_resend(struct colo_work *work, struct colo_
 }
 
 /*
- * What is before it was lost on the link. Its TCP will send it again, 200 ms later at least, and first
- * perhaps new bytes (F-RTO, RFC 5682): a checkpoint is sooner there. Told once an epoch.
+ * The bytes before this segment were lost on the link. The SVM's TCP resends them after 200 ms at
+ * the earliest, and may send new bytes first (F-RTO, RFC 5682). A checkpoint is faster: it is asked
+ * for, once an epoch.
  */
 static __always_inline void colo_svm_gap(struct colo_work *work, struct colo_flow *flow)
 {
@@ -36,7 +48,7 @@ static __always_inline void colo_svm_syn(struct colo_work *work, struct colo_flo
 {
 	struct colo_pkt *pkt = &work->pkt;
 
-	/* Its SYN again; where both ends open at once, now with the ACK of the other's. */
+	/* A repeated SYN. In a simultaneous open it now acknowledges the other end's SYN. */
 	if (!(flow->flags & COLO_F_SVM_SYN) && flow->s_isn == pkt->seq &&
 	    flow->flags & COLO_F_PVM_SYN && !colo_flow_syn_waits(flow)) {
 		if (pkt->flags & COLO_TCP_ACK)
@@ -57,9 +69,9 @@ static __always_inline void colo_svm_syn(struct colo_work *work, struct colo_flo
 }
 
 /*
- * The two VMs have come to cut their streams at different places, and neither goes on before the
- * client has acknowledged more: no end of a segment is one the other side has a digest for. So the
- * bytes themselves are compared, where the first held frame is not verified yet.
+ * The two VMs cut their streams at different places, and both wait for an ACK of the client: no
+ * segment of one ends where the other has a digest. So the bytes themselves are compared, from
+ * where the first held frame is not verified yet.
  */
 static __always_inline void colo_svm_meet(struct __sk_buff *skb, struct colo_work *work,
 					  struct colo_buf *buf, struct colo_flow *flow)
@@ -146,7 +158,7 @@ static __always_inline int colo_svm_resends(struct colo_work *work, struct colo_
 	return work->pkt.len && COLO_AFTER(flow->svm.next, work->pkt.seq);
 }
 
-static __always_inline void colo_svm_prepare(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline void colo_svm_prepare(struct __sk_buff *skb, struct colo_config *conf,
 					     struct colo_work *work, struct colo_buf *buf,
 					     struct colo_flow *flow)
 {

@@ -1,19 +1,28 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the SVM said last. The primary's host compares it and drops it: if that host or its VM dies,
- * an answer may be lost that the PVM never gave, and the client would wait until the SVM's own
- * retransmission timer ends, 200 ms at least. So the secondary keeps its last frames, and when its VM
- * serves alone they leave once more (colo_flush), as a retransmission would.
+ * The replay buffer: the last frames of the SVM. The primary's host compares the SVM's frames and
+ * drops them. If that host or its VM dies, an answer may be lost that the PVM never gave. The
+ * client would wait for the SVM's own retransmission timer, 200 ms at least. So the secondary keeps
+ * the last frames, and when its VM serves alone they are sent once more (colo_flush), like a
+ * retransmission.
  *
- * They are kept in the first slots of the hold store, which a secondary has no other use for, round
- * and round. Only those of the VM's present state may ever leave: of the epoch it takes over in.
+ * They are kept in the first slots of the hold store, as a ring: a secondary uses the store for
+ * nothing else. Only frames of the epoch in which it takes over may ever leave.
  *
- * Not kept are datagrams, which may be lost; SYNs, whose numbers the client may know
- * otherwise; bare ACKs; resets; and frames that are still to be cut: what comes behind a lost one of
- * those makes the client ask for it.
+ * These are not kept: datagrams, which may be lost; SYNs, whose numbers the client may know
+ * differently; bare ACKs; resets; and GSO frames: if one is lost, the frame behind it makes the
+ * client ask for it.
  */
-#ifndef COLO_SAID_H
-#define COLO_SAID_H
+#ifndef COLO_REPLAY_H
+#define COLO_REPLAY_H
+
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/in.h>
+
+#include "colo_abi.h"
+#include "colo_hold.h"
+#include "colo_maps.h"
+#include "colo_packet.h"
 
 #define COLO_SAID	64	/* slots, a power of two below the least hold store */
 
@@ -24,7 +33,7 @@ static __always_inline int colo_said_wanted(struct __sk_buff *skb, struct colo_p
 	return pkt->len || pkt->flags & COLO_TCP_FIN;
 }
 
-/* The oldest of them gives way. */
+/* The slot of the oldest one. */
 static __always_inline struct colo_slot *colo_said_slot(__u32 *ix)
 {
 	__u64 *head = colo_live_word(COLO_LIVE_HOLD_HEAD);
@@ -72,4 +81,4 @@ static __always_inline void colo_said_keep(struct __sk_buff *skb, struct colo_pk
 	colo_hold_publish(slot, epoch, bpf_ktime_get_boot_ns());
 }
 
-#endif /* COLO_SAID_H */
+#endif /* COLO_REPLAY_H */

@@ -3,8 +3,23 @@
  * The way out of the hold store: on the back of the skb that completed the frames (drain), or
  * in a run of the control plane once a checkpoint contains them (flush).
  */
-#ifndef COLO_DRAIN_H
-#define COLO_DRAIN_H
+#ifndef COLO_RELEASE_H
+#define COLO_RELEASE_H
+
+#include <uapi/linux/bpf.h>
+
+#include "colo_abi.h"
+#include "colo_count.h"
+#include "colo_delay_in.h"
+#include "colo_flow.h"
+#include "colo_hold.h"
+#include "colo_lock.h"
+#include "colo_maps.h"
+#include "colo_packet.h"
+#include "colo_scratch.h"
+#include "colo_substitute.h"
+#include "colo_verifier.h"
+#include "colo_xmit.h"
 
 #define COLO_DRAIN_MAX	COLO_CUTS	/* frames a run takes: a 64 KB segment meets 45 */
 #define COLO_DRAIN_RUNS	8	/* of one carrier; the tap's backlog holds 1000 frames */
@@ -24,7 +39,7 @@ static __always_inline __u32 colo_slot_part(struct colo_slot *slot, __u32 verifi
 }
 
 /* Send the first `part` bytes of a held frame's payload; the frame stays what it was. */
-static __always_inline int colo_emit_part(struct __sk_buff *skb, struct colo_conf *conf, __u32 ix,
+static __always_inline int colo_emit_part(struct __sk_buff *skb, struct colo_config *conf, __u32 ix,
 					  struct colo_slot *slot, struct colo_frame *frame,
 					  __u32 part)
 {
@@ -143,13 +158,6 @@ static __always_inline void colo_drain_keep(struct colo_flow *flow, struct colo_
 	colo_slot_unclaim(slot);
 }
 
-/* The frame stays in the store, in nobody's list: the next flush finds it. */
-static __always_inline void colo_slot_orphan(struct colo_slot *slot)
-{
-	slot->kind = COLO_SLOT_DGRAM;
-	colo_slot_unclaim(slot);
-}
-
 /* A frame of which only a part was to leave is still in its flow's list. */
 static __always_inline void colo_drain_failed(struct colo_slot *slot, __u32 part)
 {
@@ -164,7 +172,7 @@ static __always_inline void colo_drain_failed(struct colo_slot *slot, __u32 part
  * flow (flow->emitter), so that the order holds; helpers are called without the lock. Returns 1 if
  * there may be more.
  */
-static __always_inline int colo_drain_flow(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline int colo_drain_flow(struct __sk_buff *skb, struct colo_config *conf,
 					    struct colo_flow *flow, struct colo_work *work)
 {
 	__u32 ref, ix, floor = 0, edge = 0, part = 0, sent = 0, told;
@@ -232,8 +240,8 @@ enum colo_flush_result {
 };
 
 /*
- * There is no replica, or the frame is in a checkpoint it has loaded; while that one is not heard it
- * may serve already.
+ * There is no replica, or the frame is in a checkpoint it has loaded; while that one is not heard
+ * it may serve already.
  */
 static __always_inline int colo_slot_due(struct colo_now *now, struct colo_slot *slot)
 {
@@ -274,7 +282,7 @@ static __always_inline int colo_flush_unlink(struct colo_work *work, struct colo
 }
 
 /* What a secondary said: in the epoch whose state serves now, or nobody says it any more. */
-static __always_inline int colo_flush_said(struct colo_conf *conf, struct colo_work *work,
+static __always_inline int colo_flush_said(struct colo_config *conf, struct colo_work *work,
 					   struct colo_slot *slot)
 {
 	int due = work->now.mode == COLO_SOLO && slot->epoch == conf->lasting_epoch;
@@ -307,7 +315,7 @@ static __always_inline int colo_flush_parked(struct colo_slot *slot, struct colo
 }
 
 /* Is the frame due, and is it ours to send? */
-static __always_inline int colo_flush_take(struct colo_conf *conf, struct colo_work *work,
+static __always_inline int colo_flush_take(struct colo_config *conf, struct colo_work *work,
 					   struct colo_slot *slot, __u32 ref)
 {
 	int due = colo_slot_due(&work->now, slot);
@@ -316,7 +324,7 @@ static __always_inline int colo_flush_take(struct colo_conf *conf, struct colo_w
 
 	if (slot->kind == COLO_SLOT_SAID)
 		return colo_flush_said(conf, work, slot);
-	if (slot->kind == COLO_SLOT_RESET) {	/* the SVM has the connection again, or there is none */
+	if (slot->kind == COLO_SLOT_RESET) {	/* after the checkpoint, the SVM has it again */
 		if (due && !colo_slot_claim(slot))
 			colo_slot_free(slot);
 		return COLO_FLUSH_SKIP;
@@ -339,7 +347,7 @@ static __always_inline int colo_flush_take(struct colo_conf *conf, struct colo_w
 }
 
 /* Send a claimed frame; -1: the tap refused it, it stays for the next run. */
-static __always_inline int colo_flush_send(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline int colo_flush_send(struct __sk_buff *skb, struct colo_config *conf,
 					   struct colo_work *work, struct colo_slot *slot,
 					   __u32 ix)
 {
@@ -349,7 +357,8 @@ static __always_inline int colo_flush_send(struct __sk_buff *skb, struct colo_co
 	if (frame && work->plan.lower)
 		colo_slot_lower(slot, frame, work->plan.ack, work->plan.edge);
 	if (colo_emit(skb, conf, ix, slot, slot->bytes)) {
-		colo_count(COLO_PROG_FLUSH, said ? COLO_V_DROP : COLO_V_HOLD, COLO_R_EMIT_FAILED, len);
+		colo_count(COLO_PROG_FLUSH, said ? COLO_V_DROP : COLO_V_HOLD, COLO_R_EMIT_FAILED,
+			   len);
 		if (said)
 			colo_slot_free(slot);	/* its VM sends it again by itself */
 		else
@@ -361,4 +370,4 @@ static __always_inline int colo_flush_send(struct __sk_buff *skb, struct colo_co
 	return 0;
 }
 
-#endif /* COLO_DRAIN_H */
+#endif /* COLO_RELEASE_H */

@@ -1,15 +1,30 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A frame of the SVM whose payload is, byte for byte, that of a row of held frames. It leaves
- * itself, under the header the PVM gave the first of them, and the row is dropped: what that costs
- * does not depend on its length. Of two VMs that cut alike, a GSO frame of 64 KB goes to the client
- * as one skb, where the row would go as 45, each with an ACK of its own soon after.
+ * A frame of the SVM may carry, byte for byte, the payload of a row of held frames. Then the SVM's
+ * frame leaves itself, under the header of the row's first frame, and the row is dropped. The cost
+ * does not depend on the length. Two VMs that cut alike send a GSO frame of 64 KB to the client as
+ * one skb. The row would leave as 45 skbs, each with an ACK of its own soon after.
  *
  * The payload has been hashed to its end from where it begins (colo_svm_conclude sets plan.whole),
  * and a held frame ends there with the same digest.
  */
-#ifndef COLO_WHOLE_H
-#define COLO_WHOLE_H
+#ifndef COLO_SUBSTITUTE_H
+#define COLO_SUBSTITUTE_H
+
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+
+#include "colo_abi.h"
+#include "colo_count.h"
+#include "colo_flow.h"
+#include "colo_hold.h"
+#include "colo_lock.h"
+#include "colo_maps.h"
+#include "colo_packet.h"
+#include "colo_scratch.h"
+#include "colo_verifier.h"
+#include "colo_xmit.h"
 
 #define COLO_TCP_MAX	60	/* bytes of a TCP header with all options */
 #define COLO_PLAIN_L4	(ETH_HLEN + 20)	/* where TCP begins, mostly */
@@ -26,10 +41,10 @@ static __always_inline int colo_whole_fits(struct __sk_buff *skb, struct colo_wo
 }
 
 /*
- * Is the checksum left to whoever sends the frame (CHECKSUM_PARTIAL)? No field of the skb tells, but
- * the kernel does not update a checksum that is not made yet. A GSO frame's never is; one the NIC has
- * summed (CHECKSUM_COMPLETE) always is, and must not be touched. The checksum is not put back: whoever
- * asks writes another.
+ * Is the checksum still CHECKSUM_PARTIAL? No skb field says so to a BPF program. We detect it:
+ * bpf_l4_csum_replace() then leaves the field unchanged. A GSO frame always is CHECKSUM_PARTIAL. A
+ * frame whose sum the NIC made (CHECKSUM_COMPLETE) never is, and this function does not touch it.
+ * Otherwise the field is left changed: the caller writes another checksum. -1: cannot be read.
  */
 static __always_inline int colo_sum_is_due(struct __sk_buff *skb, __u32 sum, __u16 before)
 {
@@ -45,10 +60,10 @@ static __always_inline int colo_sum_is_due(struct __sk_buff *skb, __u32 sum, __u
 }
 
 /*
- * Make the checksum of the SVM's frame, which is right for it, that of the held header: the ports and the
- * sequence number are the same, ACK, window and flags may be, options may differ. The order of 16-bit words
- * is nothing to a sum (RFC 1071). The kernel leaves alone one that is still to be made. -1: the frame
- * cannot be read.
+ * Turn the checksum of the SVM's header into that of the held header. Ports and sequence number are
+ * the same; ACK, window, flags and options may differ. A sum does not depend on the order of 16-bit
+ * words (RFC 1071), so the differences can be added up in any order. The kernel leaves a
+ * CHECKSUM_PARTIAL field alone. -1: the frame cannot be read.
  */
 static __always_inline int colo_whole_sum(struct __sk_buff *skb, struct colo_pkt *pkt,
 					  struct colo_frame *frame, __u64 l4, __u64 options)
@@ -60,7 +75,7 @@ static __always_inline int colo_whole_sum(struct __sk_buff *skb, struct colo_pkt
 
 	if (l4 > COLO_HEAD_MAX)
 		return -1;
-	/* Each as it was written last: a load that spans two stores waits for both. */
+	/* Loads as wide as the last stores: a load that spans two stores waits for both. */
 	__builtin_memcpy(&ack, &frame->data[l4 + 8], 4);
 	__builtin_memcpy(&half[0], &frame->data[l4 + 12], 2);
 	__builtin_memcpy(&half[1], &frame->data[l4 + 14], 2);
@@ -82,9 +97,9 @@ static __always_inline int colo_whole_sum(struct __sk_buff *skb, struct colo_pkt
 }
 
 /*
- * A header that begins as nearly all do, with no tag and no IP option, written in place up to the
- * checksum; -1: it does not lie in the skb's head. Words of 8 bytes, but for what was lowered just now: a
- * load that spans two stores waits for both.
+ * Write a plain header (no tag, no IP option) in place, up to the checksum. -1: the header does not
+ * lie in the skb's head. In words of 8 bytes, but for ACK and window, which were lowered just
+ * before: a load that spans two stores waits for both.
  */
 static __always_inline int colo_whole_put(struct __sk_buff *skb, struct colo_frame *frame)
 {
@@ -103,7 +118,7 @@ static __always_inline int colo_whole_put(struct __sk_buff *skb, struct colo_fra
 	return 0;
 }
 
-/* The same for any header. */
+/* Write any other header, up to the checksum. */
 static __always_inline int colo_whole_store(struct __sk_buff *skb, struct colo_work *work,
 					    struct colo_frame *frame, __u64 l4)
 {
@@ -124,8 +139,8 @@ static __always_inline int colo_whole_store(struct __sk_buff *skb, struct colo_w
 }
 
 /*
- * Give the SVM's frame the header of the held one, which is as long and has as much payload. The urgent
- * pointer stays: without URG it means nothing. So does the skb's hash: both are of one connection.
+ * Give the SVM's frame the header of a held frame that has as much payload. The urgent pointer is
+ * not written: without URG it means nothing. The skb keeps its hash: the connection is the same.
  */
 static __always_inline int colo_whole_same(struct __sk_buff *skb, struct colo_work *work,
 					   struct colo_slot *slot, struct colo_frame *frame)
@@ -151,8 +166,8 @@ static __always_inline int colo_whole_same(struct __sk_buff *skb, struct colo_wo
 }
 
 /*
- * Give the SVM's frame, whose checksum is still to be made, the header of the first of a row; in the
- * store that stays as it was.
+ * Give a CHECKSUM_PARTIAL frame of the SVM the header of the first frame of a row. The header in
+ * the store stays as it was.
  */
 static __always_inline int colo_whole_dress(struct __sk_buff *skb, struct colo_work *work,
 					    struct colo_slot *slot, struct colo_frame *frame)
@@ -181,7 +196,7 @@ static __always_inline int colo_whole_dress(struct __sk_buff *skb, struct colo_w
 	return result;
 }
 
-/* A claimed frame at its flow's head leaves the store: the SVM's leaves for it. */
+/* A claimed frame at its flow's head leaves the store: the SVM's frame stands for it. */
 static __always_inline void colo_whole_out(struct colo_flow *flow, struct colo_slot *slot)
 {
 	colo_flow_pop(flow, slot);
@@ -209,8 +224,9 @@ static __always_inline void colo_whole_drop(struct colo_flow *flow, struct colo_
 	}
 }
 
-/* Nothing of the flow from slot ref - 1 on may leave now, so that no carrier is needed. */
-static __always_inline int colo_whole_last(struct colo_flow *flow, struct colo_work *work, __u32 ref)
+/* May nothing of the flow from slot ref - 1 on leave now? Then no carrier is needed. */
+static __always_inline int colo_whole_last(struct colo_flow *flow, struct colo_work *work,
+					   __u32 ref)
 {
 	struct colo_slot *slot;
 	__u32 ix = ref - 1;
@@ -222,8 +238,8 @@ static __always_inline int colo_whole_last(struct colo_flow *flow, struct colo_w
 }
 
 /*
- * Under the flow's lock: make the SVM's frame what leaves for the row at its flow's head, if it fits;
- * if it does not (-1), the store will do. The row's first frame is claimed.
+ * Under the flow's lock: give the SVM's frame the header of the row at its flow's head, and claim
+ * the row's first frame. -1: it does not fit; then the frames of the row leave themselves.
  */
 static __always_inline int colo_whole_make(struct __sk_buff *skb, struct colo_flow *flow,
 					   struct colo_work *work, struct colo_slot *slot, __u32 ix)
@@ -235,7 +251,7 @@ static __always_inline int colo_whole_make(struct __sk_buff *skb, struct colo_fl
 	    !(flow->flags & COLO_F_ANCHORED) || flow->flags & (COLO_F_LOST | COLO_F_BAD) ||
 	    COLO_AFTER(work->end, flow->verified) || !colo_whole_fits(skb, work, slot))
 		return -1;
-	/* A longer one has to be cut yet. */
+	/* Only a CHECKSUM_PARTIAL frame can stand for a row: its sum is made later. */
 	if ((!same && colo_sum_is_due(skb, work->pkt.sum, work->pkt.check) != 1) ||
 	    colo_slot_claim(slot))
 		return -1;
@@ -252,7 +268,7 @@ static __always_inline int colo_whole_make(struct __sk_buff *skb, struct colo_fl
 	return 0;
 }
 
-/* For a row of any length. If it is lost behind this its VM sends it again, as any other. */
+/* For a row of any length. A frame lost after this is sent again by its VM, as any other. */
 static __always_inline void colo_whole_take(struct __sk_buff *skb, struct colo_flow *flow,
 					    struct colo_work *work)
 {
@@ -271,8 +287,8 @@ static __always_inline void colo_whole_take(struct __sk_buff *skb, struct colo_f
 }
 
 /*
- * Under the flow's lock: nearly always the row is one frame, and all that may leave. Then no carrier
- * is needed, nor the look-up and the lock to find that out.
+ * Under the flow's lock. Nearly always the row is one frame, and nothing else of the flow may
+ * leave. Then no carrier is needed, and colo_drain need not be called.
  */
 static __always_inline void colo_whole_alone(struct __sk_buff *skb, struct colo_flow *flow,
 					     struct colo_work *work)
@@ -289,15 +305,15 @@ static __always_inline void colo_whole_alone(struct __sk_buff *skb, struct colo_
 	work->plan.drain = 0;
 }
 
-/* Send it now: something else is to follow. */
-static __always_inline void colo_whole_send(struct __sk_buff *skb, struct colo_conf *conf,
+/* Send the substituted frame now, because others follow. */
+static __always_inline void colo_whole_send(struct __sk_buff *skb, struct colo_config *conf,
 					    struct colo_work *work)
 {
 	work->plan.leaves = 0;
 	colo_send(skb, conf, work->pkt.nic);
 }
 
-/* What the SVM says of the checksum was not compared: the PVM's, or that of the pseudo-header. */
+/* The UDP checksum was not compared: write the PVM's, or the pseudo-header's if PARTIAL. */
 static __always_inline int colo_whole_udp_sum(struct __sk_buff *skb, struct colo_pkt *pkt,
 					      struct colo_frame *frame)
 {
@@ -317,7 +333,7 @@ static __always_inline int colo_whole_udp_sum(struct __sk_buff *skb, struct colo
 	return bpf_skb_store_bytes(skb, at, &sum, 2, BPF_F_RECOMPUTE_CSUM);
 }
 
-/* The same of a datagram: all behind its network header is equal. -1: the store will do. */
+/* Substitute a datagram, equal behind its network header. -1: the held copy leaves itself. */
 static __always_inline int colo_whole_dgram(struct __sk_buff *skb, struct colo_work *work,
 					    struct colo_slot *slot, __u32 ix)
 {
@@ -337,4 +353,4 @@ static __always_inline int colo_whole_dgram(struct __sk_buff *skb, struct colo_w
 				   BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH);
 }
 
-#endif /* COLO_WHOLE_H */
+#endif /* COLO_SUBSTITUTE_H */

@@ -9,23 +9,17 @@
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>
-#include <uapi/linux/in.h>
-#include <uapi/linux/ip.h>
-#include <uapi/linux/ipv6.h>
-#include <uapi/linux/tcp.h>
-#include <uapi/linux/udp.h>
 #include <uapi/linux/pkt_cls.h>
-#include <bcc/proto.h>
 
 #include "colo_abi.h"
-#include "colo_verifier.h"
-#include "colo_maps.h"
-#include "colo_finish.h"
-#include "colo_lock.h"
-#include "colo_parse.h"
-#include "colo_work.h"
-#include "colo_hold.h"
+#include "colo_count.h"
 #include "colo_hash.h"
+#include "colo_hold.h"
+#include "colo_lock.h"
+#include "colo_maps.h"
+#include "colo_packet.h"
+#include "colo_scratch.h"
+#include "colo_verifier.h"
 
 #define BENCH_STAGES	8	/* programs to hand frames to; the first place stays empty */
 #define BENCH_PORTS	15	/* bits of a flow's number that make the client's port */
@@ -164,14 +158,14 @@ static __always_inline struct colo_flow *bench_find(struct bench_plan *plan, __u
 }
 
 /*
- * What no comparer can do without that holds what was not compared: a frame is parsed, its connection
- * looked up and locked, and its payload hashed once. Nothing is decided or remembered.
+ * What no comparer can do without that holds what was not compared: a frame is parsed, its
+ * connection looked up and locked, and its payload hashed once. Nothing is decided or remembered.
  */
 static __always_inline struct colo_frame *bench_least(struct __sk_buff *skb,
 						      struct bench_plan *plan)
 {
 	__u32 zero = 0, ix = plan->n & (COLO_HOLD_PART - 1);
-	struct colo_work *work = colo_work.lookup(&zero);
+	struct colo_work *work = colo_works.lookup(&zero);
 	struct colo_buf *buf = colo_buf_get();
 	struct colo_walk *walk;
 	struct colo_flow *flow;
@@ -184,7 +178,8 @@ static __always_inline struct colo_frame *bench_least(struct __sk_buff *skb,
 	flow = colo_flows.lookup(&work->flow);
 	len = work->pkt.len;
 	COLO_OPAQUE(len);
-	if (!flow || len < 1 || len > BENCH_MTU || colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS))
+	if (!flow || len < 1 || len > BENCH_MTU ||
+	    colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS))
 		return 0;
 	if (!colo_load(skb, buf, work->pkt.payload, COLO_START, len)) {
 		walk = &work->walk;

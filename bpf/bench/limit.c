@@ -1,33 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * For the benchmarks, never part of a data plane: the same way for every frame as behind the shipped
- * programs, with nothing compared and nothing held. What is left is what nobody can do without: the
- * input goes to both VMs, the SVM's output crosses the link, what both say is hashed, and one of two
- * answers leaves when both could be there. How fast that goes on a machine is the limit for any
- * comparer on it.
+ * For the benchmarks, never part of a data plane: the same way for every frame as behind the
+ * shipped programs, with nothing compared and nothing held. What is left is what nobody can do
+ * without: the input goes to both VMs, the SVM's output crosses the link, what both say is hashed,
+ * and one of two answers leaves when both could be there. How fast that goes on a machine is the
+ * limit for any comparer on it.
  *
- * Of small frames and of datagrams the second leaves, whosever it is, so that a client is never told what
- * one VM has still to say. On a connection with long ones, which the VMs cut differently, the SVM's
- * leave, for the PVM's come first nearly always. IPv4 without options, TCP with timestamps, and a port of
- * the client is a connection: that is all the lanes send.
+ * Of small frames and of datagrams the second leaves, whosever it is, so that a client is never
+ * told what one VM has still to say. On a connection with long ones, which the VMs cut differently,
+ * the SVM's leave, for the PVM's come first nearly always. IPv4 without options, TCP with
+ * timestamps, and a port of the client is a connection: that is all the lanes send.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>
 #include <uapi/linux/in.h>
-#include <uapi/linux/ip.h>
-#include <uapi/linux/ipv6.h>
-#include <uapi/linux/tcp.h>
-#include <uapi/linux/udp.h>
 #include <uapi/linux/pkt_cls.h>
-#include <bcc/proto.h>
 
 #include "colo_abi.h"
-#include "colo_verifier.h"
-#include "colo_maps.h"
-#include "colo_parse.h"
-#include "colo_link.h"
-#include "colo_work.h"
 #include "colo_hash.h"
+#include "colo_link.h"
+#include "colo_maps.h"
+#include "colo_packet.h"
+#include "colo_scratch.h"
+#include "colo_verifier.h"
 
 #define LIMIT_L4	(ETH_HLEN + 20)
 #define LIMIT_PVM	1
@@ -48,7 +43,7 @@ struct limit_flow {
 	__u64 came;	/* the first SYN-ACK: what it acknowledges, and whose it is (LIMIT_...) */
 	__s64 lead;	/* so many datagrams more of the PVM than of the SVM */
 	__u32 bulk;	/* 1: there are long frames */
-	__u32 owed;	/* behind what of the SVM's was dropped last as the first of two; 0: it has left */
+	__u32 owed;	/* end of the SVM's last frame dropped as the first of two; 0: none */
 };
 
 struct limit_head {
@@ -63,7 +58,7 @@ struct limit_head {
 
 BPF_ARRAY(limit_flows, struct limit_flow, 65536);
 
-static __always_inline struct colo_conf *limit_conf(void)
+static __always_inline struct colo_config *limit_conf(void)
 {
 	__u32 zero = 0;
 
@@ -79,7 +74,7 @@ static __always_inline void limit_hash(struct __sk_buff *skb)
 	__u32 zero = 0;
 	int i;
 
-	work = colo_work.lookup(&zero);
+	work = colo_works.lookup(&zero);
 	if (!work || !buf)
 		return;
 	colo_lanes_begin(work->walk.lane, 1);
@@ -147,7 +142,8 @@ static __always_inline void limit_clock(struct __sk_buff *skb, struct limit_flow
 }
 
 /* Is this SYN-ACK the second of two that answer the same SYN? */
-static __always_inline int limit_second(struct limit_flow *flow, struct limit_head *tcp, __u32 whose)
+static __always_inline int limit_second(struct limit_flow *flow, struct limit_head *tcp,
+					__u32 whose)
 {
 	__u64 mine = (__u64)tcp->ack << 8 | whose, other = mine ^ LIMIT_PVM ^ LIMIT_SVM, was;
 	int i;
@@ -167,7 +163,8 @@ static __always_inline __u32 limit_len(struct __sk_buff *skb, struct limit_head 
 }
 
 /* Note that one VM has sent so much. The swap keeps two CPUs from both seeing the old state. */
-static __always_inline int limit_reached(struct limit_flow *flow, __u32 *mine, __u32 *other, __u32 end)
+static __always_inline int limit_reached(struct limit_flow *flow, __u32 *mine, __u32 *other,
+					 __u32 end)
 {
 	if (COLO_AFTER(end, *mine))
 		*mine = end;
@@ -183,10 +180,13 @@ static __always_inline int limit_bulk(struct limit_flow *flow, __u32 len)
 	return flow->bulk;
 }
 
-/* Tap egress: the client's frame goes to both. The PVM is not shown an ACK of what only the SVM sent. */
+/*
+ * Tap egress: the client's frame goes to both. The PVM is not shown an ACK of what only the SVM
+ * sent.
+ */
 int limit_cli(struct __sk_buff *skb)
 {
-	struct colo_conf *conf = limit_conf();
+	struct colo_config *conf = limit_conf();
 	struct limit_flow *flow;
 	struct limit_head tcp;
 
@@ -237,7 +237,7 @@ int limit_pvm(struct __sk_buff *skb)
 /* Link ingress: the SVM's frame leaves, in the PVM's numbers. */
 int limit_svm(struct __sk_buff *skb)
 {
-	struct colo_conf *conf = limit_conf();
+	struct colo_config *conf = limit_conf();
 	struct limit_flow *flow;
 	struct limit_head tcp;
 	__u32 len, end;

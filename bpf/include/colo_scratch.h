@@ -1,28 +1,31 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What one packet carries from stage to stage of compare.c: parse, prepare, hash, conclude,
- * carry out.
+ * What one packet carries from stage to stage of the compare programs: parse, prepare, hash,
+ * conclude, carry out.
  *
  * It lives in map memory, not on the stack, for the verifier's sake: a value read back from a
  * map is unknown again, so that all ways through a stage end in one state and the next stage is
  * looked at once. On the stack every verdict times every flag would be a state of its own, and
  * the hash loop alone would cost over a million instructions.
  */
-#ifndef COLO_WORK_H
-#define COLO_WORK_H
+#ifndef COLO_SCRATCH_H
+#define COLO_SCRATCH_H
+
+#include "colo_abi.h"
+#include "colo_maps.h"
+#include "colo_packet.h"
 
 #ifndef COLO_CPUS
 #define COLO_CPUS	64
 #endif
 #define COLO_CUTS	64	/* slots one GSO frame may fill; a power of two */
-#define COLO_STOPS	128	/* digests one walk makes, a power of two: cuts, boundaries, the end */
+#define COLO_STOPS	128	/* stops of one walk, a power of two: cuts, boundaries, the end */
 #define COLO_BLOCK	(COLO_LANES * 8)	/* bytes the hash takes at once */
 #define COLO_BUF_WORDS	16384	/* a power of two, above what 64 KB need */
-#define COLO_FIN_MARK	0x46494e2d636f6c6fULL	/* a stream that ended differs from one that did not */
+#define COLO_FIN_MARK	0x46494e2d636f6c6fULL	/* sets an ended stream apart */
 
 /*
- * What to do with the frame in hand, decided under the flow's lock. In map memory too: on the
- * stack every verdict and reason would be a state of its own for all that follows.
+ * What to do with the frame in hand, decided under the flow's lock. In map memory, as said above.
  */
 struct colo_plan {
 	__u32 verdict;		/* enum colo_verdict */
@@ -57,7 +60,7 @@ enum colo_step {		/* what the prepare stage leaves to do */
 	COLO_STEP_HASH = 2,	/* hash it, then decide */
 };
 
-struct colo_stop {		/* a place where a walk makes a digest; see colo_hash.h */
+struct colo_stop {		/* a place where a walk makes a digest; see colo_stream.h */
 	__u64 digest;
 	__u64 other;		/* the other side's digest there; 0: none */
 	__u32 at;		/* as a position in the buffer */
@@ -118,7 +121,7 @@ struct colo_buf {		/* payload, behind the bytes of an unfinished block */
 	__u64 word[COLO_BUF_WORDS + 8 * COLO_LANES];
 };
 
-BPF_PERCPU_ARRAY(colo_work, struct colo_work, 1);
+BPF_PERCPU_ARRAY(colo_works, struct colo_work, 1);
 /* One per CPU as well, but larger than a per-CPU map's values may be. */
 BPF_ARRAY(colo_bufs, struct colo_buf, COLO_CPUS);
 
@@ -129,4 +132,50 @@ static __always_inline struct colo_buf *colo_buf_get(void)
 	return colo_bufs.lookup(&cpu);
 }
 
-#endif /* COLO_WORK_H */
+static __always_inline struct colo_work *colo_work_get(void)
+{
+	struct colo_work *work;
+	__u32 zero = 0;
+
+	work = colo_works.lookup(&zero);
+	if (work) {
+		__builtin_memset(&work->plan, 0, sizeof(work->plan));
+		__builtin_memset(&work->flow, 0, sizeof(work->flow));
+		work->step = COLO_STEP_DONE;
+		work->drains = 0;
+		work->parked = 0;
+		work->out = 0;
+		work->held_ns = 0;
+	}
+	return work;
+}
+
+static __always_inline void colo_now_get(struct colo_config *conf, struct colo_now *now,
+					 __u64 at_ns)
+{
+	__u64 *heard = colo_live_word(COLO_LIVE_HEARD_NS);
+	struct colo_turn_cell *turn;
+	__u32 zero = 0;
+	__u64 word = 0;
+
+	turn = colo_turn.lookup(&zero);
+	if (turn)
+		word = *(volatile __u64 *)&turn->word;
+	now->epoch = word >> 1;
+	now->phase = word & COLO_TURNING_BIT ? COLO_TURNING : COLO_OPEN;
+	now->mode = conf->mode;
+	/* Signed: the link's CPU may have heard it again since the clock was read. */
+	now->at_ns = at_ns;
+	now->heard = heard && (__s64)(at_ns - *heard) <= (__s64)conf->link_timeout_ns;
+	now->may_release = now->mode == COLO_PRIMARY && now->phase == COLO_OPEN && now->heard;
+}
+
+/* Why nothing may be released now (`may_release` is 0). */
+static __always_inline __u32 colo_now_kept(struct colo_now *now)
+{
+	if (now->mode != COLO_PRIMARY)
+		return now->mode == COLO_SOLO ? COLO_R_SOLO : COLO_R_WITHHELD;
+	return now->phase == COLO_TURNING ? COLO_R_TURNING : COLO_R_LINK_SILENT;
+}
+
+#endif /* COLO_SCRATCH_H */

@@ -1,13 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the programs need to know of a frame. Headers are copied out, mostly with bpf_skb_load_bytes():
- * it works on paged skbs as well, and its bounds are the kernel's own check.
+ * What the programs need to know of a frame. Headers are copied out, mostly with
+ * bpf_skb_load_bytes(): it works on paged skbs as well, and its bounds are the kernel's own check.
  * Lengths come from the IP header: the frame may carry Ethernet padding.
  *
  * Of two VLAN tags the outer one is in skb->vlan_tci at clsact, the inner one in the bytes.
  */
-#ifndef COLO_PARSE_H
-#define COLO_PARSE_H
+#ifndef COLO_PACKET_H
+#define COLO_PACKET_H
+
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
+#include <uapi/linux/tcp.h>
+#include <uapi/linux/udp.h>
+
+#include "colo_abi.h"
 
 /* Sequence numbers and timestamps wrap: a is after b. */
 #define COLO_AFTER(a, b)	((__s32)((a) - (b)) > 0)
@@ -60,7 +70,7 @@ struct colo_pkt {
 	__be32 control;		/* of TCP: header length, flags and window, as they stand there */
 };
 
-/* What nearly every frame begins with, read at once: a call costs more than what it copies. */
+/* What nearly every frame begins with, read at once: a helper call costs more than the copy. */
 struct colo_front {
 	__u16 mac;		/* the end of an address: so that what follows is aligned */
 	__be16 ethertype;
@@ -125,6 +135,16 @@ static __always_inline int colo_parse_l4(struct __sk_buff *skb, struct colo_pkt 
 	return bpf_skb_load_bytes(skb, pkt->l4, &pkt->icmp_type, 1);
 }
 
+/*
+ * Where the datagram ends: its header says that `said` bytes follow from `from` on. A frame too
+ * long for that field (BIG TCP) says 0: it ends where its skb ends, and is cut before it leaves the
+ * host.
+ */
+static __always_inline __u32 colo_ip_end(struct __sk_buff *skb, __u32 from, __be16 said)
+{
+	return !said && skb->gso_size ? skb->len : from + bpf_ntohs(said);
+}
+
 static __always_inline int colo_parse_ipv4(struct __sk_buff *skb, struct colo_pkt *pkt,
 					   struct colo_front *front, int have)
 {
@@ -135,7 +155,7 @@ static __always_inline int colo_parse_ipv4(struct __sk_buff *skb, struct colo_pk
 	if (ip->version != 4 || ip->ihl < 5)
 		return -1;
 	pkt->l4 = pkt->l3 + ip->ihl * 4;
-	pkt->end = pkt->l3 + bpf_ntohs(ip->tot_len);
+	pkt->end = colo_ip_end(skb, pkt->l3, ip->tot_len);
 	if (pkt->end > skb->len || pkt->end < pkt->l4)
 		return -1;
 	pkt->src[2] = pkt->dst[2] = bpf_htonl(0xffff);
@@ -163,7 +183,7 @@ static __always_inline int colo_parse_ipv6(struct __sk_buff *skb, struct colo_pk
 	if (ip.version != 6)
 		return -1;
 	pkt->l4 = pkt->l3 + sizeof(ip);
-	pkt->end = pkt->l4 + bpf_ntohs(ip.payload_len);
+	pkt->end = colo_ip_end(skb, pkt->l4, ip.payload_len);
 	if (pkt->end > skb->len)
 		return -1;
 	__builtin_memcpy(pkt->src, &ip.saddr, 16);
@@ -189,13 +209,12 @@ static __always_inline int colo_parse_ipv6(struct __sk_buff *skb, struct colo_pk
 	return colo_parse_l4(skb, pkt, front, 0);
 }
 
-/* In map memory for the verifier's sake; see colo_work.h. */
+/* In map memory for the verifier's sake; see colo_scratch.h. */
 BPF_PERCPU_ARRAY(colo_fronts, struct colo_front, 1);
 
 /*
- * How the frame begins; *have: as far as its transport header. Where all of that lies in the skb's
- * head, as nearly always, it is read in place: a call, and the kernel's memcpy of a few bytes, cost
- * more than all that is done with them.
+ * How the frame begins; *have: up to its transport header. Nearly always all of that lies in the
+ * skb's head and is read in place: a helper call would cost more than everything done with it.
  */
 static __always_inline struct colo_front *colo_front_get(struct __sk_buff *skb, int *have)
 {
@@ -261,6 +280,18 @@ static __always_inline int colo_is_tcp(struct colo_pkt *pkt)
 	return colo_is_ip(pkt) && pkt->proto == IPPROTO_TCP && !pkt->fragment;
 }
 
+/* A TCP reset: compared by connection and sequence number, not as a part of the stream. */
+static __always_inline int colo_is_reset(struct colo_pkt *pkt)
+{
+	return colo_is_tcp(pkt) && pkt->flags & COLO_TCP_RST;
+}
+
+/* Compared as a stream: TCP, but for resets and fragments. */
+static __always_inline int colo_is_stream(struct colo_pkt *pkt)
+{
+	return colo_is_tcp(pkt) && !(pkt->flags & COLO_TCP_RST);
+}
+
 /*
  * The whole list of what is not compared: what a VM says to its neighbours of itself. Each VM
  * does so in its own time; the PVM's passes while the peer is heard, the SVM's is dropped.
@@ -280,7 +311,7 @@ static __always_inline int colo_is_neighbour(struct colo_pkt *pkt)
 /* What a SYN offers for the connection's life. */
 struct colo_offer {
 	__u32 scale;		/* window shift (RFC 7323); 0 without the option */
-	__u32 sum;		/* of all options with their values, timestamps without, in any order */
+	__u32 sum;		/* of all options in any order; of timestamps without values */
 };
 
 static __always_inline void colo_tcp_offer(struct __sk_buff *skb, struct colo_pkt *pkt,
@@ -343,4 +374,4 @@ static __always_inline void colo_key_from_client(struct colo_pkt *pkt, struct co
 	colo_key_tags(pkt, key);
 }
 
-#endif /* COLO_PARSE_H */
+#endif /* COLO_PACKET_H */

@@ -1,12 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* The way of a frame into the host, as if it came from the tap. */
-#ifndef COLO_SEND_H
-#define COLO_SEND_H
+#ifndef COLO_XMIT_H
+#define COLO_XMIT_H
+
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/if_ether.h>
+
+#include "colo_abi.h"
+#include "colo_hold.h"
+#include "colo_maps.h"
+#include "colo_verifier.h"
 
 #define COLO_TAGS	4	/* VLAN tags a carrier may have */
 
 /* Send the skb. It may be used again afterwards. */
-static __always_inline int colo_send(struct __sk_buff *skb, struct colo_conf *conf, __u32 nic)
+static __always_inline int colo_send(struct __sk_buff *skb, struct colo_config *conf, __u32 nic)
 {
 	skb->mark = COLO_MARK_RELEASED;
 	return bpf_clone_redirect(skb, conf->tap_ifindex[nic & (COLO_NICS - 1)], BPF_F_INGRESS);
@@ -32,14 +40,15 @@ static __always_inline int colo_carrier_ready(struct __sk_buff *skb)
 }
 
 /* The skb leaves instead, as the last thing its program does: what it returns. */
-static __always_inline int colo_send_last(struct __sk_buff *skb, struct colo_conf *conf, __u32 nic)
+static __always_inline int colo_send_last(struct __sk_buff *skb, struct colo_config *conf,
+					  __u32 nic)
 {
 	skb->mark = COLO_MARK_RELEASED;
 	return bpf_redirect(conf->tap_ifindex[nic & (COLO_NICS - 1)], BPF_F_INGRESS);
 }
 
 /* Send the stored frame; of a segment the first `bytes` of payload. */
-static __always_inline int colo_emit(struct __sk_buff *skb, struct colo_conf *conf, __u32 ix,
+static __always_inline int colo_emit(struct __sk_buff *skb, struct colo_config *conf, __u32 ix,
 				     struct colo_slot *slot, __u32 bytes)
 {
 	struct colo_frame *frame = colo_frames.lookup(&ix);
@@ -60,4 +69,4 @@ static __always_inline int colo_emit(struct __sk_buff *skb, struct colo_conf *co
 	return colo_send(skb, conf, slot->flow.nic);
 }
 
-#endif /* COLO_SEND_H */
+#endif /* COLO_XMIT_H */

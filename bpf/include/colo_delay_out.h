@@ -1,9 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* The end of the delay line: what becomes of a parked frame. Runs under flow->lock. */
-#ifndef COLO_UNPARK_H
-#define COLO_UNPARK_H
+#ifndef COLO_DELAY_OUT_H
+#define COLO_DELAY_OUT_H
 
-/* The slot of the frame in hand, and all that is known of it; 0: it is not parked any more. */
+#include <uapi/linux/bpf.h>
+
+#include "colo_abi.h"
+#include "colo_delay_in.h"
+#include "colo_flow.h"
+#include "colo_hash.h"
+#include "colo_hold.h"
+#include "colo_maps.h"
+#include "colo_packet.h"
+#include "colo_pvm.h"
+#include "colo_release.h"
+#include "colo_scratch.h"
+#include "colo_stream.h"
+
+/* The slot of the frame in hand, with `pkt` and `flow` filled; 0: the frame is not parked. */
 static __always_inline struct colo_slot *colo_unpark_slot(struct __sk_buff *skb,
 							  struct colo_work *work)
 {
@@ -19,13 +33,13 @@ static __always_inline struct colo_slot *colo_unpark_slot(struct __sk_buff *skb,
 	colo_key_from_vm(pkt, &work->flow);
 	if (slot->flow.client_port != work->flow.client_port ||
 	    slot->flow.client[3] != work->flow.client[3])
-		return 0;	/* the slot was lost, and taken by another */
+		return 0;	/* another frame has the slot now */
 	work->parked = ix + 1;
 	work->end = slot->end;
 	return slot;
 }
 
-/* Both VMs have produced it, in this epoch, and it may be told. */
+/* Both VMs have produced the frame in this epoch, and it may be released. */
 static __always_inline int colo_unpark_verified(struct colo_work *work, struct colo_flow *flow,
 						struct colo_slot *slot)
 {
@@ -34,7 +48,7 @@ static __always_inline int colo_unpark_verified(struct colo_work *work, struct c
 	       flow->flags & COLO_F_HAS_FLOOR && !COLO_AFTER(slot->end, flow->verified);
 }
 
-/* It leaves, and what waits behind it may be next. */
+/* The frame leaves; the next of its flow may follow. */
 static __always_inline void colo_unpark_pass(struct colo_work *work, struct colo_flow *flow,
 					     struct colo_slot *slot, int due)
 {
@@ -74,10 +88,10 @@ static __always_inline void colo_unpark_meet(struct colo_work *work, struct colo
 }
 
 /*
- * The SVM has not caught up: hold the frame, as the cuts it stands for. The first takes the parked
- * one's place in the list, the others come behind it.
+ * The SVM has not caught up: hold the frame, as the cuts it stands for. The first cut takes over
+ * the parked frame's slot and its place in the list, the others follow.
  */
-static __always_inline void colo_unpark_hold(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline void colo_unpark_hold(struct __sk_buff *skb, struct colo_config *conf,
 					     struct colo_work *work, struct colo_flow *flow,
 					     struct colo_slot *slot)
 {
@@ -117,8 +131,9 @@ static __always_inline void colo_unpark_hold(struct __sk_buff *skb, struct colo_
 }
 
 /*
- * How long the frame may wait. A SVM that has produced a part of it may be waiting for the client to
- * acknowledge just that; one that has produced nothing of it waits for something else.
+ * A parked frame recirculates for at most 10 ms, in which an SVM without a processor may get one.
+ * It is 4 ms if the SVM's position lies inside the frame: the SVM may be waiting for an ACK of just
+ * those bytes.
  */
 static __always_inline __u64 colo_unpark_limit(struct colo_flow *flow, struct colo_slot *slot)
 {
@@ -126,7 +141,7 @@ static __always_inline __u64 colo_unpark_limit(struct colo_flow *flow, struct co
 		COLO_PARK_STUCK_NS : COLO_PARK_NS;
 }
 
-static __always_inline void colo_unpark(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline void colo_unpark(struct __sk_buff *skb, struct colo_config *conf,
 					struct colo_work *work, struct colo_flow *flow,
 					struct colo_slot *slot)
 {
@@ -156,4 +171,4 @@ static __always_inline void colo_unpark(struct __sk_buff *skb, struct colo_conf 
 	colo_unpark_hold(skb, conf, work, flow, slot);
 }
 
-#endif /* COLO_UNPARK_H */
+#endif /* COLO_DELAY_OUT_H */

@@ -19,24 +19,215 @@
  * host serves, between client side and everything else: it is taken off before the frame is
  * cloned to the link and put on after the frame was compared, so that the link speaks VM numbers.
  */
-#ifndef COLO_REWRITE_H
-#define COLO_REWRITE_H
+#ifndef COLO_SEQADJ_H
+#define COLO_SEQADJ_H
 
-/* A secondary cannot see what has ended: the connection not used for longest leaves for a new one. */
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
+#include <uapi/linux/tcp.h>
+
+#include "colo_abi.h"
+#include "colo_maps.h"
+#include "colo_packet.h"
+#include "colo_verifier.h"
+
+/*
+ * The TCP options whose numbers are translated: timestamps (RFC 7323) and SACK (RFC 2018).
+ *
+ * What a loop carries from turn to turn is kept in map memory: the verifier then knows nothing
+ * of it, and one turn looks to it like the next.
+ */
+
+#define COLO_OPT_END		0
+#define COLO_OPT_NOP		1
+#define COLO_OPT_SACK		5
+#define COLO_OPT_TS		8
+#define COLO_OPT_MPTCP		30
+#define COLO_OPT_IGNORED	253	/* for experiments (RFC 4727): known to no VM */
+#define COLO_SACK_BLOCKS	4	/* as many as fit into 40 bytes */
+
+struct colo_opts {		/* offsets from the Ethernet header; 0: not there */
+	__u32 ts;		/* of TSval */
+	__u32 sack;		/* of the first block */
+	__u32 sack_end;
+	__u32 tsval;		/* host order */
+	__u32 tsecr;
+	__u32 at;		/* where a loop stands */
+	__u32 pad;
+};
+
+BPF_PERCPU_ARRAY(colo_optw, struct colo_opts, 1);
+
+static __always_inline void colo_opts_walk(struct __sk_buff *skb, struct colo_pkt *pkt,
+					   struct colo_opts *opts)
+{
+	__u8 head[2];
+	__u32 off;
+	int i;
+
+	opts->at = pkt->l4 + sizeof(struct tcphdr);
+#pragma nounroll
+	for (i = 0; i < COLO_OPTIONS; i++) {
+		COLO_FORGET();
+		off = opts->at;
+		if (off + 2 > pkt->payload || bpf_skb_load_bytes(skb, off, head, 2))
+			break;
+		if (head[0] == COLO_OPT_NOP) {
+			opts->at = off + 1;
+			continue;
+		}
+		if (head[0] == COLO_OPT_END || head[1] < 2 || off + head[1] > pkt->payload)
+			break;
+		if (head[0] == COLO_OPT_TS && head[1] == 10)
+			opts->ts = off + 2;
+		if (head[0] == COLO_OPT_SACK) {
+			opts->sack = off + 2;
+			opts->sack_end = off + head[1];
+		}
+		opts->at = off + head[1];
+	}
+}
+
+/* The options of the segment, in memory of this CPU: good until the program ends. */
+static __always_inline struct colo_opts *colo_opts_find(struct __sk_buff *skb,
+							struct colo_pkt *pkt)
+{
+	__u32 zero = 0, ts[2];
+	struct colo_opts *opts = colo_optw.lookup(&zero);
+
+	if (!opts)
+		return 0;
+	__builtin_memset(opts, 0, sizeof(*opts));
+	colo_opts_walk(skb, pkt, opts);
+	if (!opts->ts || bpf_skb_load_bytes(skb, opts->ts, ts, 8)) {
+		opts->ts = 0;
+		return opts;
+	}
+	opts->tsval = bpf_ntohl(ts[0]);
+	opts->tsecr = bpf_ntohl(ts[1]);
+	return opts;
+}
+
+/*
+ * Adjust the checksum for four changed bytes of the TCP header. Options need not be aligned: at an
+ * odd place the bytes of the difference are swapped.
+ */
+static __always_inline int colo_put_sum(struct __sk_buff *skb, struct colo_pkt *pkt, __u32 at,
+					__be32 from, __be32 to)
+{
+	__u32 diff = bpf_csum_diff(&from, 4, &to, 4, 0);
+
+	if ((at - pkt->l4) & 1)
+		diff = diff >> 8 | diff << 24;
+	return bpf_l4_csum_replace(skb, pkt->sum, 0, diff, 0);
+}
+
+/* Write a 32-bit number of the TCP header. */
+static __always_inline int colo_put(struct __sk_buff *skb, struct colo_pkt *pkt, __u32 at,
+				    __u32 value, __u32 now)
+{
+	__u32 from = bpf_htonl(value), to = bpf_htonl(now);
+
+	if (from == to)
+		return 0;
+	if (colo_put_sum(skb, pkt, at, from, to))
+		return -1;
+	return bpf_skb_store_bytes(skb, at, &to, 4, 0);
+}
+
+/* The same of an option's kind, the one byte at `at`. */
+static __always_inline int colo_put_kind(struct __sk_buff *skb, struct colo_pkt *pkt, __u32 at,
+					 __u8 kind, __u8 now)
+{
+	if (colo_put_sum(skb, pkt, at, bpf_htonl((__u32)kind << 24), bpf_htonl((__u32)now << 24)))
+		return -1;
+	return bpf_skb_store_bytes(skb, at, &now, 1, 0);
+}
+
+/*
+ * Hide multipath TCP (RFC 8684) from the VM, in a segment that opens a connection. Each VM would
+ * draw a key of its own, from which data sequence numbers follow, and a nonce for each subflow.
+ * After a takeover the client would get numbers that it has never seen. Without the option both
+ * ends speak plain TCP. Its kind becomes one that every host ignores (RFC 9293, 3.1): so nothing
+ * moves.
+ */
+static __always_inline int colo_opts_no_mptcp(struct __sk_buff *skb, struct colo_pkt *pkt)
+{
+	struct colo_opts *opts;
+	__u32 zero = 0, off;
+	__u8 head[2];
+	int i;
+
+	opts = colo_optw.lookup(&zero);
+	if (!opts)
+		return -1;
+	opts->at = pkt->l4 + sizeof(struct tcphdr);
+#pragma nounroll
+	for (i = 0; i < COLO_OPTIONS; i++) {
+		COLO_FORGET();
+		off = opts->at;
+		if (off + 2 > pkt->payload || bpf_skb_load_bytes(skb, off, head, 2) ||
+		    head[0] == COLO_OPT_END)
+			break;
+		if (head[0] == COLO_OPT_NOP) {
+			opts->at = off + 1;
+			continue;
+		}
+		if (head[1] < 2)
+			break;
+		if (head[0] == COLO_OPT_MPTCP &&
+		    colo_put_kind(skb, pkt, off, COLO_OPT_MPTCP, COLO_OPT_IGNORED))
+			return -1;
+		opts->at = off + head[1];
+	}
+	return 0;
+}
+
+/* Add `delta` to the ACK number and to the edges of the SACK blocks. */
+static __always_inline int colo_put_ack(struct __sk_buff *skb, struct colo_pkt *pkt,
+					struct colo_opts *opts, __u32 delta)
+{
+	__u32 edge, off;
+	int i;
+
+	if (!delta)
+		return 0;
+	if (colo_put(skb, pkt, pkt->l4 + 8, pkt->ack, pkt->ack + delta))
+		return -1;
+	opts->at = opts->sack;
+	if (!opts->at)
+		return 0;
+#pragma nounroll
+	for (i = 0; i < 2 * COLO_SACK_BLOCKS; i++) {
+		COLO_FORGET();
+		off = opts->at;
+		if (off + 4 > opts->sack_end)
+			break;
+		if (bpf_skb_load_bytes(skb, off, &edge, 4) ||
+		    colo_put(skb, pkt, off, bpf_ntohl(edge), bpf_ntohl(edge) + delta))
+			return -1;
+		opts->at = off + 4;
+	}
+	return 0;
+}
+
+/* LRU: a secondary cannot see which connections have ended. */
 BPF_TABLE_PINNED("lru_hash", struct colo_flow_key, struct colo_off, colo_offs, COLO_FLOWS,
 		 COLO_PIN "/colo_offs");
 
 BPF_TABLE_PINNED("hash", struct colo_flow_key, struct colo_lasting, colo_last, COLO_FLOWS,
-		 COLO_PIN "/colo_last");
+		 COLO_PIN "/colo_last", BPF_F_NO_PREALLOC);
 
 /* The epoch whose offsets apply now; 0: none do. */
-static __always_inline __u64 colo_off_epoch(struct colo_conf *conf, __u64 epoch)
+static __always_inline __u64 colo_off_epoch(struct colo_config *conf, __u64 epoch)
 {
 	return conf->mode == COLO_SOLO ? conf->lasting_epoch : epoch;
 }
 
 /* What `epoch` (not 0) has taught of the connection; with `make`, a slot to learn into. */
-static __always_inline struct colo_off_slot *colo_off_slot(struct colo_flow_key *key,
+static __always_inline struct colo_off_slot *colo_off_find(struct colo_flow_key *key,
 							   __u64 epoch, int make)
 {
 	struct colo_off *off, blank = {};
@@ -130,7 +321,7 @@ static __always_inline void colo_last_end(struct colo_flow_key *key, __u8 flags)
 }
 
 /* Towards the VM: ACK, SACK and TSecr, from the client's numbers to the VM's. */
-static __always_inline int colo_rewrite_in(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline int colo_rewrite_in(struct __sk_buff *skb, struct colo_config *conf,
 					   struct colo_pkt *pkt, __u64 epoch)
 {
 	int learn = conf->mode == COLO_SECONDARY;
@@ -146,7 +337,7 @@ static __always_inline int colo_rewrite_in(struct __sk_buff *skb, struct colo_co
 	opts = colo_opts_find(skb, pkt);
 	if (!opts)
 		return -1;
-	slot = colo_off_slot(&key, epoch, learn && opts->ts);
+	slot = colo_off_find(&key, epoch, learn && opts->ts);
 	if (!slot)
 		return 0;
 	if (learn || colo_off_half(slot))
@@ -159,7 +350,7 @@ static __always_inline int colo_rewrite_in(struct __sk_buff *skb, struct colo_co
 }
 
 /* From the VM: sequence number and TSval. Its SYN is left as it is and teaches. */
-static __always_inline int colo_rewrite_out(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline int colo_rewrite_out(struct __sk_buff *skb, struct colo_config *conf,
 					    struct colo_pkt *pkt, __u64 epoch)
 {
 	int learn = conf->mode == COLO_SECONDARY;
@@ -177,7 +368,7 @@ static __always_inline int colo_rewrite_out(struct __sk_buff *skb, struct colo_c
 	opts = colo_opts_find(skb, pkt);
 	if (!opts)
 		return -1;
-	slot = colo_off_slot(&key, epoch, learn && (syn || opts->ts));
+	slot = colo_off_find(&key, epoch, learn && (syn || opts->ts));
 	if (!slot)
 		return 0;
 	if (syn)
@@ -261,7 +452,7 @@ static __always_inline int colo_quote_put(struct __sk_buff *skb, struct colo_pkt
 }
 
 /* The epoch offsets, in an ICMP error. -1: the frame could not be written. */
-static __always_inline int colo_rewrite_quoted(struct __sk_buff *skb, struct colo_conf *conf,
+static __always_inline int colo_rewrite_quoted(struct __sk_buff *skb, struct colo_config *conf,
 					       struct colo_pkt *pkt, __u64 epoch, int in)
 {
 	struct colo_flow_key key = {};
@@ -271,10 +462,10 @@ static __always_inline int colo_rewrite_quoted(struct __sk_buff *skb, struct col
 	epoch = colo_off_epoch(conf, epoch);
 	if (!epoch || colo_icmp_quotes(skb, pkt, &quoted, &key, in))
 		return 0;
-	slot = colo_off_slot(&key, epoch, 0);
+	slot = colo_off_find(&key, epoch, 0);
 	if (!slot || !(slot->flags & COLO_OFF_DELTA))
 		return 0;
 	return colo_quote_put(skb, &quoted, slot->delta, in);
 }
 
-#endif /* COLO_REWRITE_H */
+#endif /* COLO_SEQADJ_H */
