@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The data plane of one VM on this host: port `Plane` over pinned maps and attached programs."""
+"""The data plane of one VM here: `interfaces.Plane` over pinned maps and attached programs."""
 
 from __future__ import annotations
 
@@ -8,32 +8,39 @@ import ctypes
 import logging
 import os
 import secrets
-import socket
 import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from colo_ebpf.datapath import abi, generations, loader, netdev, reap, sets, tc
-from colo_ebpf.datapath.abi import LiveWord
-from colo_ebpf.datapath.decode import (
+from colo_ebpf.datapath import upgrade
+from colo_ebpf.datapath.bpf import abi, loader, pinned_programs
+from colo_ebpf.datapath.bpf.abi import LiveWord
+from colo_ebpf.datapath.bpf.image import Source
+from colo_ebpf.datapath.bpf.pins import Pins
+from colo_ebpf.datapath.bpf.ringbuf import Ring
+from colo_ebpf.datapath.bpf.syscalls import ArrayWord, RawMap, Runner, obj_get, test_run
+from colo_ebpf.datapath.maps.decode import (
     count_index,
     count_rows,
     event_of,
     late_counts,
     mismatch_rows,
 )
-from colo_ebpf.datapath.holding import HeldSlots
-from colo_ebpf.datapath.image import Source
-from colo_ebpf.datapath.lasting import LastingOffsets
-from colo_ebpf.datapath.ring import Ring
-from colo_ebpf.datapath.sysbpf import ArrayWord, RawMap, Runner, obj_get, test_run
+from colo_ebpf.datapath.maps.hold_store import HeldSlots
+from colo_ebpf.datapath.maps.seqadj import LastingOffsets
+from colo_ebpf.datapath.net import callers, netdev, ownership, tunnel, tuntap
+from colo_ebpf.datapath.net.changes import Changes
+from colo_ebpf.datapath.release import Release
+from colo_ebpf.datapath.spec import PlaneSpec
+from colo_ebpf.datapath.sweep import Sweep
+from colo_ebpf.datapath.wiring import Indices, Wiring
 from colo_ebpf.errors import AttachError
 from colo_ebpf.model import (
     Counter,
     FlushReport,
     HeldReport,
+    Lack,
     Lateness,
     Mode,
     Pairing,
@@ -46,14 +53,9 @@ from colo_ebpf.model import (
 
 _log = logging.getLogger(__name__)
 
-_STATE = ("colo_conf", "colo_turn", "colo_live", "colo_hold", "colo_mism")
+_STATE = ("colo_conf", "colo_turn", "colo_live", "colo_hold", "colo_mism", "colo_macs")
 _STATS, _LATE = "colo_stats", "colo_late"
 _TABLES = ("colo_offs", "colo_last", "colo_flows", "colo_dgrams")
-_FLUSH_ROUNDS = 256  # times round the ring; a frame may wait for the one before it
-_FLUSH_IDLE = 8  # rounds without a frame: another CPU holds on to what is left
-_AGE_PLACES = 256  # COLO_AGE_MAX: places one run looks at
-_AGE_BUSY = 1 / 16  # of the flow table's entries: below, a run finds next to nothing, and rests
-AGE_REST_NS = 500_000_000
 _FAREWELLS = 3  # copies: the link may lose some
 _BEATS_ALONE = 5  # heartbeats the plane goes on by itself: a daemon may be kept waiting so long
 _BEAT_LOST = 2  # heartbeats without a beacon: its place in the delay line is empty
@@ -61,54 +63,17 @@ _AGES_MOST = 512  # frames whose age is looked at
 _HIGH_MARK = 3 / 4  # of the hold store: from here on a checkpoint is due
 
 
-@dataclass(frozen=True, slots=True)
-class PlaneNic:
-    """One network card of the VM: its tap, and the bridge of its clients."""
-
-    tap: str
-    bridge: str
-    mtu: int
-
-
-@dataclass(frozen=True, slots=True)
-class PlaneSpec:
-    """What the data plane of one VM is made of."""
-
-    vm: str
-    bpffs: Path
-    cache: Path
-    nics: tuple[PlaneNic, ...]
-    link_device: str
-    underlay: str
-    vxlan_port: int
-    link_address: str
-    link_timeout_ms: int
-    notes_last_ms: int  # of datagrams that only the SVM has sent
-    heartbeat_ms: int
-    sizes: loader.Sizes
-
-    @property
-    def mtu(self) -> int:
-        """The largest of the NICs': what the link has to carry."""
-        return max(nic.mtu for nic in self.nics)
-
-
-def _address(text: str) -> int:
-    """IPv4 address as the programs compare it: network order read as a host integer."""
-    return int(struct.unpack("=I", socket.inet_aton(text))[0])
-
-
 def _own_frame(ethertype: int) -> bytes:
     """The head of a frame that is no VM's."""
     return b"\xff" * 6 + b"\x02" + b"\0" * 5 + struct.pack("!H", ethertype)
 
 
-def _make(sources: Sequence[Source], pins: Path, cache: Path) -> sets.Code:
+def _make(sources: Sequence[Source], pins: Path, cache: Path) -> pinned_programs.Code:
     """Programs that the next daemon can adopt."""
     found = loader.images(sources, cache)
     start = time.monotonic()
     modules = loader.load(found, pins)
-    code = sets.publish(pins, sets.name_of(sources), modules)
+    code = pinned_programs.publish(pins, pinned_programs.name_of(sources), modules)
     _log.info("verified %d programs in %.1f s", len(code.programs), time.monotonic() - start)
     return code
 
@@ -116,7 +81,7 @@ def _make(sources: Sequence[Source], pins: Path, cache: Path) -> sets.Code:
 class DataPlane:
     """Programs and maps of one VM. Map accesses are synchronous; devices need a thread."""
 
-    def __init__(self, spec: PlaneSpec, code: sets.Code) -> None:
+    def __init__(self, spec: PlaneSpec, code: pinned_programs.Code) -> None:
         self._spec = spec
         self._code = code
         pins = loader.pin_directory(spec.bpffs, spec.vm)
@@ -124,23 +89,26 @@ class DataPlane:
         self._cell = ArrayWord(self._maps["colo_turn"].fd, 0)
         live = self._maps["colo_live"].fd
         self._live_words = {word: ArrayWord(live, word) for word in LiveWord}
-        cpus = os.sysconf("SC_NPROCESSORS_CONF")
-        self._stats = RawMap(obj_get(str(pins / _STATS)), ctypes.sizeof(abi.Count) * cpus)
-        self._late = RawMap(obj_get(str(pins / _LATE)), 8 * cpus)
+        self._stats = RawMap(obj_get(str(pins / _STATS)))
+        self._late = RawMap(obj_get(str(pins / _LATE)))
         self._tables = [RawMap(obj_get(str(pins / name))) for name in _TABLES]
         self._of_a_vm = (*self._tables, self._maps["colo_hold"])
         offsets, lasting = self._tables[:2]
-        self._aged_to = self._age_due_ns = self._reap_due_ns = 0
         self._lasting = LastingOffsets(offsets, lasting)
-        self._reap_lasting = reap.Reaper(lasting)
+        self.sweep = Sweep(self.programs["colo_age"], spec.sizes.flows, lasting, self._live)
         self._held = HeldSlots(self._maps["colo_hold"].fd)
         self._beacon_run = Runner(self.programs["colo_beacon"], self._beacon_frame())
         heartbeat_ns = spec.heartbeat_ms * 1_000_000
         self._alone_ns, self._lost_ns = _BEATS_ALONE * heartbeat_ns, _BEAT_LOST * heartbeat_ns
-        self._age_run = Runner(self.programs["colo_age"], bytes(64))
+        self._release = Release(self.programs["colo_flush"], spec.sizes.hold_slots, self._live)
         self._conf = self._first_conf()
         self._callbacks: list[Callable[[PlaneEvent], None]] = []
         self._ring: Ring | None = None
+        self.wiring = Wiring(spec, pins, code.programs)
+        self._pins: Pins | None = None
+        self._changes: Changes | None = None
+        self._indices: set[int] = set()  # of the devices that changes are looked at of
+        self._hands = asyncio.Lock()  # one thread at a time works on the devices
 
     @classmethod
     def open(cls, spec: PlaneSpec) -> DataPlane:
@@ -148,17 +116,17 @@ class DataPlane:
         nothing kept; raises LoadError or DatapathError."""
         loader.require_bpffs(spec.bpffs)
         taps = [nic.tap for nic in spec.nics]
-        generations.make_way(spec.bpffs, spec.vm, taps, spec.link_device)
-        pins = loader.pin_directory(spec.bpffs, spec.vm)
-        pins.mkdir(parents=True, exist_ok=True)
+        ownership.require(spec.vm, taps, spec.link_device, spec.vxlan_port)
+        upgrade.make_way(spec.bpffs, spec.vm, taps, spec.link_device)
+        pins = loader.make_pin_directory(spec.bpffs, spec.vm)
         sources = loader.shipped(spec.sizes)
-        code = sets.adopt(pins, sources, (*_STATE, _STATS, _LATE, *_TABLES))
+        code = pinned_programs.adopt(pins, sources, (*_STATE, _STATS, _LATE, *_TABLES))
         if code is not None:
             _log.info("adopted %d programs that are loaded", len(code.programs))
         else:
             code = _make(sources, pins, spec.cache)
-            if not any(map(netdev.in_use, taps)):
-                sets.clear_others(pins, code.name)
+            if not any(map(tuntap.in_use, taps)):
+                pinned_programs.clear_others(pins, code.name)
         return cls(spec, code)
 
     def _first_conf(self) -> abi.Conf:
@@ -171,7 +139,8 @@ class DataPlane:
         conf.hold_slots = sizes.hold_slots
         conf.hold_high = int(sizes.hold_slots * _HIGH_MARK)
         conf.dgram_buckets = sizes.dgram_buckets
-        conf.local_ip = _address(self._spec.link_address)
+        conf.tunnel_flags = tunnel.flags(self._spec.frames_address)
+        conf.local_ip[:] = tunnel.words(self._spec.frames_address)
         conf.link_timeout_ns = self._spec.link_timeout_ms * 1_000_000
         conf.dgram_timeout_ns = self._spec.notes_last_ms * 1_000_000
         return conf
@@ -184,6 +153,11 @@ class DataPlane:
         """Descriptors of all programs, by name."""
         return self._code.programs
 
+    @property
+    def sealed(self) -> bool:
+        """The link is to be sealed."""
+        return self._spec.sealed is not None
+
     def close(self) -> None:
         """Let go of maps and programs: what is attached and pinned goes on without us."""
         self._held.close()
@@ -191,78 +165,124 @@ class DataPlane:
             os.close(one.fd)
         if self._ring is not None:
             self._ring.close()
+        if self._changes is not None:
+            self._changes.close()
+        self.wiring.close()
+        if self._pins is not None:
+            self._pins.close()
         self._code.close()
 
     # -- devices and filters -------------------------------------------------------------
 
     async def prepare(self) -> None:
         """Make tap and link device, tell the programs their indices. Idempotent."""
-        spec = self._spec
+        async with self._hands:
+            self._tell_indices(await asyncio.to_thread(self.wiring.make_devices))
+            await asyncio.to_thread(self.wiring.warn)
+            await asyncio.to_thread(self._guard_peer)
 
-        def make() -> None:
-            netdev.check_link_mtu(spec.underlay, spec.mtu)
-            for nic in spec.nics:
-                netdev.create_tap(nic.tap, nic.mtu)
-            netdev.create_vxlan(spec.link_device, spec.vxlan_port, spec.mtu)
-            self._conf.park_ifindex = self._make_delay_line()
-
-        await asyncio.to_thread(make)
-        for number, nic in enumerate(spec.nics):
-            self._conf.tap_ifindex[number] = netdev.index_of(nic.tap)
-        self._conf.link_ifindex = netdev.index_of(spec.link_device)
+    def _tell_indices(self, devices: Indices) -> None:
+        for number, index in enumerate(devices.taps):
+            self._conf.tap_ifindex[number] = index
+        self._conf.link_ifindex, self._conf.park_ifindex = devices.link, devices.line
         self._write_conf()
-
-    def _make_delay_line(self) -> int:
-        """Where long frames of the PVM wait; 0: the kernel has no HTB, they are copied."""
-        first, last = netdev.delay_line(self._spec.link_device)
-        try:
-            netdev.create_delay_line(first, last, self._spec.mtu, self._spec.heartbeat_ms)
-        except AttachError as e:
-            _log.warning(
-                "%s: long frames are copied and cut at once, bulk is slower; the daemon beats for"
-                " the plane, and takes more of a processor",
-                e,
-            )
-            return 0
-        tc.attach(last, tc.INGRESS, "colo_park", self.programs["colo_park"])
-        return netdev.index_of(first)
+        for number, nic in enumerate(self._spec.nics):
+            mac = bytes.fromhex(nic.mac.replace(":", ""))
+            self._maps["colo_macs"].set(struct.pack("=I", number), mac.ljust(8, b"\0"))
 
     async def take_role(self, role: VmRole) -> None:
-        """Attach the primary's or the secondary's programs, each replaced in one step."""
-        spec = self._spec
-        out, link = (
-            ("colo_cmp_pvm", "colo_cmp_svm")
-            if role is VmRole.PRIMARY
-            else ("colo_mir_svm", "colo_mir_link")
-        )
+        """Attach the primary's or the secondary's programs, each replaced in one step.
 
-        def put(device: str, hook: int, program: str, priority: int = tc.PRIORITY) -> None:
-            tc.attach(device, hook, program, self.programs[program], priority)
+        Somebody may have removed a device since: it is made again before.
+        """
 
-        def attach() -> None:
-            for tap in (nic.tap for nic in spec.nics):
-                put(tap, tc.INGRESS, "colo_last_out", tc.AFTER)
-                put(tap, tc.INGRESS, out)
-                put(tap, tc.EGRESS, "colo_last_in", tc.BEFORE)
-                put(tap, tc.EGRESS, "colo_mir_cli")
-            put(spec.link_device, tc.INGRESS, link)
-            sets.clear_others(loader.pin_directory(spec.bpffs, spec.vm), self._code.name)
+        def attach() -> Indices:
+            devices = self.wiring.make_devices()
+            self.wiring.take_role(role)
+            pins = loader.pin_directory(self._spec.bpffs, self._spec.vm)
+            pinned_programs.clear_others(pins, self._code.name)
+            self._pins = self._pins or Pins(pins, pins / self._code.name)
+            return devices
 
-        await asyncio.to_thread(attach)
+        async with self._hands:
+            self._tell_indices(await asyncio.to_thread(attach))
 
     async def join_bridge(self) -> None:
         """Put the VM's taps on the client-side bridges."""
-        for nic in self._spec.nics:
-            await asyncio.to_thread(netdev.join_bridge, nic.tap, nic.bridge)
+        async with self._hands:
+            await asyncio.to_thread(self.wiring.join_bridge)
 
     async def leave_bridge(self) -> None:
         """Take the VM's taps off the client-side bridges."""
-        for nic in self._spec.nics:
-            await asyncio.to_thread(netdev.leave_bridge, nic.tap)
+        async with self._hands:
+            await asyncio.to_thread(self.wiring.leave_bridge)
+
+    # -- what others do to them ------------------------------------------------------------
+
+    def serves(self) -> None:
+        """Of a VM that is adopted: its taps belong on the bridges."""
+        self.wiring.on_bridge = True
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call back, on the running loop, when anything of ours on this host's devices may have
+        been changed. `unharmed` finds what the kernel tells nobody."""
+        self._changes = changes = Changes(ipsec=self.sealed)
+
+        def look() -> None:
+            if changes.concern(self._indices):
+                changed()
+
+        self._indices = self.wiring.indices()
+        for fd in changes.fds:
+            asyncio.get_running_loop().add_reader(fd, look)
+
+    def unharmed(self) -> bool:
+        """Cheap: do the programs run on their hooks, are the pins there?
+
+        True while a thread works on them: the next look tells.
+        """
+        return self._hands.locked() or (self.wiring.runs() and not self._lacking_pins())
+
+    async def mend(self) -> tuple[list[Lack], list[Lack]]:
+        """Look at everything, and put back what is not as it should be: what that was, and what of
+        it still is so. Raises DatapathError."""
+        async with self._hands:
+            found = await asyncio.to_thread(self._lacks)
+            left: list[Lack] = []
+            if found:
+                self._tell_indices(await asyncio.to_thread(self._restore))
+                left = await asyncio.to_thread(self._lacks)
+            self._indices = self.wiring.indices()
+        return found, left
+
+    def _lacks(self) -> list[Lack]:
+        return [*self.wiring.lacks(), *self._lacking_pins()]
+
+    def _lacking_pins(self) -> list[Lack]:
+        lacking = self._pins.lacking() if self._pins else []
+        return [Lack(f"the pin {path} was removed") for path in lacking]
+
+    def _restore(self) -> Indices:
+        if self._pins:
+            self._pins.restore()
+        return self.wiring.restore()
 
     async def quicken(self, peer_address: str) -> None:
         """`quickack` on the route to the peer."""
-        await asyncio.to_thread(netdev.set_quickack, peer_address)
+        await asyncio.to_thread(netdev.set_quickack, peer_address, self._spec.link_address)
+        await asyncio.to_thread(self._guard_peer)
+
+    def _guard_peer(self) -> None:
+        """Of this host nobody but root and QEMU's user reaches the peer's QEMU, and nobody but the
+        kernel its plane."""
+        spec = self._spec
+        if not spec.peer_ports:
+            return
+        try:
+            callers.only(spec.peer_callers, spec.peer_address, spec.peer_ports)
+            callers.only((0,), spec.frames_peer, (spec.vxlan_port,), callers.UDP)
+        except AttachError as e:
+            _log.warning("every user of this host can reach disks and plane of the peer: %s", e)
 
     # -- mode, turn, pairing -------------------------------------------------------------
 
@@ -286,17 +306,17 @@ class DataPlane:
 
     def set_pairing(self, pairing: Pairing | None) -> None:
         """Speak with this peer's plane only; None: with nobody."""
-        left = self._conf.vni, self._conf.peer_ip
+        left = self._conf.vni, bytes(self._conf.peer_ip)
         self._conf.vni = pairing.vni * abi.NICS if pairing else 0
-        self._conf.peer_ip = _address(pairing.peer_address) if pairing else 0
+        self._conf.peer_ip[:] = tunnel.words(pairing.peer_address) if pairing else (0,) * 4
         self._set_live(LiveWord.HEARD_NS, 0)
         self._write_conf()
         if left[0] and left[0] != self._conf.vni:
             self._say_farewell(*left)
 
-    def _say_farewell(self, vni: int, peer_ip: int) -> None:
+    def _say_farewell(self, vni: int, peer_ip: bytes) -> None:
         """The other plane may go on without its daemon: it is to let nothing out any more."""
-        call = struct.pack("=II", vni, peer_ip).ljust(46, b"\0")
+        call = (struct.pack("=I", vni) + peer_ip).ljust(46, b"\0")
         for _ in range(_FAREWELLS):
             test_run(self.programs["colo_farewell"], _own_frame(abi.LEAVE_ETHERTYPE) + call)
 
@@ -336,34 +356,11 @@ class DataPlane:
 
     def flush(self) -> FlushReport:
         """Emit what may leave now; see colo_flush in compare.c."""
-        emitted = left = idle = 0
-        for _ in range(_FLUSH_ROUNDS):
-            if not self.held_frames():
-                return FlushReport(emitted, 0)
-            left, before = 0, emitted
-            for slot in self._oldest_first():
-                frame = struct.pack("=I", slot).ljust(12, b"\0") + b"\x08\x00"
-                run = test_run(self.programs["colo_flush"], frame.ljust(64, b"\0"))
-                emitted += run.retval & 0xFFFF
-                left += run.retval >> 16
-            if not left:
-                break
-            idle = idle + 1 if emitted == before else 0
-            if idle == _FLUSH_IDLE:
-                break
-        return FlushReport(emitted, left)
-
-    def _oldest_first(self) -> list[int]:
-        """A slot of each part of the store, where its oldest frames begin; see colo_hold.h."""
-        head, slots = self._live(LiveWord.HOLD_HEAD), self._spec.sizes.hold_slots
-        ring = [(head + start) % slots for start in range(0, slots, abi.HOLD_PART)]
-        return sorted(ring, key=lambda slot: slot < slots - abi.HOLD_PART)  # the last part first
+        return self._release.flush()
 
     def repeat(self) -> int:
-        """Send what the VM said last as a secondary; see colo_said.h. Returns how many frames."""
-        frame = struct.pack("=II", 0, 1).ljust(12, b"\0") + b"\x08\x00"
-        run = test_run(self.programs["colo_flush"], frame.ljust(64, b"\0"))
-        return run.retval & 0xFFFF
+        """Send what the VM said last as a secondary; see colo_replay.h. Returns how many frames."""
+        return self._release.repeat()
 
     def held(self) -> HeldReport:
         """How much is held, and since when."""
@@ -377,8 +374,8 @@ class DataPlane:
     def waiting(self) -> Waiting:
         """What is held, and since when."""
         frames = self.held_frames()
-        answer_ns, timer_ns = self._held.oldest_ns() if frames else (None, None)
-        return Waiting(answer_ns, timer_ns, frames, self.compared_frames())
+        answer_ns, data_ns, timer_ns = self._held.oldest_ns() if frames else (None, None, None)
+        return Waiting(answer_ns, data_ns, timer_ns, frames, self.compared_frames())
 
     def held_ages(self) -> tuple[int, int]:
         """Of the frames that are held (of some of them, if they are many): how many, and the sum of
@@ -394,8 +391,8 @@ class DataPlane:
         self._set_live(LiveWord.HELD_ARMED, 1)
 
     def lateness(self) -> Lateness:
-        """How late the SVM was so far; see colo_late.h."""
-        return late_counts(self._late.all(), os.sysconf("SC_NPROCESSORS_CONF"))
+        """How late the SVM was so far; see colo_event.h."""
+        return late_counts(self._late.all(), self._late.cpus)
 
     def loaded(self, at_ns: int) -> None:
         """The SVM has loaded a checkpoint: for a while its lateness is counted apart."""
@@ -420,7 +417,7 @@ class DataPlane:
 
     def beat(self, now_ns: int) -> None:
         """Full-sized beacons over the link, one in a heartbeat: the plane is alive, and the link
-        carries what it has to. See colo_beat.h."""
+        carries what it has to. See colo_link.h."""
         if self.beats_alone:
             self._set_live(LiveWord.BEAT_UNTIL_NS, now_ns + self._alone_ns)
             if now_ns - self._live(LiveWord.BEAT_NS) < self._lost_ns:
@@ -432,7 +429,9 @@ class DataPlane:
         self._beacon_run.run()
 
     def _beacon_frame(self) -> bytes:
-        return _own_frame(abi.BEACON_ETHERTYPE).ljust(self._spec.mtu + netdev.ETHERNET_BYTES, b"\0")
+        """It says how large it has to be; the program makes it so."""
+        size = struct.pack("=I", self._spec.mtu + netdev.ETHERNET_BYTES)
+        return (_own_frame(abi.BEACON_ETHERTYPE) + size).ljust(64, b"\0")
 
     def link_heard_ns(self) -> int:
         """Boot time of the last frame of the peer's plane; 0: never."""
@@ -440,24 +439,7 @@ class DataPlane:
 
     def reap(self, now_ns: int) -> None:
         """Take a few entries of ended connections out of the tables, if it is time to."""
-        if now_ns < self._reap_due_ns:
-            return
-        if now_ns >= self._age_due_ns:
-            self._age(now_ns)
-        lasting = self._reap_lasting
-        if now_ns >= lasting.due_ns:
-            lasting.step(now_ns, lambda raw: reap.lasting_ended(raw, now_ns))
-        self._reap_due_ns = min(self._age_due_ns, lasting.due_ns)
-
-    def _age(self, now_ns: int) -> None:
-        """The next places of the flow table; in every beat only if there is much to find."""
-        used, flows = self._live(LiveWord.FLOWS), self._spec.sizes.flows
-        if used:
-            self._age_run.put(struct.pack("=I", self._aged_to))
-            self._age_run.run()
-            self._aged_to = (self._aged_to + _AGE_PLACES) % (2 * flows)
-        if used < flows * _AGE_BUSY:
-            self._age_due_ns = now_ns + AGE_REST_NS
+        self.sweep.look(now_ns)
 
     # -- events, counters ----------------------------------------------------------------
 
@@ -479,7 +461,7 @@ class DataPlane:
 
     def counters(self) -> list[Counter]:
         """Packets by program, verdict and reason, summed over the CPUs."""
-        return count_rows(self._stats.all(), os.sysconf("SC_NPROCESSORS_CONF"))
+        return count_rows(self._stats.all(), self._stats.cpus)
 
     def mismatches(self) -> list[PlaneEvent]:
         """The last mismatches, oldest first."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-from colo_ebpf.datapath.libbpf import RECORD_TAKER, library
+from colo_ebpf.datapath.bpf.libbpf import RECORD_TAKER, library
 from colo_ebpf.errors import DatapathError
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The BPF sources, compiled and loaded, bound to the pinned maps of one VM.
 
-Compiling (`compiler`) makes an image, which is kept (`kept`); loading makes programs and maps of
-it, which are pinned (`sets`). What is there already is not made again.
+Compiling (`compiler`) makes an image, which is kept (`image_cache`); loading makes programs and
+maps of it, which are pinned (`pinned_programs`). What is there already is not made again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from colo_ebpf.datapath import abi, compiler, libbpf, sysbpf
-from colo_ebpf.datapath.image import Image, MapDefinition, Program, Source
-from colo_ebpf.datapath.kept import Kept
-from colo_ebpf.errors import DatapathError, LoadError
+from colo_ebpf.datapath.bpf import abi, compiler, libbpf, syscalls
+from colo_ebpf.datapath.bpf.image import Image, MapDefinition, Program, Source
+from colo_ebpf.datapath.bpf.image_cache import Kept
+from colo_ebpf.errors import DatapathError, LoadError, VerifierError
 
 _log = logging.getLogger(__name__)
 
@@ -41,11 +41,15 @@ PROGRAMS = {
         "colo_mir_cli",
         "colo_mir_link",
         "colo_mir_svm",
+    ),
+    "lasting.c": (
+        "colo_last_in",
+        "colo_last_out",
+    ),
+    "upkeep.c": (
         "colo_beacon",
         "colo_farewell",
         "colo_age",
-        "colo_last_in",
-        "colo_last_out",
     ),
 }
 
@@ -92,7 +96,7 @@ class Module:
 def source_directory() -> Path:
     """Where the C sources are: COLO_EBPF_BPF, beside the package in a checkout, or installed."""
     named = os.environ.get("COLO_EBPF_BPF")
-    checkout = Path(__file__).resolve().parents[2] / "bpf"
+    checkout = Path(__file__).resolve().parents[3] / "bpf"
     places = [Path(named)] if named else [checkout, Path(sys.prefix) / "share/colo-ebpf/bpf"]
     for path in places:
         if (path / "compare.c").exists():
@@ -101,8 +105,21 @@ def source_directory() -> Path:
 
 
 def pin_directory(bpffs: Path, vm: str) -> Path:
-    """Where the maps of one VM are pinned. The layout's version is part of the path."""
-    return bpffs / "colo_ebpf" / f"v{abi.ABI_VERSION}" / vm
+    """Where the maps of one VM are pinned. The layout's version is part of the path.
+
+    A BPF file system takes no dots in names; `+` stands for them, which no VM's name has.
+    """
+    return bpffs / "colo_ebpf" / f"v{abi.ABI_VERSION}" / vm.replace(".", "+")
+
+
+def make_pin_directory(bpffs: Path, vm: str) -> Path:
+    """The same, made if it was not there; LoadError if that cannot be done."""
+    path = pin_directory(bpffs, vm)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise LoadError(f"{path}: cannot be made: {e.strerror}; may root write there?") from e
+    return path
 
 
 def flags(sizes: Sizes) -> tuple[str, ...]:
@@ -215,7 +232,7 @@ class _Bound:
             return libbpf.program_load(
                 *words, btf=self.types, functions=program.functions, lines=program.lines
             )
-        except libbpf.RefusedError as e:
+        except VerifierError as e:
             said = str(e)[-_LOG_CHARACTERS:]
             raise LoadError(
                 f"{self.image.source}: the verifier refuses {program.name}:\n{said}"
@@ -250,10 +267,10 @@ def _make(definition: MapDefinition, types: int) -> int:
 def _pinned(definition: MapDefinition, types: int, pins: Path) -> int:
     path = pins / definition.name
     if path.exists():
-        return sysbpf.obj_get(str(path))
+        return syscalls.obj_get(str(path))
     fd = _make(definition, types)
     try:
-        sysbpf.obj_pin(fd, str(path))
+        syscalls.obj_pin(fd, str(path))
     except DatapathError:
         os.close(fd)
         raise
@@ -267,9 +284,9 @@ def check_pins(pins: Path, found: Sequence[Image]) -> None:
         path = pins / name
         if not path.exists():
             continue
-        fd = sysbpf.obj_get(str(path))
+        fd = syscalls.obj_get(str(path))
         try:
-            info = sysbpf.map_info(fd)
+            info = syscalls.map_info(fd)
         finally:
             os.close(fd)
         there = (info.type, info.key_bytes, info.value_bytes, info.max_entries)

@@ -20,11 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from colo_ebpf.datapath import compiler, sysbpf
-from colo_ebpf.datapath.image import Source
-from colo_ebpf.datapath.kept import distrusted
-from colo_ebpf.datapath.loader import Module
-from colo_ebpf.datapath.sysbpf import RawMap
+from colo_ebpf.datapath.bpf import compiler, syscalls
+from colo_ebpf.datapath.bpf.image import Source
+from colo_ebpf.datapath.bpf.image_cache import distrusted
+from colo_ebpf.datapath.bpf.loader import Module
+from colo_ebpf.datapath.bpf.syscalls import RawMap
+from colo_ebpf.datapath.net import tcx
 from colo_ebpf.errors import DatapathError, LoadError
 
 _log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def adopt(pins: Path, sources: Sequence[Source], bound: Sequence[str]) -> Code |
     try:
         _trust(pins, found)
         for one in (*names, *_OWN_MAPS):
-            opened.append(sysbpf.obj_get(str(found / one)))
+            opened.append(syscalls.obj_get(str(found / one)))
         programs = dict(zip(names, opened, strict=False))
         maps = dict(zip(_OWN_MAPS, opened[len(names) :], strict=True))
         _check(pins, programs, maps, bound)
@@ -104,20 +105,20 @@ def _trust(*directories: Path) -> None:
 def _check(
     pins: Path, programs: dict[str, int], maps: dict[str, int], bound: Sequence[str]
 ) -> None:
-    infos = {name: sysbpf.program_info(fd) for name, fd in programs.items()}
+    infos = {name: syscalls.program_info(fd) for name, fd in programs.items()}
     used = {number for info in infos.values() for number in info.maps}
     for name, info in infos.items():
         if info.name != name:
             raise LoadError(f"{name} is {info.name or 'no program'}")
     for name in bound:
-        fd = sysbpf.obj_get(str(pins / name))
+        fd = syscalls.obj_get(str(pins / name))
         try:
-            number = sysbpf.map_info(fd).number
+            number = syscalls.map_info(fd).number
         finally:
             os.close(fd)
         if number not in used:
             raise LoadError(f"the pinned {name} is not that of the programs")
-    if not {sysbpf.map_info(fd).number for fd in maps.values()} <= used:
+    if not {syscalls.map_info(fd).number for fd in maps.values()} <= used:
         raise LoadError("maps that the programs do not use")
     stages = RawMap(maps[_STAGES_MAP])
     for place, name in enumerate(STAGES):
@@ -141,7 +142,7 @@ def publish(pins: Path, name: str, modules: Sequence[Module]) -> Code:
     _remove(fresh)
     fresh.mkdir(mode=0o700)
     for one, fd in (*programs.items(), *own.items()):
-        sysbpf.obj_pin(fd, str(fresh / one))
+        syscalls.obj_pin(fd, str(fresh / one))
     if (pins / name).is_dir():  # it could not be adopted, but what is attached may be of it
         _remove(pins / _OLD)
         (pins / name).rename(pins / _OLD)
@@ -159,7 +160,7 @@ def clear_others(pins: Path, name: str) -> None:
     and the frames that complete held ones would be without the program that sends them.
     """
     for path in pins.iterdir():
-        if path.is_dir() and path.name != name:
+        if path.is_dir() and path.name not in (name, tcx.DIRECTORY):
             _remove(path)
     (pins / _STAGES_MAP).unlink(missing_ok=True)  # where daemons before this one had it
 

@@ -14,8 +14,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from colo_ebpf.datapath import abi, netdev, tc
-from colo_ebpf.datapath.loader import pin_directory
+from colo_ebpf.datapath.bpf import abi
+from colo_ebpf.datapath.bpf.loader import pin_directory
+from colo_ebpf.datapath.net import netdev, tc, tcx, tuntap
 from colo_ebpf.errors import LoadError
 
 _log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 def others(bpffs: Path, vm: str) -> list[Path]:
     """Pins of this VM that are of another version."""
     ours = pin_directory(bpffs, vm)
-    found = ours.parent.parent.glob(f"v*/{vm}")
+    found = ours.parent.parent.glob(f"v*/{ours.name}")
     return sorted(path for path in found if path != ours and path.is_dir())
 
 
@@ -33,13 +34,15 @@ def make_way(bpffs: Path, vm: str, taps: Sequence[str], link_device: str) -> Non
     old = others(bpffs, vm)
     if not old:
         return
-    used = [tap for tap in taps if netdev.in_use(tap)]
+    used = [tap for tap in taps if tuntap.in_use(tap)]
     if used:
         raise LoadError(_refusal(old[-1], used[0]))
-    for device in (*taps, link_device):
+    for device in taps:
         if netdev.exists(device):
             tc.detach(device)
+    netdev.remove(link_device)  # it may lack what this version wants of it
     for path in old:
+        tcx.detach(path)
         shutil.rmtree(path)
         _log.info("%s: no VM runs on it: removed", path)
 
@@ -51,5 +54,5 @@ def _refusal(old: Path, tap: str) -> str:
         f"version {abi.ABI_VERSION}: nothing was changed, the VM goes on without a daemon. Start "
         f"the daemon of version {theirs} again. To upgrade, let the other host serve first "
         "(`colo-ebpf switchover`), end the replica here, then start this version "
-        "(docs/operations.md, Upgrading)"
+        "(docs/operate/upgrade.md, Upgrading)"
     )

@@ -11,7 +11,7 @@ from ctypes import c_uint32 as u32
 from ctypes import c_uint64 as u64
 from typing import ClassVar
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 TURNING_BIT = 1
 BEACON_ETHERTYPE = 0x88B5
 LEAVE_ETHERTYPE = 0x88B6
@@ -105,10 +105,13 @@ class Reason(enum.IntEnum):
     WHOLE = 42
     PARKED = 43
     CLIENT_GONE = 44
+    RUN = 45
+    POSES = 46
+    WRONG_MAC = 47
 
 
 class LiveWord(enum.IntEnum):
-    """``enum colo_live_word``: the named words of the map ``colo_live``."""
+    """``enum colo_live_index``: the named words of the map ``colo_live``."""
 
     HEARD_NS = 0
     HOLD_HEAD = 1
@@ -200,7 +203,7 @@ class _Struct(ctypes.Structure):
 
 
 class Conf(_Struct):
-    """``struct colo_conf``, the one entry of the map ``colo_conf``."""
+    """``struct colo_config``, the one entry of the map ``colo_conf``."""
 
     _fields_: ClassVar = [
         ("key", u64 * 2),
@@ -211,13 +214,15 @@ class Conf(_Struct):
         ("tap_ifindex", u32 * NICS),
         ("link_ifindex", u32),
         ("vni", u32),
-        ("local_ip", u32),
-        ("peer_ip", u32),
+        ("tunnel_flags", u32),
+        ("local_ip", u32 * 4),
+        ("peer_ip", u32 * 4),
         ("hold_slots", u32),
         ("hold_high", u32),
         ("dgram_buckets", u32),
         ("lasting", u32),
         ("park_ifindex", u32),
+        ("pad", u32),
     ]
 
 
@@ -375,13 +380,13 @@ class Mismatch(_Struct):
 
 
 class Count(_Struct):
-    """``struct colo_count``, one per CPU."""
+    """``struct colo_counter``, one per CPU."""
 
     _fields_: ClassVar = [("packets", u64), ("bytes", u64)]
 
 
 STRUCTS: dict[str, type[ctypes.Structure]] = {
-    "colo_conf": Conf,
+    "colo_config": Conf,
     "colo_flow_key": FlowKey,
     "colo_side": Side,
     "colo_bound": Bound,
@@ -391,5 +396,5 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "colo_off": Off,
     "colo_lasting": Lasting,
     "colo_mismatch": Mismatch,
-    "colo_count": Count,
+    "colo_counter": Count,
 }

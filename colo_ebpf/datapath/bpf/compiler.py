@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """From a source to its image: bcc, and LLVM with it, are in the daemon's memory at no time.
 
-``python -m colo_ebpf.datapath.compiler``: takes a request on its standard input, writes an answer
-on its standard output and ends. Nothing is loaded there.
+``python -m colo_ebpf.datapath.bpf.compiler``: takes a request on its standard input, writes an
+answer on its standard output and ends. Nothing is loaded there.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 
 import msgspec
 
-from colo_ebpf.datapath import headers
-from colo_ebpf.datapath.image import Image, Source, decode, encode
-from colo_ebpf.datapath.recorder import Record, record_calls
+from colo_ebpf.datapath.bpf import kernel_headers
+from colo_ebpf.datapath.bpf.image import Image, Source, decode, encode
+from colo_ebpf.datapath.bpf.recorder import Record, record_calls
 from colo_ebpf.errors import ColoError, LoadError
 
 _LOG_BYTES = 6000
@@ -96,7 +96,7 @@ class Compilation:
         request = Request(source.name, source.text, source.flags, source.programs, str(trees))
         self._request = msgspec.msgpack.encode(request)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "colo_ebpf.datapath.compiler"],
+            [sys.executable, "-m", "colo_ebpf.datapath.bpf.compiler"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -127,7 +127,7 @@ def compile_all(sources: Sequence[Source], trees: Path) -> list[Image]:
     """All at once, each in a process. `trees`: where a tree of kernel headers may be made.
 
     Raises LoadError with the compiler's log."""
-    headers.find(trees)  # made once, before each of them would
+    kernel_headers.find(trees)  # made once, before each of them would
     started = [Compilation(source, trees) for source in sources]
     with ThreadPoolExecutor(len(started)) as waiting:
         return list(waiting.map(Compilation.image, started))
@@ -158,7 +158,7 @@ def _log_text(log: Any) -> str:
 def _compile(request: Request) -> Image:
     from bcc import BPF
 
-    tree = headers.find(Path(request.headers))
+    tree = kernel_headers.find(Path(request.headers))
     if tree:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
     calls = record_calls()

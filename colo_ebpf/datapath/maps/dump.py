@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from colo_ebpf.clock import boot_ns
-from colo_ebpf.datapath import abi
-from colo_ebpf.datapath.decode import flow_text
-from colo_ebpf.datapath.sysbpf import RawMap, obj_get
+from colo_ebpf.clock import ago_ns, boot_ns
+from colo_ebpf.datapath.bpf import abi
+from colo_ebpf.datapath.bpf.syscalls import RawMap, obj_get
+from colo_ebpf.datapath.maps.decode import flow_text
 
 _TCP = 6
 _SHOWN = (
@@ -35,7 +35,7 @@ def _entries(path: Path) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _ms_since(at_ns: int, now_ns: int) -> float:
-    return (now_ns - at_ns) / 1e6
+    return ago_ns(at_ns, now_ns) / 1e6
 
 
 def flows(pins: Path) -> list[dict[str, Any]]:

@@ -14,12 +14,12 @@ import hashlib
 import logging
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from colo_ebpf.datapath import compiler, image
-from colo_ebpf.datapath.image import Image, Source
+from colo_ebpf.datapath.bpf import compiler, image
+from colo_ebpf.datapath.bpf.image import Image, Source
 from colo_ebpf.errors import LoadError
 
 _log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ _DIGEST_BYTES = 32
 _MOST_BYTES = 16 << 20
 _MOST_FILES = 64
 _LOCK = "lock"
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def distrusted(status: os.stat_result) -> str:
@@ -78,13 +79,16 @@ class Kept:
             return
         body = source.digest.encode() + image.encode(made)
         path = self._directory / f"{source.digest}-{compiler.version()}"
+        new = self._directory / f".{os.getpid()}.new"
         try:
-            with tempfile.NamedTemporaryFile("wb", dir=self._directory, delete=False) as new:
-                new.write(hashlib.sha256(body).digest() + body)
-            Path(new.name).replace(path)
+            with os.fdopen(os.open(new, _CREATE, 0o600), "wb") as file:
+                file.write(hashlib.sha256(body).digest() + body)
+            new.replace(path)
             self._bound()
         except OSError as e:
             _log.warning("%s: %s: what was compiled is not kept", path, e.strerror)
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
 
     def _bound(self) -> None:
         files = [path for path in self._directory.iterdir() if path.is_file()]
@@ -99,13 +103,21 @@ class Kept:
         if not self._usable:
             yield
             return
-        with (self._directory / _LOCK).open("ab") as lock:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _log.info("waiting for another daemon of this host, which compiles")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                lock = held.enter_context((self._directory / _LOCK).open("ab"))
+                _wait_for(lock)
+            except OSError as e:
+                _log.warning("%s: %s: compiled at once", self._directory / _LOCK, e.strerror)
             yield
+
+
+def _wait_for(lock: IO[bytes]) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _log.info("waiting for another daemon of this host, which compiles")
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _read(path: Path, digest: str) -> Image:

@@ -19,10 +19,10 @@ import pcapng
 from pcapng.blocks import EnhancedPacket, InterfaceDescription, SectionHeader
 
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.datapath import abi
-from colo_ebpf.datapath.decode import mismatch_rows
-from colo_ebpf.datapath.inspect import held_slots, slot_flow
-from colo_ebpf.datapath.sysbpf import RawMap, obj_get
+from colo_ebpf.datapath.bpf import abi
+from colo_ebpf.datapath.bpf.syscalls import RawMap, obj_get
+from colo_ebpf.datapath.maps.decode import mismatch_rows
+from colo_ebpf.datapath.maps.dump import held_slots, slot_flow
 from colo_ebpf.model import PlaneEvent
 
 _WITHOUT_FRAME = (abi.SlotKind.PARKED, abi.SlotKind.RESET)

@@ -12,14 +12,16 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from colo_ebpf.datapath import abi
-from colo_ebpf.datapath.sysbpf import mapped
+from colo_ebpf.datapath.bpf import abi
+from colo_ebpf.datapath.bpf.syscalls import mapped
 
 _WORDS = ctypes.sizeof(abi.Slot) // 8
 _STATE, _AT = abi.Slot.state.offset // 8, abi.Slot.at_ns.offset // 8
 _KIND, _KIND_SHIFT = divmod(abi.Slot.kind.offset, 8)
 _LEN, _LEN_SHIFT = divmod(abi.Slot.len.offset, 8)
+_BYTES, _BYTES_SHIFT = divmod(abi.Slot.bytes.offset, 8)
 _HALF = 0xFFFFFFFF
+_DATA = (abi.SlotKind.DGRAM, abi.SlotKind.PARKED)
 _BY_TIMER = (abi.SlotKind.ACK, abi.SlotKind.RESET)
 _IN_USE = re.compile(rb"[^\0]+")  # FREE is 0
 
@@ -45,17 +47,23 @@ class HeldSlots:
                 if kind != abi.SlotKind.SAID:
                     yield at
 
-    def oldest_ns(self) -> tuple[int | None, int | None]:
-        """Boot time the oldest frame came that the SVM has to produce, and the oldest that comes by
-        a timer or by the PVM; None: there is none of the kind."""
+    def oldest_ns(self) -> tuple[int | None, int | None, int | None]:
+        """Boot time the oldest frame came that the SVM has to produce, the oldest of those in which
+        the guest says something, and the oldest that comes by a timer or by the PVM; None: there is
+        none of the kind."""
         words = self._words
         answers: list[int] = []
+        data: list[int] = []
         timed: list[int] = []
         for at in self._taken():
-            if words[at + _STATE] == abi.SlotState.HELD:
-                kind = words[at + _KIND] >> 8 * _KIND_SHIFT & _HALF
-                (timed if kind in _BY_TIMER else answers).append(words[at + _AT])
-        return min(answers, default=None), min(timed, default=None)
+            if words[at + _STATE] != abi.SlotState.HELD:
+                continue
+            kind = words[at + _KIND] >> 8 * _KIND_SHIFT & _HALF
+            (timed if kind in _BY_TIMER else answers).append(words[at + _AT])
+            if kind in _DATA or words[at + _BYTES] >> 8 * _BYTES_SHIFT & _HALF:
+                data.append(words[at + _AT])
+        first = (min(times, default=None) for times in (answers, data, timed))
+        return next(first), next(first), next(first)
 
     def ages(self, most: int) -> tuple[int, int]:
         """Of up to so many frames: how many they are, and the sum of the boot times they came."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Sequence offsets that outlive a takeover: kept, handed on, forgotten.
 
-`bpf/include/colo_rewrite.h` says what they are. An entry, as hosts hand it to each other: the 16
+`bpf/include/colo_seqadj.h` says what they are. An entry, as hosts hand it to each other: the 16
 bytes of the flow's key, then the deltas of its sequence numbers and of its timestamps, in network
 order.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 import struct
 
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.datapath import abi
-from colo_ebpf.datapath.sysbpf import RawMap
+from colo_ebpf.datapath.bpf import abi
+from colo_ebpf.datapath.bpf.syscalls import RawMap
 from colo_ebpf.errors import DatapathError
 
 _DELTAS = struct.Struct("!II")

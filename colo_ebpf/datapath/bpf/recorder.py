@@ -19,8 +19,8 @@ from typing import ClassVar
 
 import msgspec
 
-from colo_ebpf.datapath.image import Image, MapDefinition, Program, unbound
-from colo_ebpf.datapath.libbpf import SCHED_CLS
+from colo_ebpf.datapath.bpf.image import Image, MapDefinition, Program, unbound
+from colo_ebpf.datapath.bpf.libbpf import SCHED_CLS
 from colo_ebpf.errors import LoadError
 
 _LIBRARY = "libseccomp.so.2"

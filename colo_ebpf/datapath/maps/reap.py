@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Lasting offsets of connections long forgotten leave their table, a few entries at a time.
 
-The other tables need no daemon for that: `bpf/include/colo_table.h`, `colo_rewrite.h`.
+The other tables need no daemon for that: `bpf/include/colo_table.h`, `colo_seqadj.h`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from colo_ebpf.datapath import abi
-from colo_ebpf.datapath.sysbpf import RawMap
+from colo_ebpf.datapath.bpf import abi
+from colo_ebpf.datapath.bpf.syscalls import RawMap
 
 FORGOTTEN_NS = 5 * 86_400_000_000_000  # what connection tracking gives an idle connection
 _PER_STEP = 24

@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Iterable
 
-from colo_ebpf.datapath import abi
+from colo_ebpf.datapath.bpf import abi
 from colo_ebpf.model import Counter, Lateness, PlaneEvent, PlaneEventKind
 
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
