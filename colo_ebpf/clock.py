@@ -9,3 +9,8 @@ import time
 def boot_ns() -> int:
     """CLOCK_BOOTTIME in nanoseconds."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def ago_ns(at_ns: int, now_ns: int) -> int:
+    """How long ago. What comes while a report is made is later than its `now_ns`: that is now."""
+    return max(0, now_ns - at_ns)

@@ -85,12 +85,14 @@ class HeldReport:
 class Waiting:
     """What is held, as far as it matters for how long. Boot times of the oldest; None: none.
 
-    `answer_ns`: of what the SVM has to produce. `timer_ns`: of what comes by a timer of TCP (an ACK
+    `answer_ns`: of what the SVM has to produce; `data_ns`: of it, what the guest's programs say:
+    not that a connection is accepted. `timer_ns`: of what comes by a timer of TCP (an ACK
     that waits for the SVM's), or by the PVM (a reset that the SVM sent first). `compared`: frames
     that have left, ever, because the SVM produced the same.
     """
 
     answer_ns: int | None = None
+    data_ns: int | None = None
     timer_ns: int | None = None
     frames: int = 0
     compared: int = 0
@@ -165,6 +167,15 @@ class Counter:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Something on this host's devices is not as the data plane needs it. `hopeless`: it cannot be
+    put back under the VM that runs."""
+
+    what: str
+    hopeless: bool = False
+
+
 class VmRole(enum.Enum):
     """How a QEMU was started."""
 
@@ -234,6 +245,18 @@ class Endpoints:
 
 
 @dataclass(frozen=True, slots=True)
+class Sending:
+    """A TCP connection of this host, as the kernel sees it."""
+
+    here: int  # port
+    port: int  # at the other end
+    connected: bool  # False: it is still being made
+    unanswered: int  # segments that were sent and not acknowledged
+    tries: int  # to send the oldest of them again
+    silent_ms: int  # since the last acknowledgement
+
+
+@dataclass(frozen=True, slots=True)
 class OverlayUse:
     """What a secondary's overlays of one disk take."""
 
@@ -260,8 +283,14 @@ class LentImage:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Of a long step, for status and logs. ``total`` 0 = unknown."""
+    """Of a long step, for status and logs, in bytes. ``total``, ``rate_bytes_s`` 0 = unknown."""
 
     what: str
     done: int
     total: int
+    rate_bytes_s: int = 0
+
+    @property
+    def left_s(self) -> int | None:
+        """At this rate; None: not known."""
+        return (self.total - self.done) // self.rate_bytes_s if self.rate_bytes_s else None
