@@ -7,6 +7,7 @@ emptying an overlay cuts its file.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +16,39 @@ from colo_ebpf.errors import StorageError
 
 _BLOCK_BYTES = 512  # st_blocks counts in these, whatever the file system
 _SHARE = 4
+_OWNER = "colo-ebpf.owner"
 _LEAST_ROOM_BYTES = 16 << 20
+
+
+def claim(directory: Path, vm: str) -> None:
+    """The directory is this VM's: another's overlays have the same names.
+
+    Raises StorageError if it is another VM's, or nothing can be written there.
+    """
+    mark = directory / _OWNER
+    try:
+        if not mark.exists():
+            _place(mark, vm)
+        theirs = mark.read_text().strip()
+    except OSError as e:
+        raise StorageError(f"overlay-dir {directory}: {mark.name}: {e.strerror}") from e
+    if theirs != vm:
+        raise StorageError(
+            f"overlay-dir {directory} is that of VM {theirs}: give VM {vm} another, or, if {theirs}"
+            f" is no longer protected here, rm {mark}"
+        )
+
+
+def _place(mark: Path, vm: str) -> None:
+    """All at once: of two VMs that begin together one finds the other's name."""
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    draft = mark.with_name(f"{mark.name}.{os.getpid()}")
+    try:
+        draft.write_text(f"{vm}\n")
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, mark)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def used_bytes(files: Iterable[Path]) -> int:
@@ -41,6 +74,11 @@ def free_bytes(directory: Path) -> int:
 def check_room(directory: Path, limit_bytes: int) -> str:
     """StorageError if a secondary's overlays would not find room. `limit_bytes` 0: the default."""
     there = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"overlay-dir {directory}: the daemon cannot write to {there}: it is root, and bound "
+            "to file modes all the same"
+        )
     free = free_bytes(there)
     wanted = max(limit_bytes, _LEAST_ROOM_BYTES)
     if free < wanted:

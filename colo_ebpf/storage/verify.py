@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from colo_ebpf.errors import StorageError
-from colo_ebpf.storage.connection import Connection, Extent, Reading
+from colo_ebpf.storage.nbd import Connection, Extent, Reading
 
 LOOKS = 8
 CHUNK_BYTES = 64 << 10
@@ -117,7 +117,10 @@ class Comparing:
         self._read_bytes = self._zero_bytes = self._again_bytes = 0
 
     def run(self, progress: Progress = lambda done, total: None) -> Comparison:
-        """Compare all of it, or until more than `most` ranges are found to differ."""
+        """Compare all of it, or until more than `most` ranges are found to differ.
+
+        Raises StorageError if the two have different sizes.
+        """
         size = self._local.size_bytes
         if size != self._remote.size_bytes:
             raise StorageError(

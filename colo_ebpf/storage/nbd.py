@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import nbd
 
+from colo_ebpf import addresses
 from colo_ebpf.errors import StorageError
 
 ALLOCATION = "base:allocation"
@@ -37,7 +38,7 @@ class ExportAddress:
     path: str = ""
 
     def __str__(self) -> str:
-        return f"export {self.name} on {self.path or f'{self.host}:{self.port}'}"
+        return f"export {self.name} on {self.path or addresses.with_port(self.host, self.port)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ class Connection:
 
     def _socket(self) -> socket.socket:
         at = self.address
-        family = socket.AF_UNIX if at.path else socket.AF_INET
+        family = socket.AF_UNIX if at.path else addresses.family(at.host)
         s = socket.socket(family, socket.SOCK_STREAM)
         try:
             # Before connecting: it decides how much the server may send to one who does not read.

@@ -11,13 +11,13 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from colo_ebpf import addresses
 from colo_ebpf.errors import StorageError
 
 if TYPE_CHECKING:
-    from colo_ebpf.storage.connection import Connection
+    from colo_ebpf.storage.nbd import Connection
 
 _FORMATS = ("raw", "qcow2")
-_SECTOR_BYTES = 512
 _LEAST_REQUEST_BYTES = 64 << 10  # a server that takes less at once is none to copy a disk to
 
 
@@ -28,6 +28,7 @@ class LocalDisk:
     export: str  # the peer's export it goes to
     format: str
     size_bytes: int
+    sector_bytes: int  # the least that the guest writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,11 @@ def objections(local: LocalDisk, remote: ExportFacts) -> list[str]:
             found.append(
                 f"{where}: does not offer {what}: {why}; run a QEMU of the same version there"
             )
-    if remote.minimum_bytes > _SECTOR_BYTES:
+    if remote.minimum_bytes > local.sector_bytes:
         found.append(
             f"{where}: takes no requests below {remote.minimum_bytes} bytes, the guest writes "
-            f"sectors of {_SECTOR_BYTES}; put the image on storage with {_SECTOR_BYTES}-byte "
-            "sectors, or let the host cache it"
+            f"sectors of {local.sector_bytes}; put the image on storage with "
+            f"{local.sector_bytes}-byte sectors, or let the host cache it"
         )
     if 0 < remote.maximum_bytes < _LEAST_REQUEST_BYTES:
         found.append(
@@ -108,17 +109,17 @@ def _facts(connection: Connection) -> ExportFacts:
 
 def facts(name: str, host: str, port: int, timeout_ms: int) -> ExportFacts:
     """Ask a server about one export; StorageError if it cannot be asked in time."""
-    from colo_ebpf.storage.connection import Connection, ExportAddress
+    from colo_ebpf.storage.nbd import Connection, ExportAddress
 
     with Connection(ExportAddress(name, host, port), timeout_ms) as connection:
         return _facts(connection)
 
 
 def _look(disks: tuple[LocalDisk, ...], host: str, port: int, timeout_ms: int) -> list[str]:
-    from colo_ebpf.storage.connection import Connection, ExportAddress
+    from colo_ebpf.storage.nbd import Connection, ExportAddress
 
     offered = Connection(ExportAddress("", host, port), timeout_ms).list_names()
-    found = wrong_names([disk.export for disk in disks], offered, f"{host}:{port}")
+    found = wrong_names([disk.export for disk in disks], offered, addresses.with_port(host, port))
     for disk in disks:
         if disk.export in offered:
             found += objections(disk, facts(disk.export, host, port, timeout_ms))
@@ -126,7 +127,10 @@ def _look(disks: tuple[LocalDisk, ...], host: str, port: int, timeout_ms: int) -
 
 
 async def preflight(disks: tuple[LocalDisk, ...], host: str, port: int, timeout_ms: int) -> None:
-    """Refuse, with every reason there is, what cannot be paired. Ends within a few timeouts."""
+    """Refuse, with every reason there is, what cannot be paired. Ends within a few timeouts.
+
+    Raises StorageError with them.
+    """
     found = await asyncio.to_thread(_look, disks, host, port, timeout_ms)
     if found:
         raise StorageError("; ".join(found))
