@@ -10,82 +10,124 @@ programs and maps as they are; the next run adopts them.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import logging
-import os
 import secrets
 import signal
-from collections.abc import Coroutine
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path as FilePath
-from typing import IO, Any
+from typing import Any
 
-from colo_ebpf.clock import boot_ns
-from colo_ebpf.config import Config
-from colo_ebpf.control import accel, settings
-from colo_ebpf.control.arbiters import arbiter_of
-from colo_ebpf.control.core import Core
-from colo_ebpf.control.ctl import ControlServer
-from colo_ebpf.control.datagram import Seal
-from colo_ebpf.control.epoch import Command, Do
-from colo_ebpf.control.epoch_secondary import Note
-from colo_ebpf.control.facts import FenceWhen, Step
-from colo_ebpf.control.heartbeat import Heartbeats, Wire
-from colo_ebpf.control.machine import QemuMachine
-from colo_ebpf.control.notefile import NoteFile
-from colo_ebpf.control.notify import Notifier
-from colo_ebpf.control.pause import Pause, PauseFile
-from colo_ebpf.control.peer import Path, PeerView, Speech
-from colo_ebpf.control.ports import Vm
-from colo_ebpf.control.privileges import keep_only_needed
-from colo_ebpf.control.pulse import Pulse, loop_of
-from colo_ebpf.control.record import GenerationFloor, Record
-from colo_ebpf.control.report import status
-from colo_ebpf.control.steps import Steps
-from colo_ebpf.control.unfinished import Unfinished
-from colo_ebpf.control.vm import Qemu
+from colo_ebpf.clock import ago_ns, boot_ns
+from colo_ebpf.config.schema import Config
+from colo_ebpf.control import settings
+from colo_ebpf.control.admin import operations
+from colo_ebpf.control.admin.samples import Samples
+from colo_ebpf.control.admin.server import ControlServer
+from colo_ebpf.control.admin.status import status
+from colo_ebpf.control.arbiter import watch
+from colo_ebpf.control.arbiter.factory import arbiter_of
+from colo_ebpf.control.checkpoint.primary import Command, Do
+from colo_ebpf.control.checkpoint.secondary import Note
+from colo_ebpf.control.core.core import Core
+from colo_ebpf.control.decision.actions import Decision, State, Step
+from colo_ebpf.control.decision.record import Record
+from colo_ebpf.control.decision.snapshot import MS, FenceWhen
+from colo_ebpf.control.executor import Steps
+from colo_ebpf.control.host import sockets
+from colo_ebpf.control.host.state_events import Change
+from colo_ebpf.control.host.systemd import Notifier
+from colo_ebpf.control.interfaces import Vm
+from colo_ebpf.control.key_keeper import KeyKeeper
+from colo_ebpf.control.link_seal import LinkSeal
+from colo_ebpf.control.link_security import Seals
+from colo_ebpf.control.link_tunnel import LinkTunnel
+from colo_ebpf.control.loop import BeatSelector
+from colo_ebpf.control.peer.envelope import Seal
+from colo_ebpf.control.peer.pause import Pause
+from colo_ebpf.control.peer.state import Path, PeerView, Speech
+from colo_ebpf.control.peer.transport import Heartbeats, Wire
+from colo_ebpf.control.qemu.process import QemuMachine
+from colo_ebpf.control.qemu.stalls import StallWatch
+from colo_ebpf.control.qemu.vm import Qemu
+from colo_ebpf.control.repair import Mender
+from colo_ebpf.control.state.files import GenerationFloor, NoteFile, PauseFile
+from colo_ebpf.control.state.history import History
+from colo_ebpf.control.state.history_file import HistoryFile
+from colo_ebpf.control.state.inconsistent import InconsistentImages
+from colo_ebpf.datapath.net import sockdiag
+from colo_ebpf.datapath.net.tunnel import Security
 from colo_ebpf.datapath.plane import DataPlane
 from colo_ebpf.errors import ColoError, ControlError
-from colo_ebpf.model import Endpoints, Mode, PlaneEvent, VmEvent, VmRole
+from colo_ebpf.model import Endpoints, Lack, Mode, PlaneEvent, VmEvent, VmRole
 
 _log = logging.getLogger(__name__)
 _LEAVING_COPIES = 3
+_REWRITE_EVERY_NS = 5_000_000_000
 _CHORES_EVERY_NS = 200_000_000  # watchdogs, and whether QEMU hangs
 
 
 class Daemon:
-    """One run. Implements `ports.Effects`."""
+    """One run. Implements `interfaces.Effects`."""
 
     def __init__(
-        self, config: Config, plane: DataPlane, machine: QemuMachine, why: str, pulse: Pulse
+        self,
+        config: Config,
+        plane: DataPlane,
+        machine: QemuMachine,
+        why: str,
+        selector: BeatSelector,
+        *,
+        compatibility: Mapping[str, str],
+        security: Security,
     ) -> None:
         self.config, self.plane, self.machine = config, plane, machine
-        self._pulse = pulse
+        self._security, self._carried = security, settings.carried(config, security)
+        self._selector = selector
         self.accel_why = why
-        self.timing = settings.timing(config)
-        self._who = settings.who(config)
-        self._seal = Seal(settings.key(config))
+        self.timing = settings.deadlines(config.timing, config.checkpoint)
+        self._who = replace(settings.who(config, security), compatibility=compatibility)
+        self._seal = Seal(*settings.key_ring(config).heard)
         self._speech = Speech(self._seal)
         self._notes = NoteFile(FilePath(config.host.run_dir) / "turns.json")
         self._pause = PauseFile(FilePath(config.host.state_dir))
         self._notifier = Notifier()
         self._watchdog = settings.watchdog(config)
+        self._events = settings.events(config)
+        self._history = History(config.host.name)
+        self._history_file = HistoryFile(FilePath(config.host.state_dir))
+        self.samples = Samples()
+        self._floor = GenerationFloor(FilePath(config.host.state_dir))
+        self._kept_files = (self._floor.file, self._pause.file)
+        self._rewriting: asyncio.Task[None] | None = None
+        self._rewrite_due_ns = 0
+        self._arbiter = arbiter_of(config, keeps_room=True)
+        self._stalls = StallWatch(
+            settings.secondary(self._carried), config.timing.hang_timeout_ms, sockdiag.sending
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._step_task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._chores_due_ns = 0
+        self._mender = Mender(plane, self._plane_looked_at)
+        self.link: Seals | None = None
+        self.keys: KeyKeeper
         self.core: Core
         self.steps = Steps(
             plane,
             machine,
-            arbiter_of(config),
-            floor=GenerationFloor(FilePath(config.host.state_dir)),
-            unfinished=Unfinished(FilePath(config.host.state_dir)),
-            peer_address=config.peer.link_address,
+            self._arbiter,
+            floor=self._floor,
+            inconsistent=InconsistentImages(FilePath(config.host.state_dir)),
+            peer_address=self._carried.peer.link_address,
             current=lambda: self.core.vm,
             started=self._vm_started,
             folded=self._offsets_folded,
             fence=settings.fence(config).run,
+            copies=not all(disk.x_shared for disk in config.vm.disk),
         )
         link, management = config.link, config.management
         self._beats = Heartbeats(
@@ -98,7 +140,7 @@ class Daemon:
                     link.heartbeat_port,
                 ),
             ),
-            pulse,
+            selector,
             lambda datagram, path: self.core.peer_datagram(datagram, path, boot_ns()),
             lambda path: self.core.peer_refused(path, boot_ns()),
         )
@@ -111,14 +153,18 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         await self._begin()
+        self._spawn(self._mender.run())
+        self._spawn(watch.watch(self._arbiter, self._arbiter_looked_at))
+        self._spawn(self._stalls.run(self._connects_to, self._stalled))
         server = ControlServer(self, FilePath(self.config.host.run_dir) / "ctl.sock")
         await server.start()
         gc.collect()
         gc.freeze()  # a full collection would take longer than a heartbeat
         self._notifier.say(READY=1)
-        beats = self._pulse.beat(self.core.calm.next_beat_ns, self._beat)
+        beats = self._selector.beat(self.core.idle_detector.next_beat_ns, self._beat)
         stopping = asyncio.create_task(self._stopping.wait())
-        stopping.add_done_callback(lambda _: self._pulse.rest())
+        stopping.add_done_callback(lambda _: self._selector.rest())
+        self.core.peer.listens(boot_ns())
         try:
             await beats
             self._watchdog.disarm()
@@ -128,9 +174,15 @@ class Daemon:
             self._leave()
 
     async def _begin(self) -> None:
+        await asyncio.to_thread(sockets.await_addresses, self.config)
+        sockets.require_free(sockets.of_daemon(self.config))
+        self._events.start()
+        self._history_file.start()
         now_ns = boot_ns()
-        await self.plane.prepare()
         vm = await self.machine.adopt()
+        if vm is None:
+            sockets.require_free(sockets.of_qemu(self._carried))
+        await self.plane.prepare()
         note = self._notes.load(vm.instance) if vm else None
         peer = PeerView(
             vm=self._who.vm,
@@ -138,6 +190,8 @@ class Daemon:
             boot=secrets.token_hex(8),
             seal=self._seal,
             started_ns=now_ns,
+            silence_ns=self.timing.peer_timeout_ns,
+            long_ns=self.timing.long_silence_ns,
             report=_log.warning,
         )
         self.core = Core(
@@ -151,17 +205,37 @@ class Daemon:
             pause=self._pause.load(),
             fence=FenceWhen(self.config.fence.when),
             log=self._say,
+            changed=self._state_changed,
+        )
+        self.link = self._link_seal()
+        key_files = settings.key_files(self.config)
+        read = partial(settings.key_ring, self.config)
+        self.keys = KeyKeeper(
+            key_files, read, self.core, seal=self._seal, speech=self._speech, link=self.link
         )
         if vm is not None:
             await self._adopt(vm)
         # Not before: what the plane told while no daemon ran would be decided on without the VM.
         self.plane.subscribe(self._plane_event)
 
+    def _link_seal(self) -> Seals | None:
+        """None: nothing seals it."""
+        match self._security:
+            case Security.NONE:
+                return None
+            case Security.IPSEC:
+                return LinkSeal(settings.between(self.config), self.core)
+            case Security.WIREGUARD:
+                ring, through = settings.key_ring(self.config), settings.through(self.config)
+                return LinkTunnel(through, self._who.peer, ring, self.core)
+
     async def _adopt(self, vm: Qemu) -> None:
         """The QEMU that an earlier daemon left running."""
         _log.info("adopted %s (pid %d)", vm.instance, vm.pid)
         primary = self.plane.mode() in (Mode.PAIRING, Mode.PRIMARY)
         await self.plane.take_role(VmRole.PRIMARY if primary else vm.role)
+        if self.plane.mode() in (Mode.PAIRING, Mode.PRIMARY, Mode.SOLO):
+            self.plane.serves()
         self._listen_to(vm)
         failed = await vm.failed_requests() > 0
         off = await vm.powered_off()
@@ -172,10 +246,26 @@ class Daemon:
     def _plane_event(self, event: PlaneEvent) -> None:
         self.core.plane_event(event, boot_ns())
 
+    def _plane_looked_at(self, found: Sequence[Lack], left: Sequence[Lack]) -> None:
+        self.core.plane_looked_at(found, left, boot_ns())
+        if self.link is not None:
+            self.link.look_soon()
+
+    def _connects_to(self) -> bool:
+        """There is a secondary, or one is being made, and its host is heard."""
+        age_ns = self.core.peer.age_ns(Path.LINK, boot_ns())
+        return self.core.has_secondary and age_ns <= self.timing.peer_timeout_ns
+
+    def _arbiter_looked_at(self, error: str) -> None:
+        self.core.arbiter_looked_at(error, boot_ns())
+
+    def _stalled(self, why: str) -> None:
+        self.core.stalled(why, boot_ns())
+
     def _beat(self, now_ns: int) -> bool:
         self.plane.beat(now_ns)
         decided = self.core.beat(now_ns)
-        said = self.core.said
+        said = self.core.published
         assert said is not None, "the first beat decides, and a decision is told"
         self._beats.send(self._speech.say(said))
         self.plane.reap(now_ns)
@@ -187,8 +277,54 @@ class Daemon:
     def _do_chores(self, now_ns: int) -> bool:
         self._notifier.feed(now_ns)
         self._watchdog.feed(self.plane.mode(), now_ns)
+        self._rewrite(now_ns)
+        operations.end_pause(self.core, time.time(), now_ns)
+        if self.samples.due(now_ns):
+            self._sample(now_ns)
+        self.keys.look(now_ns)
+        self._look_after_link(now_ns)
+        harmed = not self.plane.unharmed()
+        if harmed:
+            self._mender.look_soon()
         vm = self.core.vm
-        return vm is not None and vm.look()
+        return (vm is not None and vm.look()) or harmed
+
+    def _look_after_link(self, now_ns: int) -> None:
+        match self.link:
+            case LinkSeal() as seal if due := seal.due(now_ns):
+                self._spawn(seal.do(due, now_ns))
+            case LinkTunnel() as tunnel if step := tunnel.due(now_ns):
+                self._spawn(tunnel.do(step, now_ns))
+
+    def _sample(self, now_ns: int) -> None:
+        """For a report of what was."""
+        core, held, primary = self.core, self.plane.held(), self.core.checkpoints.primary
+        age_ns = min(core.peer.age_ns(path, now_ns) for path in Path)
+        heard = core.peer.state is not None and age_ns <= core.timing.peer_timeout_ns
+        self.samples.add(
+            at_s=time.time(),
+            now_ns=now_ns,
+            state=core.decision.state.value,
+            peer=core.peer.state.state if heard and core.peer.state else "",
+            held_frames=held.frames,
+            oldest_ms=0.0 if held.oldest_ns is None else ago_ns(held.oldest_ns, now_ns) / MS,
+            by_cause=primary.by_cause,
+            recent=primary.recent,
+        )
+
+    def _rewrite(self, now_ns: int) -> None:
+        """What could not be written is tried again, beside the beats."""
+        if now_ns < self._rewrite_due_ns or (
+            self._rewriting is not None and not self._rewriting.done()
+        ):
+            return
+        self._rewrite_due_ns = now_ns + _REWRITE_EVERY_NS
+        if any(file.unwritten for file in self._kept_files):
+            self._rewriting = self._spawn(self._rewrite_all())
+
+    async def _rewrite_all(self) -> None:
+        for file in self._kept_files:
+            await asyncio.to_thread(file.rewrite)
 
     def _leave(self) -> None:
         """The peer is told; VM and data plane go on without us."""
@@ -198,10 +334,29 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         self._beats.close()
+        self._events.end()
+        self._history_file.end()
         _log.info("ended; the VM and its data plane go on")
 
-    def _say(self, sentence: str) -> None:
-        _log.info("%s", sentence)
+    def _state_changed(self, old: State, new: Decision) -> None:
+        record = self.core.record
+        generation = record.generation if record else 0
+        self._events.tell(Change(old.value, new.state.value, new.sentence, generation))
+        core, now_ns = self.core, boot_ns()
+        entry = self._history.changed(
+            old,
+            new.state,
+            new.sentence,
+            generation=generation,
+            asked=core.requests.request is not None or (record is not None and record.given),
+            heard_ns=now_ns - min(core.peer.age_ns(path, now_ns) for path in Path),
+            now_ns=now_ns,
+            at_s=time.time(),
+        )
+        self._history_file.add(entry)
+
+    def _say(self, sentence: str, level: int) -> None:
+        _log.log(level, "%s", sentence)
         self._notifier.say(STATUS=sentence)
 
     # -- the VM --------------------------------------------------------------------------
@@ -219,7 +374,7 @@ class Daemon:
 
         vm.subscribe(on_event)
 
-    # -- ports.Effects --------------------------------------------------------------------
+    # -- interfaces.Effects --------------------------------------------------------------------
 
     def start_step(self, step: Step) -> None:
         """Run it in a task; its outcome goes back to the core."""
@@ -278,10 +433,12 @@ class Daemon:
 
     def keep_pause(self, pause: Pause) -> None:
         """Over restarts; without it a restart of both daemons ends the pause."""
-        try:
-            self._pause.keep(pause)
-        except ControlError as e:
-            _log.warning("%s: a restart of both daemons will forget this", e)
+        self._pause.keep(pause)
+        core = self.core
+        generation = core.record.generation if core.record else 0
+        said, state = pause.sentence(), core.decision.state
+        entry = self._history.said(said, state=state, generation=generation, at_s=time.time())
+        self._history_file.add(entry)
 
     def token(self) -> str:
         """Of VNIs and instances."""
@@ -296,70 +453,5 @@ class Daemon:
     # -- what the control socket asks ----------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """See report.status."""
+        """See `status`."""
         return status(self, boot_ns())
-
-
-def _lock(run_dir: FilePath) -> IO[str]:
-    """One daemon per run directory, for as long as the file stays open."""
-    path = run_dir / "daemon.lock"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as e:
-        raise ControlError(f"cannot open {path}: {e.strerror}") from e
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise ControlError(
-            f"{path}: a daemon runs already here (pid {holder}): stop it first, or give this one "
-            "another host.run-dir"
-        ) from e
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
-
-
-def _realtime(priority: int) -> None:
-    """Ahead of what else the host runs; children (QEMU) start without it."""
-    if not priority:
-        return
-    policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
-    try:
-        os.sched_setscheduler(0, policy, os.sched_param(priority))
-    except PermissionError:
-        _log.warning("no real-time priority (CAP_SYS_NICE): failures are noticed less exactly")
-
-
-def serve(config: Config) -> None:
-    """Everything `colo-ebpf run` does. Raises ColoError."""
-    settings.key(config)
-    lock = _lock(FilePath(config.host.run_dir))
-    try:
-        FilePath(config.host.state_dir).mkdir(parents=True, exist_ok=True)
-        settings.watchdog(config).check()
-        _log.info("loading the data plane of %s", config.vm.name)
-        plane = DataPlane.open(settings.plane_spec(config))
-        keep_only_needed()
-        _realtime(config.start.realtime_priority)
-        _serve(config, plane)
-    finally:
-        lock.close()
-
-
-def _serve(config: Config, plane: DataPlane) -> None:
-    pulse = Pulse()
-
-    async def run() -> None:
-        vm, cache_dir = config.vm, FilePath(config.host.cache_dir)
-        chosen, why = await accel.choose(vm.accel, vm.qemu, vm.kernel, cache_dir)
-        _log.info("accelerator: %s (%s)", chosen, why)
-        machine = QemuMachine(settings.vm_spec(config, chosen))
-        await Daemon(config, plane, machine, why, pulse).run()
-
-    with asyncio.Runner(loop_factory=lambda: loop_of(pulse)) as runner:
-        runner.run(run())
