@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from colo_ebpf.bench import part_applications, results, suite
-from colo_ebpf.bench.apps import loads, told
+from colo_ebpf.bench import results, suite
+from colo_ebpf.bench.apps import loads, part_applications, told
+from colo_ebpf.cli.termination import taken_down_first
 from colo_ebpf.errors import BenchError
 
 _WIDTHS = (44, 34, 14)
@@ -26,7 +27,7 @@ def add_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
     names = ", ".join((*suite.PARTS, *suite.LANES))
     bench.add_argument("names", nargs="*", metavar="PART|LANE", help=f"{names}; default: all")
     bench.add_argument("--quick", action="store_true", help="some minutes instead of an hour")
-    bench.add_argument("--out", type=Path, default=Path("bench"), metavar="DIR")
+    bench.add_argument("--out", type=Path, default=Path("bench"), metavar="DIR", help="for results")
     bench.add_argument(
         "--draw", action="store_true", help="measure nothing: draw the report of DIR/results.json"
     )
@@ -36,13 +37,13 @@ def add_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--loads", default="", metavar="LOAD,...", help="applications: only these, no report"
     )
-    bench.add_argument("--seconds", type=float, default=2.0, help="of each of them")
-    bench.add_argument("--rounds", type=int, default=1, help="of each of them")
+    bench.add_argument("--seconds", type=float, default=2.0, help="applications: of each reading")
+    bench.add_argument("--rounds", type=int, default=1, help="applications: readings of each load")
     bench.set_defaults(verb=_bench)
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from colo_ebpf.bench import report, tables
+    from colo_ebpf.bench.report import html_page, tables
 
     if args.lanes or args.loads:
         return _try_out(args)
@@ -53,8 +54,8 @@ def _bench(args: argparse.Namespace) -> int:
         found = _measure(args)
         results.save(found, saved)
     tables.write(found, args.out)
-    page = report.write(found, args.out)
-    verdicts = report.verdicts(found)
+    page = html_page.write(found, args.out)
+    verdicts = html_page.verdicts(found)
     if args.json:
         print(msgspec.json.encode(found).decode())
         return 0
@@ -81,7 +82,8 @@ def _try_out(args: argparse.Namespace) -> int:
     def show(*reading: Any) -> None:
         print(json.dumps(told.plain(*reading)) if args.json else told.line(*reading), flush=True)
 
-    rounds = part_applications.try_out(plan, show, results.Recorder().say)
+    with taken_down_first():
+        rounds = part_applications.try_out(plan, show, results.Recorder().say)
     return 1 if any(found.broke for found in rounds.found.values()) else 0
 
 
@@ -93,5 +95,6 @@ def _require_root() -> None:
 def _measure(args: argparse.Namespace) -> results.Results:
     _require_root()
     recorder = results.Recorder()
-    suite.run(args.names, recorder, args.quick)
+    with taken_down_first():
+        suite.run(args.names, recorder, args.quick)
     return recorder.results(args.quick)

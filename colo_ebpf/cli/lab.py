@@ -11,17 +11,18 @@ import sys
 import time
 from typing import Any
 
-from colo_ebpf.cli.text import table
+from colo_ebpf.cli.termination import taken_down_first
 from colo_ebpf.errors import LabError
 from colo_ebpf.lab import faults, topology
 from colo_ebpf.lab.guest import NAMES, Wanted, choose
 from colo_ebpf.lab.lab import Lab, commands
 from colo_ebpf.lab.scenario import SCENARIOS
+from colo_ebpf.render import table
 
 DEFAULT_NAME = "colo"
 
 
-def _lab(args: argparse.Namespace) -> Lab:
+def _lab(args: argparse.Namespace, family: str = "") -> Lab:
     if os.geteuid():
         raise LabError("the lab needs root: it makes namespaces, links and mounts")
     started = time.monotonic()
@@ -29,7 +30,7 @@ def _lab(args: argparse.Namespace) -> Lab:
     def say(text: str) -> None:
         print(f"[{time.monotonic() - started:6.1f} s] {text}", file=sys.stderr, flush=True)
 
-    return Lab(args.name, say)
+    return Lab(args.name, say, family=family)
 
 
 def _wanted(args: argparse.Namespace) -> Wanted:
@@ -42,6 +43,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         disk=args.disk,
         address=args.guest_address,
         accel=args.accel,
+        shared_disk=args.shared_disk,
     )
 
 
@@ -71,8 +73,9 @@ def readable(lab: Lab, facts: dict[str, Any]) -> str:
 
 
 def _up(args: argparse.Namespace) -> int:
-    lab = _lab(args)
-    lab.up(choose(_wanted(args)), args.arbiter)
+    lab = _lab(args, args.family)
+    with taken_down_first():
+        lab.up(choose(_wanted(args)), args.arbiter, args.security)
     facts = lab.describe()
     return _print(args, facts, readable(lab, facts))
 
@@ -134,7 +137,8 @@ def _down(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from colo_ebpf.lab.demo import demo
 
-    report = demo(_lab(args), choose(_wanted(args)), args.fault)
+    with taken_down_first():
+        report = demo(_lab(args), choose(_wanted(args)), args.fault)
     _print(args, report.plain(), report.text())
     return 0 if report.ok else 1
 
@@ -144,10 +148,21 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     group = verbs.add_parser("lab", help="two hosts and a client on this machine, to try it out")
     inner = group.add_subparsers(required=True, metavar="VERB")
     named = argparse.ArgumentParser(add_help=False, parents=[common])
-    named.add_argument("--name", default=DEFAULT_NAME, help="of the lab (default: %(default)s)")
+    named.add_argument("--name", default=DEFAULT_NAME, help="the lab's name (default: %(default)s)")
     guest = _guest_options()
-    up = inner.add_parser("up", parents=[named, guest], help="build it; wait until protected")
-    up.add_argument("--arbiter", choices=topology.ARBITERS, default="file", help="what it is")
+    up = inner.add_parser("up", parents=[named, guest], help="build a lab and a pair in it")
+    up.add_argument(
+        "--arbiter", choices=topology.ARBITERS, default="file", help="where the record is"
+    )
+    up.add_argument(
+        "--family", choices=topology.FAMILIES, default="ipv4", help="kind of the hosts' addresses"
+    )
+    up.add_argument(
+        "--security",
+        choices=topology.SECURITY,
+        default="",
+        help="what seals the link (default: what the kernel can do)",
+    )
     up.set_defaults(verb=_up)
     for name, verb, summary in (
         ("status", _status, "what runs where"),
@@ -156,36 +171,45 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     ):
         inner.add_parser(name, parents=[named], help=summary).set_defaults(verb=verb)
     run = inner.add_parser("exec", parents=[named], help="run a command on a host")
-    run.add_argument("host", choices=[*topology.HOSTS, "client"])
-    run.add_argument("command", nargs=argparse.REMAINDER)
+    run.add_argument("host", choices=[*topology.HOSTS, "client"], help="where")
+    run.add_argument("command", nargs=argparse.REMAINDER, help="what to run")
     run.set_defaults(verb=_exec)
     for name, verb, summary in (
         ("kill", _kill, "SIGKILL, for a host with its wires"),
         ("hang", _hang, "SIGSTOP"),
     ):
         one = inner.add_parser(name, parents=[named], help=summary)
-        one.add_argument("host", choices=topology.HOSTS)
-        one.add_argument("--what", choices=faults.WHAT, required=True)
+        one.add_argument("host", choices=topology.HOSTS, help="where")
+        one.add_argument("--what", choices=faults.WHAT, required=True, help="what to hit")
         one.set_defaults(verb=verb)
     cut = inner.add_parser("cut", parents=[named], help="cut the hosts apart, or the arbiter off")
-    cut.add_argument("path", choices=faults.PATHS)
-    cut.add_argument("--host", choices=topology.HOSTS, default="", help="cut off one (arbiter)")
+    cut.add_argument("path", choices=faults.PATHS, help="what to cut")
+    cut.add_argument("--host", choices=topology.HOSTS, default="", help="cut only this host off")
     cut.set_defaults(verb=_cut)
-    demo = inner.add_parser("demo", parents=[named, guest], help="protect, break, check")
-    demo.add_argument("--fault", choices=tuple(SCENARIOS), default="host-kill")
+    demo = inner.add_parser(
+        "demo", parents=[named, guest], help="protect a VM, break something, check"
+    )
+    demo.add_argument(
+        "--fault", choices=tuple(SCENARIOS), default="host-kill", help="what to break"
+    )
     demo.set_defaults(verb=_demo)
 
 
 def _guest_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
-        "--guest", choices=NAMES, default="", help="of those built here (default: default)"
+        "--guest", choices=NAMES, default="", help="a guest that was built here (default: default)"
     )
     options.add_argument("--kernel", default="", help="your own guest's kernel")
-    options.add_argument("--initrd", default="")
-    options.add_argument("--append", default="", help="kernel command line")
-    options.add_argument("--memory", type=int, default=0, metavar="MIB")
+    options.add_argument("--initrd", default="", help="its initrd")
+    options.add_argument("--append", default="", help="its command line")
+    options.add_argument("--memory", type=int, default=0, metavar="MIB", help="the guest's memory")
     options.add_argument("--disk", default="", help="raw image; each host gets a copy")
-    options.add_argument("--guest-address", default="")
-    options.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="auto")
+    options.add_argument(
+        "--shared-disk", action="store_true", help="both hosts have one disk (not safe yet)"
+    )
+    options.add_argument("--guest-address", default="", help="where the client finds it")
+    options.add_argument(
+        "--accel", choices=("auto", "tcg", "kvm"), default="auto", help="accelerator"
+    )
     return options

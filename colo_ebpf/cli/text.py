@@ -3,22 +3,33 @@
 
 from __future__ import annotations
 
+import datetime
 import time
-from collections.abc import Sequence
 from typing import Any
 
+from colo_ebpf.render import table
 
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Left-aligned columns."""
-    if not rows:
-        return ""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+
+def config_check(found: dict[str, Any]) -> str:
+    """A file that is in order, and what the VM takes on this host."""
+    udp, tcp = (" and ".join(map(str, found[what])) for what in ("link_udp", "link_tcp"))
+    (management,) = found["management_udp"]
+    return (
+        f"{found['file']}: in order (images {found['images']})\n"
+        f"link device {found['link_device']}; ports of the link: UDP {udp}, TCP {tcp}; "
+        f"of the management path: UDP {management}"
+    )
 
 
 def _ms(value: float | None) -> str:
     return "never" if value is None else f"{value:.1f} ms"
+
+
+def paused(s: dict[str, Any]) -> str:
+    """Of a daemon that may be older than this command."""
+    word = s.get("pause") or {}
+    said = str(word.get("sentence", "")) if word.get("why") or word.get("until_s") else ""
+    return said or "paused by the operator"
 
 
 def status(s: dict[str, Any]) -> str:
@@ -26,11 +37,12 @@ def status(s: dict[str, Any]) -> str:
     vm, points, held, peer = s["vm_process"], s["checkpoints"], s["held"], s["peer"]
     record, last = s["record"], points["last"]
     causes = ", ".join(f"{n} {cause}" for cause, n in points["by_cause"].items()) or "none"
-    rows = [("PAUSED", "the VM does not change hosts by itself: `colo-ebpf resume` ends this")]
+    still = "the VM does not change hosts by itself: `colo-ebpf resume` ends this"
+    rows = [("PAUSED", f"{paused(s)}; {still}")]
     rows = (rows if s["paused"] else []) + [
         ("VM", f"{s['vm']} on host {s['host']}"),
         ("state", f"{s['state']}: {s['sentence']}"),
-        ("role", f"{s['role']}, {'protected' if s['protected'] else 'NOT protected'}"),
+        ("role", f"{s['role']}, {'protected' if s['protected'] else _not_protected(s)}"),
         ("record", f"generation {record['generation']}: {record['text']}" if record else "unread"),
         (
             "QEMU",
@@ -39,7 +51,7 @@ def status(s: dict[str, Any]) -> str:
             else "none",
         ),
         ("guest", _guest(s["guest"])),
-        ("data plane", f"{s['mode']}, epoch {s['epoch']} {s['phase']}"),
+        ("data plane", f"{s['mode']}, epoch {s['epoch']} {s['phase']}, held by {s['hooks']}"),
         ("checkpoints", f"{points['total']} ({causes}), {points['unproven']} unproven"),
     ]
     if last:
@@ -54,14 +66,58 @@ def status(s: dict[str, Any]) -> str:
             f"management {_ms(peer['management_age_ms'])}, frames {_ms(peer['plane_age_ms'])} ago; "
             f"the link's longest silence: {_ms(peer['link_longest_ms'])}",
         ),
+        ("link", _link(s["link"])),
         ("disk", s["disk"]),
     ]
+    wrong = (
+        ("LACKS", s["lacks"]),
+        ("peer LACKS", peer["lacks"]),
+        ("ARBITER", s.get("arbiter_error", "")),
+        ("peer's ARBITER", peer.get("arbiter_error", "")),
+    )
+    rows += [(what, said) for what, said in wrong if said]
+    rows += [("CANNOT WRITE", file) for file in s.get("unwritten", ())]
+    if s.get("healed"):
+        rows.append(("last replica", s["healed"]))
+    attempt = s["last_attempt"]
+    if attempt["given_up"]:
+        rows.append(("last attempt", f"to pair failed: {attempt['given_up']}"))
+    if attempt["qemu_said"]:
+        rows.append(("replica's QEMU", attempt["qemu_said"]))
     if peer["error"]:
         rows.append(("peer error", peer["error"]))
     if s["progress"]:
-        done, total = s["progress"]["done"], s["progress"]["total"]
-        rows.append(("progress", f"{s['progress']['what']}: {done} of {total} bytes"))
+        rows.append(("progress", _progress(s["progress"])))
     return table(rows) + "\n\n" + packets(s["packets"])
+
+
+def _progress(one: dict[str, Any]) -> str:
+    said = f"{one['what']}: {one['done']} of {one['total']} bytes"
+    if one["left_s"] is None:
+        return said
+    left = datetime.timedelta(seconds=one["left_s"])
+    return f"{said}, {one['rate_bytes_s'] / (1 << 20):.1f} MiB/s, {left} left"
+
+
+_SEALS = {"ipsec": "IPsec", "wireguard": "WireGuard"}
+
+
+def _link(one: dict[str, Any]) -> str:
+    if one["warning"]:
+        return f"NOT sealed: {one['warning']}"
+    how, by = _SEALS[one["security"]], one.get("by", "")
+    if not one["agreed"]:
+        return f"to be sealed by {how}, no key is agreed with the peer"
+    age = datetime.timedelta(seconds=int(one["key_age_ms"] / 1000))
+    refused = ", ".join(f"{count} {why}" for why, count in one["refused"].items())
+    who = f" ({by})" if by not in ("", "the kernel") else ""
+    said = f"sealed by {how}{who}, its key is {age} old"
+    return said + (f"; refused by the kernel: {refused}" if refused else "")
+
+
+def _not_protected(s: dict[str, Any]) -> str:
+    why = s["unprotected_why"]
+    return "NOT protected" + (f": {why}" if why != s["sentence"] else "")
 
 
 def _guest(guest: dict[str, Any]) -> str:

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from colo_ebpf.config import Config
-from colo_ebpf.control.ctl import Conversation
+from colo_ebpf.config.schema import Config
+from colo_ebpf.control.admin.control_socket import Conversation
 from colo_ebpf.errors import ControlError
-from colo_ebpf.storage.compare import Comparison, Progress, compare
-from colo_ebpf.storage.connection import Connection, ExportAddress
+from colo_ebpf.storage.nbd import Connection, ExportAddress
+from colo_ebpf.storage.verify import Comparison, Progress, compare
 
 _TELL_EVERY_S = 0.2
 
