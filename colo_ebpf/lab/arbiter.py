@@ -10,9 +10,9 @@ import shutil
 import subprocess
 import time
 
-from colo_ebpf import config as configuration
-from colo_ebpf.control.arbiters import arbiter_of
-from colo_ebpf.datapath import netdev
+from colo_ebpf.config.reading import load_config
+from colo_ebpf.control.arbiter.factory import arbiter_of
+from colo_ebpf.datapath.net import namespaces
 from colo_ebpf.errors import LabError
 from colo_ebpf.lab import processes, topology
 from colo_ebpf.lab.topology import ARBITER_ADDRESS, ARBITER_PORT, Place, arbiter_namespace
@@ -27,7 +27,7 @@ def start(lab: str) -> None:
     if not processes.in_namespace(namespace):
         _start(lab, namespace)
     deadline = time.monotonic() + _READY_S
-    while not netdev.in_namespace(namespace, lambda: healthy(ARBITER_ADDRESS, ARBITER_PORT)):
+    while not namespaces.run_in(namespace, lambda: healthy(ARBITER_ADDRESS, ARBITER_PORT)):
         if time.monotonic() > deadline:
             raise LabError(f"etcd is not healthy; see {topology.arbiter_directory(lab)}/log")
         time.sleep(_POLL_S)
@@ -75,7 +75,7 @@ def healthy(address: str, port: int) -> bool:
 
 def init(place: Place) -> None:
     """The first record, as an operator on that host writes it."""
-    config = configuration.load(place.config)
-    netdev.in_namespace(
+    config = load_config(place.config)
+    namespaces.run_in(
         place.namespace, lambda: asyncio.run(arbiter_of(config).init(config.host.name))
     )

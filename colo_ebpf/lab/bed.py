@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import socket
 import struct
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from colo_ebpf.config import CACHE_DIR
-from colo_ebpf.datapath import abi, netdev
-from colo_ebpf.datapath.loader import Sizes, pin_directory
-from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
-from colo_ebpf.datapath.sysbpf import RawMap, obj_get
+from colo_ebpf import addresses
+from colo_ebpf.config.schema import CACHE_DIR
+from colo_ebpf.datapath.bpf import abi
+from colo_ebpf.datapath.bpf.loader import Sizes, pin_directory
+from colo_ebpf.datapath.bpf.syscalls import RawMap, obj_get
+from colo_ebpf.datapath.net import bridges, namespaces, netdev, tuntap
+from colo_ebpf.datapath.plane import DataPlane
+from colo_ebpf.datapath.spec import PlaneNic, PlaneSpec
 from colo_ebpf.lab import mounts
 from colo_ebpf.model import Mode, Pairing, Phase, VmRole
 
-LOCAL, PEER = "198.51.100.1", "198.51.100.2"
 VNI = 77
 PORT = 4789
 UPLINK, CLIENT_END = "up0", "cl0"
@@ -34,13 +36,28 @@ VNET_HEADER = bytes(10)
 CACHE = Path(CACHE_DIR)
 _SOL_PACKET, _PACKET_AUXDATA = 263, 8
 _SO_RCVBUFFORCE = 33
+_UDP_NO_CHECK6_RX = 102
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Addresses of the host and of its peer on the link."""
+
+    local: str
+    peer: str
+    prefix_length: int
+
+
+IPV4 = Ends("198.51.100.1", "198.51.100.2", 24)
+IPV6 = Ends("2001:db8::1", "2001:db8::2", 64)
+LOCAL, PEER = IPV4.local, IPV4.peer
 
 
 class LoadedPlane:
     """A data plane with devices and filters, in the namespace in hand."""
 
-    def __init__(self, spec: PlaneSpec, role: VmRole) -> None:
-        self.spec = spec
+    def __init__(self, spec: PlaneSpec, role: VmRole, ends: Ends = IPV4) -> None:
+        self.spec, self.ends = spec, ends
         self.plane = DataPlane.open(spec)
         self.pins = pin_directory(spec.bpffs, spec.vm)
         self._opened: dict[Path, RawMap] = {}
@@ -70,7 +87,7 @@ class LoadedPlane:
 
     def pair(self, epoch: int = 1, mode: Mode = Mode.PRIMARY) -> None:
         """Paired with the peer, in an open epoch. It has to be heard yet."""
-        self.plane.set_pairing(Pairing(VNI, PEER))
+        self.plane.set_pairing(Pairing(VNI, self.ends.peer))
         self.plane.set_turn(epoch, Phase.OPEN)
         self.plane.set_mode(mode)
 
@@ -102,7 +119,9 @@ class Bed(LoadedPlane):
         mtu: int = 1500,
         link_mtu: int | None = None,
         nics: int = 1,
+        ends: Ends = IPV4,
     ) -> None:
+        self.ends = ends
         self._stack, self._mtu = contextlib.ExitStack(), mtu
         self.host, self.client_side, self.peer_side = f"{tag}h", f"{tag}c", f"{tag}s"
         try:
@@ -119,13 +138,13 @@ class Bed(LoadedPlane):
                 link_device="vx0",
                 underlay=LINK,
                 vxlan_port=PORT,
-                link_address=LOCAL,
+                link_address=ends.local,
                 link_timeout_ms=60_000,
                 notes_last_ms=60_000,
                 heartbeat_ms=30,
                 sizes=sizes,
             )
-            netdev.in_namespace(self.host, lambda: self._begin(spec, role))
+            namespaces.run_in(self.host, lambda: self._begin(spec, role))
         except BaseException:
             self.close()
             raise
@@ -142,25 +161,25 @@ class Bed(LoadedPlane):
 
     def _wires(self, mtu: int, link_mtu: int) -> None:
         for name in (self.host, self.client_side, self.peer_side):
-            netdev.create_namespace(name)
-            self._stack.callback(netdev.remove_namespace, name)
-            netdev.in_namespace(name, without_ipv6)
-        netdev.create_veth(UPLINK, CLIENT_END, self.host, self.client_side, mtu)
-        netdev.create_veth(LINK, PEER_END, self.host, self.peer_side, link_mtu)
-        self.peer = netdev.in_namespace(self.peer_side, self._open_peer)
+            namespaces.create(name)
+            self._stack.callback(namespaces.remove, name)
+            namespaces.run_in(name, without_ipv6)
+        namespaces.create_veth(UPLINK, CLIENT_END, self.host, self.client_side, mtu)
+        namespaces.create_veth(LINK, PEER_END, self.host, self.peer_side, link_mtu)
+        self.peer = namespaces.run_in(self.peer_side, self._open_peer)
         self._stack.callback(self.peer.close)
 
     def _open_peer(self) -> socket.socket:
         """The peer's host, from inside its namespace."""
-        netdev.add_address(PEER_END, PEER, 24)
-        return _tunnel_socket()
+        take_address(PEER_END, self.ends.peer, self.ends.prefix_length)
+        return tunnel_socket(self.ends.peer)
 
     def _begin(self, spec: PlaneSpec, role: VmRole) -> None:
-        netdev.add_address(LINK, LOCAL, 24)
+        take_address(LINK, self.ends.local, self.ends.prefix_length)
         for nic in spec.nics:
-            netdev.create_bridge(nic.bridge)
-        netdev.join_bridge(UPLINK, spec.nics[0].bridge)
-        LoadedPlane.__init__(self, spec, role)
+            bridges.create(nic.bridge)
+        bridges.join(UPLINK, spec.nics[0].bridge)
+        LoadedPlane.__init__(self, spec, role, self.ends)
         self._stack.callback(LoadedPlane.close, self)
 
     def pair(self, epoch: int = 1, mode: Mode = Mode.PRIMARY) -> None:
@@ -174,7 +193,7 @@ class Bed(LoadedPlane):
 
     def send_to_link(self, packet: bytes, flags: int = 0) -> None:
         """The peer's host sends what `tunnelled` made. Flags as of send(2)."""
-        self.peer.sendto(packet, flags, (LOCAL, PORT))
+        self.peer.sendto(packet, flags, (self.ends.local, PORT))
 
 
 # The peer plane's sign of life.
@@ -192,9 +211,7 @@ def empty_maps(pins: Path, opened: dict[Path, RawMap]) -> None:
         if pin.name == "colo_conf" or pin.is_dir():
             continue
         if pin not in opened:
-            cpus = os.sysconf("SC_NPROCESSORS_CONF")
-            per_cpu = {"colo_stats": ctypes.sizeof(abi.Count) * cpus, "colo_late": 8 * cpus}
-            opened[pin] = RawMap(obj_get(str(pin)), per_cpu.get(pin.name))
+            opened[pin] = RawMap(obj_get(str(pin)))
         opened[pin].clear()
 
 
@@ -202,6 +219,13 @@ def without_ipv6() -> None:
     """What the hosts say of themselves (router solicitations) would be counted, too."""
     for scope in ("all", "default"):
         Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1\n")
+
+
+def take_address(ifname: str, address: str, prefix_length: int) -> None:
+    """Of a wire in a namespace `without_ipv6`."""
+    if addresses.family(address) is socket.AF_INET6:
+        Path(f"/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6").write_text("0\n")
+    netdev.add_address(ifname, address, prefix_length)
 
 
 def packet_socket(ifname: str, protocol: int = 3) -> socket.socket:
@@ -213,14 +237,18 @@ def packet_socket(ifname: str, protocol: int = 3) -> socket.socket:
     return s
 
 
-def _tunnel_socket() -> socket.socket:
-    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    s.bind((PEER, PORT))
+def tunnel_socket(address: str) -> socket.socket:
+    """The peer's end of the tunnel. Over IPv6 too it comes without a checksum of its own."""
+    family = addresses.family(address)
+    s = socket.socket(family, socket.SOCK_DGRAM)
+    if family is socket.AF_INET6:
+        s.setsockopt(socket.IPPROTO_UDP, _UDP_NO_CHECK6_RX, 1)
+    s.bind((address, PORT))
     return s
 
 
 def open_tap(ifname: str) -> int:
     """The VM's end of a tap that exists; what is written waits for room."""
-    fd = netdev.open_tap(ifname)
+    fd = tuntap.open_tap(ifname)
     os.set_blocking(fd, True)
     return fd

@@ -8,7 +8,7 @@ import ctypes
 import socket
 import struct
 
-from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.net import namespaces
 
 _PACKET_ALL = 3
 _ATTACH_FILTER = 26  # SO_ATTACH_FILTER
@@ -24,7 +24,7 @@ class Client:
 
     def _socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket stays in the namespace of the thread that made it."""
-        made = netdev.in_namespace(self._namespace, lambda: socket.socket(family, kind, protocol))
+        made = namespaces.run_in(self._namespace, lambda: socket.socket(family, kind, protocol))
         made.setblocking(False)
         return made
 
@@ -63,7 +63,7 @@ class Client:
             s.setblocking(False)
             return s
 
-        return netdev.in_namespace(self._namespace, make)
+        return namespaces.run_in(self._namespace, make)
 
 
 def _only_from(s: socket.socket, mac: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from colo_ebpf.cli.text import table
+from colo_ebpf.render import table
 
 
 @dataclass(frozen=True, slots=True)

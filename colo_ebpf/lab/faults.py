@@ -5,14 +5,23 @@ from __future__ import annotations
 
 import signal
 
-from colo_ebpf.control.cmdline import REPLICAS
-from colo_ebpf.datapath import netdev
+from colo_ebpf.control.qemu.cmdline import REPLICAS
+from colo_ebpf.datapath.net import namespaces, netdev
 from colo_ebpf.errors import LabError
 from colo_ebpf.lab import mounts, network, processes
 from colo_ebpf.lab.lab import Lab
-from colo_ebpf.lab.topology import ARBITER, HOSTS, LINK, LINK_DEVICE, MANAGEMENT, TAP
+from colo_ebpf.lab.topology import (
+    ARBITER,
+    BRIDGE,
+    HOSTS,
+    LINK,
+    MANAGEMENT,
+    UPLINK,
+    directory,
+)
 
 WHAT = ("vm", "daemon", "host")
+_STAYS = ("lo", BRIDGE, UPLINK, LINK, MANAGEMENT, ARBITER)
 PATHS = ("link", "management", "all", "arbiter")
 
 
@@ -32,15 +41,17 @@ def kill(lab: Lab, host: str, what: str) -> list[int]:
     processes.send(pids, signal.SIGKILL)
     if what == "host":
         processes.end(place.namespace)
-        netdev.in_namespace(place.namespace, _forget)
+        namespaces.run_in(place.namespace, _forget)
         mounts.unmount(place.bpffs)
-        (place.run_dir / REPLICAS).unlink(missing_ok=True)  # /run is empty after a boot
+        for run_dir in directory(lab.name).glob(f"{host}*/{place.run_dir.name}"):
+            (run_dir / REPLICAS).unlink(missing_ok=True)  # /run is empty after a boot
     return pids
 
 
 def _forget() -> None:
-    for device in (TAP, LINK_DEVICE, *netdev.delay_line(LINK_DEVICE)):
-        netdev.remove(device)
+    for device in netdev.names():
+        if device not in _STAYS:
+            netdev.remove(device)
 
 
 def hang(lab: Lab, host: str, what: str) -> list[int]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +30,7 @@ class Wanted:
     disk: str = ""
     address: str = ""
     accel: str = "auto"
+    shared_disk: bool = False
 
 
 def choose(wanted: Wanted) -> Guest:
@@ -46,7 +49,37 @@ def choose(wanted: Wanted) -> Guest:
         address=named.address or DEFAULT_GUEST_ADDRESS,
         preload=str(preload) if preload.exists() else "",
         disk=named.disk,
+        shared_disk=named.shared_disk,
     )
+
+
+def within_reach(guest: Guest, directory: Path) -> Guest:
+    """With copies of those files that not every user may read: QEMU is a user of its own. A
+    checkout may lie in root's home."""
+
+    def near(path: str) -> str:
+        near_enough = not path or _everybody_reads(Path(path).resolve())
+        return path if near_enough else _copied(Path(path), directory)
+
+    return replace(
+        guest,
+        kernel=near(guest.kernel),
+        initrd=near(guest.initrd),
+        preload=near(guest.preload),
+    )
+
+
+def _everybody_reads(path: Path) -> bool:
+    enters = all(parent.stat().st_mode & stat.S_IXOTH for parent in path.parents)
+    return enters and bool(path.stat().st_mode & stat.S_IROTH)
+
+
+def _copied(path: Path, directory: Path) -> str:
+    directory.mkdir(mode=0o711, exist_ok=True)
+    copy = directory / path.name
+    shutil.copyfile(path, copy)
+    copy.chmod(0o644)
+    return str(copy)
 
 
 def _named(wanted: Wanted) -> Wanted:
@@ -54,6 +87,11 @@ def _named(wanted: Wanted) -> Wanted:
     if wanted.kernel or wanted.disk:
         if wanted.name:
             raise LabError("guest: either a name, or a kernel or disk of your own")
+        if not wanted.kernel and (wanted.initrd or wanted.append):
+            raise LabError(
+                "guest: without --kernel it boots from its disk, whose boot loader names the "
+                "initrd and the kernel's command line: leave --initrd and --append out"
+            )
         return wanted
     apps = wanted.name == APPS
     initrd = BUILT / APPS / "initramfs.gz" if apps else BUILT / "initramfs.gz"

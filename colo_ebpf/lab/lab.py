@@ -14,40 +14,60 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from colo_ebpf import config as configuration
-from colo_ebpf.control import ctl
-from colo_ebpf.datapath import netdev
-from colo_ebpf.datapath.loader import pin_directory
+from colo_ebpf.config.reading import check_paths, load_config
+from colo_ebpf.control import link_security
+from colo_ebpf.control.admin import control_socket
+from colo_ebpf.datapath.bpf.loader import pin_directory
+from colo_ebpf.datapath.net import namespaces
 from colo_ebpf.errors import ControlError, LabError
 from colo_ebpf.lab import arbiter as arbiters
 from colo_ebpf.lab import mounts, network, processes, topology
-from colo_ebpf.lab.topology import HOSTS, Guest, Place, arbiter_namespace, client_namespace
+from colo_ebpf.lab.guest import within_reach
+from colo_ebpf.lab.topology import (
+    FAMILIES,
+    HOSTS,
+    Guest,
+    Place,
+    arbiter_namespace,
+    client_namespace,
+)
 
 Say = Callable[[str], None]
 PROTECT_S = 180.0
 _POLL_S = 0.1
+_CODE = str(Path(__file__).parents[2])  # a daemon runs in /: another checkout may be installed
 _LOG_TAIL_BYTES = 2500
 
 
 class Lab:
-    """One lab by its name."""
+    """One lab by its name; `vm`: more than one VM may run on its hosts, each as a `Lab`."""
 
-    def __init__(self, name: str, say: Say = lambda text: None) -> None:
-        self.name, self.say = name, say
-        self.places = {host: Place(name, host) for host in HOSTS}
+    def __init__(
+        self, name: str, say: Say = lambda text: None, vm: int = 0, family: str = ""
+    ) -> None:
+        """`family`: of the addresses between the hosts; "": as the lab has them, or IPv4."""
+        self.name, self.say, self.vm = name, say, vm
+        self.family = family or self._family_of_hosts()
+        self.places = {host: Place(name, host, vm, self.family) for host in HOSTS}
         self.environment: dict[str, dict[str, str]] = {}  # of the daemon on a host, beside ours
+
+    def _family_of_hosts(self) -> str:
+        asked = topology.state_file(self.name)
+        found = json.loads(asked.read_text()) if asked.exists() else {}
+        return str(found.get("family", FAMILIES[0]))
 
     # -- up ------------------------------------------------------------------------------
 
-    def up(self, guest: Guest, arbiter: str = "file") -> None:
-        """Build, start both daemons, wait until the pair is protected."""
+    def up(self, guest: Guest, arbiter: str = "file", security: str = "") -> None:
+        """Build, start both daemons, wait until the pair is protected. `security`: of the link, as
+        `build` has it."""
         if self.is_up():
             raise LabError(f"lab {self.name} is up already: `colo-ebpf lab down` first")
         if self.exists():
             self.say("cleaning what an earlier lab left")
             self.down()
         try:
-            self.build(guest, arbiter)
+            self.build(guest, arbiter, security)
             for place in self.places.values():
                 self.start_daemon(place)
             self.wait_protected()
@@ -56,28 +76,53 @@ class Lab:
             self.down()
             raise
 
-    def build(self, guest: Guest, arbiter: str = "file") -> None:
-        """Everything but the daemons."""
+    def build(self, guest: Guest, arbiter: str = "file", security: str = "") -> None:
+        """Everything but the daemons. The first VM brings the hosts with it. `security`: of the
+        link; "": what the kernel can do."""
         self.say("building namespaces, links and images")
+        if not self.vm:
+            self._build_hosts()
+        guest = within_reach(guest, topology.directory(self.name) / "boot")
+        security = security or self._link_security()
+        for place in self.places.values():
+            place.run_dir.mkdir(parents=True)
+            place.config.write_text(topology.config_text(place, guest, arbiter, security))
+            self._image(place, guest)
+            check_paths(load_config(place.config), place.config)
+        if arbiter == "etcd" and not self.vm:
+            network.add_arbiter(self.name)
+            arbiters.start(self.name)
+        arbiters.init(self.places[topology.first_host(self.vm)])
+        asked = {"guest_address": guest.address, "arbiter": arbiter, "family": self.family}
+        topology.state_file(self.name, self.vm).write_text(json.dumps(asked))
+
+    def _link_security(self) -> str:
+        """The link of a lab is sealed wherever the kernel can do it."""
+        try:
+            link_security.best("auto")
+        except ControlError as e:
+            self.say(f"the link is NOT sealed: {e}")
+            return "none"
+        return "auto"
+
+    def _build_hosts(self) -> None:
         mounts.mount_memory(topology.directory(self.name))
-        network.build(self.name)
+        network.build(self.name, self.family)
         key = topology.key_file(self.name)
         key.touch(mode=0o600)
         key.write_text(secrets.token_hex(32) + "\n")
         for place in self.places.values():
-            place.run_dir.mkdir(parents=True)
+            place.bpffs.parent.mkdir(exist_ok=True)
             mounts.mount_bpf(place.bpffs)
-            place.config.write_text(topology.config_text(place, guest, arbiter))
-            self._image(place, guest)
-            configuration.check_paths(configuration.load(place.config), place.config)
-        if arbiter == "etcd":
-            network.add_arbiter(self.name)
-            arbiters.start(self.name)
-        arbiters.init(self.places["a"])
-        asked = {"guest_address": guest.address, "arbiter": arbiter}
-        topology.state_file(self.name).write_text(json.dumps(asked))
 
     def _image(self, place: Place, guest: Guest) -> None:
+        if guest.shared_disk:
+            place.fence.write_text(topology.fence_script(place))
+            place.fence.chmod(0o700)
+            place.disk.symlink_to(place.shared_disk)
+            if place.shared_disk.exists():
+                return
+        place.disk.touch(mode=0o600)
         if guest.disk:
             shutil.copyfile(guest.disk, place.disk)
             return
@@ -85,7 +130,7 @@ class Lab:
             file.truncate(guest.disk_bytes)
 
     def start_daemon(self, place: Place) -> None:
-        """As the systemd unit does, in the host's network namespace."""
+        """As the systemd unit does, in the host's network namespace; with the code of this lab."""
         with place.log.open("ab") as log:
             subprocess.Popen(
                 [
@@ -99,7 +144,7 @@ class Lab:
                 stderr=log,
                 start_new_session=True,
                 cwd="/",
-                env={**os.environ, **self.environment.get(place.host, {})},
+                env={**os.environ, "PYTHONPATH": _CODE, **self.environment.get(place.host, {})},
             )
 
     # -- look ----------------------------------------------------------------------------
@@ -108,7 +153,7 @@ class Lab:
         """Anything of this name is there."""
         names = {client_namespace(self.name), arbiter_namespace(self.name)}
         names |= {p.namespace for p in self.places.values()}
-        return topology.directory(self.name).exists() or bool(names & set(netdev.namespaces()))
+        return topology.directory(self.name).exists() or bool(names & set(namespaces.names()))
 
     def is_up(self) -> bool:
         """It was built, and something still runs in it."""
@@ -131,12 +176,12 @@ class Lab:
         return self._asked("arbiter")
 
     def _asked(self, what: str) -> str:
-        return str(json.loads(topology.state_file(self.name).read_text())[what])
+        return str(json.loads(topology.state_file(self.name, self.vm).read_text())[what])
 
     def ask(self, host: str, command: str = "status") -> Any:
         """Of the daemon; None if it does not answer."""
         try:
-            return ctl.ask(self.places[host].run_dir / "ctl.sock", command)
+            return control_socket.ask(self.places[host].run_dir / "ctl.sock", command)
         except ControlError:
             return None
 
@@ -169,7 +214,7 @@ class Lab:
 
     def _describe_host(self, place: Place) -> dict[str, Any]:
         status = self.ask(place.host)
-        daemons = processes.pids_of(place.namespace, "daemon")
+        daemons = daemons_of(place)
         vms = processes.pids_of(place.namespace, "vm")
         return {
             "namespace": place.namespace,
@@ -227,7 +272,7 @@ class Lab:
 
         def protected() -> bool:
             for place in self.places.values():
-                if not processes.pids_of(place.namespace, "daemon"):
+                if not daemons_of(place):
                     raise LabError(f"host {place.host}: the daemon ended{self._tails()}")
             states = [self.ask(host) for host in HOSTS]
             return all(s is not None and s["protected"] for s in states)
@@ -253,7 +298,7 @@ class Lab:
             mounts_gone = place.bpffs not in mounts.mounted(place.bpffs)
             if mounts_gone:
                 mounts.mount_bpf(place.bpffs)
-            if not processes.pids_of(place.namespace, "daemon"):
+            if not daemons_of(place):
                 self.start_daemon(place)
 
     def environment_of(self, host: str) -> dict[str, str]:
@@ -262,7 +307,7 @@ class Lab:
         place = self.places.get(host)
         if place is None:
             return {"PATH": path}
-        pins = pin_directory(place.bpffs, place.lab)
+        pins = pin_directory(place.bpffs, place.name)
         return {"PATH": path, "COLO_EBPF_CONFIG": str(place.config), "COLO_EBPF_PINS": str(pins)}
 
     def down(self) -> None:
@@ -273,15 +318,20 @@ class Lab:
         mounts.remove(topology.directory(self.name), topology.ROOT.parent)
 
 
+def daemons_of(place: Place) -> list[int]:
+    """Pids of those of one VM."""
+    found = processes.pids_of(place.namespace, "daemon")
+    return [pid for pid in found if str(place.config) in processes.command_of(pid).split()]
+
+
 def commands(lab: Lab) -> list[str]:
-    """How to look at it with tc and bpftool."""
+    """How to look at it with bpftool."""
     place = lab.places["a"]
-    enter = f"nsenter --net=/run/netns/{place.namespace}"
-    pins = pin_directory(place.bpffs, place.lab)
+    pins = pin_directory(place.bpffs, place.name)
     return [
-        f"{enter} tc filter show dev {topology.TAP} ingress",
-        f"{enter} tc filter show dev {topology.TAP} egress",
-        f"{enter} tc filter show dev {topology.LINK_DEVICE} ingress",
+        f"bpftool link show pinned {pins}/links/nic0_out",
+        f"bpftool link show pinned {pins}/links/nic0_in",
+        f"bpftool link show pinned {pins}/links/link",
         f"bpftool map dump pinned {pins}/colo_turn",
         f"bpftool map dump pinned {pins}/colo_stats",
         f"colo-ebpf status --config {place.config}",

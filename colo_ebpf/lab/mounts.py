@@ -24,7 +24,7 @@ def _mount(kind: str, target: Path, options: str) -> None:
 
 def mount_memory(target: Path, size_bytes: int = 0) -> None:
     """A tmpfs: it takes only what is written to it, up to a size if there is one."""
-    _mount("tmpfs", target, "mode=0700" + (f",size={size_bytes}" if size_bytes else ""))
+    _mount("tmpfs", target, "mode=0711" + (f",size={size_bytes}" if size_bytes else ""))
 
 
 def mount_bpf(target: Path) -> None:

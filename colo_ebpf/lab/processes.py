@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from colo_ebpf.control.qemu import starter
 from colo_ebpf.errors import LabError
 
 _END_S = 10.0
@@ -42,8 +43,14 @@ def is_vm(pid: int) -> bool:
 
 
 def is_daemon(pid: int) -> bool:
-    """Our daemon."""
-    return " run --config " in command_of(pid)
+    """Our daemon, and not the process that starts its QEMUs."""
+    return " run --config " in command_of(pid) and _name_of(pid) != starter.NAME
+
+
+def _name_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 def send(pids: list[int], number: signal.Signals) -> None:

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * For the lab under TCG only, with QEMU before 11.0: LD_PRELOAD for qemu-system-*. KVM takes none
- * of these paths.
+ * For the lab under TCG only: LD_PRELOAD for qemu-system-*. KVM takes none of these paths.
  *
  * QEMU looks for dirty memory in migration_bitmap_sync(); under TCG it then waits, in
  * tcg_log_global_after_sync(), until each vCPU has run an empty work item. Two things are wrong
  * there:
  *
- * 1. A checkpoint does so without the big lock, so that pthread_cond_wait() is called with a
+ * 1. Before QEMU 11.0 a checkpoint does so without the big lock, so that pthread_cond_wait() is called with a
  *    mutex its thread does not own, and the primary hangs. Here the mutex is taken first (with
  *    a deadline, should its owner be waiting for us), the wait has a time limit, and the mutex
  *    is given back. The caller's own loop looks at its condition again.
@@ -18,12 +17,19 @@
  *
  * The calls are told from all others by their thread: a waiter that is neither the main thread nor
  * a vCPU, and has the big lock or a mutex that is not its own, is QEMU's migration or COLO thread.
+ *
+ * A QEMU in which it does not find what it calls ends before it starts, and says so: it would hang
+ * at its first checkpoint, or lose pages. Programs that are no QEMU are let alone.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -40,22 +46,36 @@ static void (*run_on)(struct CPUState *cpu, work_fn work, void *data);
 static void (*run_later_on)(struct CPUState *cpu, work_fn work, void *data);
 static bool (*have_big_lock)(void);
 static bool (*in_vcpu_thread)(void);
+static bool in_qemu;
 static __thread bool nested;
+
+static void *need(const char *name, const char *old_name)
+{
+	void *found = dlsym(RTLD_DEFAULT, name);
+
+	if (!found && old_name)
+		found = dlsym(RTLD_DEFAULT, old_name);
+	if (!found) {
+		fprintf(stderr, "libtcgdirty: this QEMU has no %s: under TCG it does not survive "
+			"its own checkpoints, and the helper cannot mend that\n", name);
+		_exit(EXIT_FAILURE);
+	}
+	return found;
+}
 
 __attribute__((constructor)) static void find_symbols(void)
 {
 	real_wait = dlvsym(RTLD_NEXT, "pthread_cond_wait", "GLIBC_2.3.2");
-	get_cpu = dlsym(RTLD_DEFAULT, "qemu_get_cpu");
-	flush_tlb = dlsym(RTLD_DEFAULT, "tlb_flush");
-	run_on = dlsym(RTLD_DEFAULT, "run_on_cpu");
-	run_later_on = dlsym(RTLD_DEFAULT, "async_run_on_cpu");
-	have_big_lock = dlsym(RTLD_DEFAULT, "qemu_mutex_iothread_locked");
-	in_vcpu_thread = dlsym(RTLD_DEFAULT, "qemu_in_vcpu_thread");
-}
-
-static bool have_symbols(void)
-{
-	return get_cpu && flush_tlb && run_on && run_later_on && have_big_lock && in_vcpu_thread;
+	in_qemu = dlsym(RTLD_DEFAULT, "qemu_init") ||
+		  !strncmp(program_invocation_short_name, "qemu-system-", 12);
+	if (!in_qemu)
+		return;
+	get_cpu = need("qemu_get_cpu", NULL);
+	flush_tlb = need("tlb_flush", NULL);
+	run_on = need("run_on_cpu", NULL);
+	run_later_on = need("async_run_on_cpu", NULL);
+	have_big_lock = need("bql_locked", "qemu_mutex_iothread_locked");	/* until 8.2 */
+	in_vcpu_thread = need("qemu_in_vcpu_thread", NULL);
 }
 
 static void flush_own_tlb(struct CPUState *cpu, void *data)
@@ -104,7 +124,7 @@ int pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex)
 	pid_t self = syscall(SYS_gettid);
 	bool owner = mutex->__data.__owner == (int)self;	/* glibc's mutex, which QEMU's are */
 
-	if (nested || self == getpid() || !have_symbols() || in_vcpu_thread())
+	if (nested || self == getpid() || !in_qemu || in_vcpu_thread())
 		return real_wait(cond, mutex);
 	if (owner && !have_big_lock())
 		return real_wait(cond, mutex);
