@@ -13,7 +13,14 @@ from colo_ebpf.bench.results import Recorder
 from colo_ebpf.errors import BenchError
 
 LANES = (PLAIN, QEMU, OURS)
-PARTS = ("applications", "lanes", "alone", "programs", "growth", "control")
+PARTS = {
+    "applications": "apps",
+    "lanes": "lanes",
+    "alone": "kernel",
+    "programs": "kernel",
+    "growth": "kernel",
+    "control": "pair",
+}  # which package each of them is in
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +32,7 @@ class Effort:
 
 
 class Part(Protocol):
-    """A module `colo_ebpf.bench.part_NAME`."""
+    """A module `colo_ebpf.bench.PACKAGE.part_NAME`."""
 
     def run(self, recorder: Recorder, effort: Effort) -> None:
         """Measure; raises BenchError, or what the parts of the product raise."""
@@ -37,8 +44,9 @@ def run(names: Sequence[str], recorder: Recorder, quick: bool) -> None:
         raise BenchError(f"{unknown[0]}: not one of {', '.join((*PARTS, *LANES))}")
     lanes = tuple(name for name in LANES if name in names) or LANES
     wanted = {("lanes" if name in LANES else name) for name in names} or set(PARTS)
-    for name in PARTS:
+    for name, package in PARTS.items():
         if name in wanted:
             recorder.say(f"{name}: begins")
-            part = cast(Part, importlib.import_module(f"colo_ebpf.bench.part_{name}"))
+            module = f"colo_ebpf.bench.{package}.part_{name}"
+            part = cast(Part, importlib.import_module(module))
             part.run(recorder, Effort(quick, lanes))

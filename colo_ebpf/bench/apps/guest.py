@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from colo_ebpf.control import accel
+from colo_ebpf.control.qemu import accel
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.guest import APPS, BUILT, Wanted, choose
 from colo_ebpf.lab.topology import Guest

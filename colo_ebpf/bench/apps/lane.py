@@ -11,8 +11,8 @@ from typing import Protocol
 
 from colo_ebpf.bench.apps.loads import Load
 from colo_ebpf.bench.apps.readings import Reading
-from colo_ebpf.bench.workload import percentile
-from colo_ebpf.control.epoch import Reason
+from colo_ebpf.bench.lanes.workload import percentile
+from colo_ebpf.control.checkpoint.primary import Reason
 
 MISMATCH = Reason.MISMATCH.value
 

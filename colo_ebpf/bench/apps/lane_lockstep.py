@@ -2,8 +2,8 @@
 """The two VMs of lane twins with one client, whose every answer waits for both of them.
 
 A client of a pair that waits for its answer before it asks again can have about as much: the slower
-of two VMs has to have given it, too. A relay between them does nothing but wait. It is a process,
-and what that costs makes the figures lower.
+of two VMs has to have given it, too, and what the first VM writes has to be on both disks. A relay
+between them does nothing but wait. It is a process, and what that costs makes the figures lower.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LockstepLane:
 
     def __init__(self, name: str, guest: Guest, hosts: Sequence[str] = HOSTS) -> None:
         self._name = name
-        self._twins = TwinsLane(name, guest, hosts)
+        self._twins = TwinsLane(name, guest, hosts, replicated=len(hosts) > 1)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

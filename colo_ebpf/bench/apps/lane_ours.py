@@ -14,7 +14,7 @@ from colo_ebpf.bench.apps import guest as guests
 from colo_ebpf.bench.apps.clients import Where
 from colo_ebpf.bench.apps.lane import Checkpoints, Measured
 from colo_ebpf.bench.apps.loads import Load
-from colo_ebpf.bench.pair import Pair
+from colo_ebpf.bench.pair.vm_pair import Pair
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab import faults
 from colo_ebpf.lab.lab import Lab

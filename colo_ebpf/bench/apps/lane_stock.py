@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from colo_ebpf.bench.apps.clients import Where
 from colo_ebpf.bench.apps.lane import Checkpoints, Measured
 from colo_ebpf.bench.apps.loads import Load
-from colo_ebpf.bench.stock import StockPair
+from colo_ebpf.bench.pair.stock import StockPair
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.lab.topology import Guest, client_namespace
 

@@ -3,6 +3,9 @@
 
 No pair can have more: two VMs and what they are asked share this machine's processors. What one
 of them gives is reported.
+
+`replicated`: what the first VM writes also goes to a disk at the second host, through the second
+VM's QEMU, and a write or flush waits for both disks. A pair has to do that, too.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from colo_ebpf.bench.apps import readings
 from colo_ebpf.bench.apps.clients import Where
 from colo_ebpf.bench.apps.lane import Measured
 from colo_ebpf.bench.apps.loads import Load
-from colo_ebpf.datapath import netdev
+from colo_ebpf.bench.apps.replica import Replica
+from colo_ebpf.datapath.net import bridges, namespaces, tuntap
 from colo_ebpf.lab import mounts, network, processes, topology
 from colo_ebpf.lab.topology import (
     BRIDGE,
@@ -39,9 +43,12 @@ _SETTLES_S = 1.0
 class TwinsLane:
     """A plain QEMU on each host of a lab without daemons; or on some hosts."""
 
-    def __init__(self, name: str, guest: Guest, hosts: Sequence[str] = HOSTS) -> None:
+    def __init__(
+        self, name: str, guest: Guest, hosts: Sequence[str] = HOSTS, replicated: bool = False
+    ) -> None:
         self._name, self._guest = name, guest
         self._places = [Place(name, host) for host in hosts]
+        self._replica = Replica(self._places[1], guest.disk) if replicated else None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -49,8 +56,10 @@ class TwinsLane:
         await asyncio.to_thread(self._remove)
         try:
             await asyncio.to_thread(self._build)
-            for place in self._places:
+            for place in reversed(self._places):
                 await self._start(place)
+                if self._replica is not None and place is self._replica.place:
+                    await self._replica.lend()
             for place in self._places:
                 await guests.until_serving(place.run_dir)
             await asyncio.sleep(_SETTLES_S)
@@ -79,7 +88,9 @@ class TwinsLane:
         for place in self._places:
             place.run_dir.mkdir(parents=True)
             shutil.copyfile(self._guest.disk, place.disk)
-            netdev.in_namespace(place.namespace, _tap_on_the_bridge)
+            namespaces.run_in(place.namespace, _tap_on_the_bridge)
+        if self._replica is not None:
+            self._replica.make()
 
     def _remove(self) -> None:
         for place in self._places:
@@ -111,11 +122,21 @@ class TwinsLane:
             *("-append", f"{guest.append} colo.ip={address} colo.gw={CLIENT_ADDRESS}"),
             *("-netdev", f"tap,id=net0,ifname={TAP},vhost=off,script=no,downscript=no"),
             *("-device", f"virtio-net-pci,netdev=net0,mac={_MAC.format(place.number)},romfile="),
-            *("-drive", f"if=none,id=disk0,driver=raw,file.driver=file,file.filename={place.disk}"),
+            *self._drive(place),
             *("-device", "virtio-blk-pci,drive=disk0"),
         ]
 
+    def _drive(self, place: Place) -> list[str]:
+        own = f"file.driver=file,file.filename={place.disk}"
+        if self._replica is None:
+            return ["-drive", f"if=none,id=disk0,driver=raw,{own}"]
+        if place is self._replica.place:
+            return [*self._replica.drive(), "-drive", f"if=none,id=disk0,driver=raw,{own}"]
+        child = f"children.0.driver=raw,children.0.{own.replace(',', ',children.0.')}"
+        quorum = f"driver=quorum,read-pattern=fifo,vote-threshold=1,{child}"
+        return ["-drive", f"if=none,id=disk0,{quorum},{self._replica.child(1)}"]
+
 
 def _tap_on_the_bridge() -> None:
-    netdev.create_tap(TAP, GUEST_MTU)
-    netdev.join_bridge(TAP, BRIDGE)
+    tuntap.create_tap(TAP, GUEST_MTU)
+    bridges.join(TAP, BRIDGE)

@@ -18,9 +18,9 @@ from colo_ebpf.bench.apps import names
 from colo_ebpf.bench.apps.clients import Where
 from colo_ebpf.bench.apps.lane_ours import OursLane
 from colo_ebpf.bench.apps.rounds import first_line
-from colo_ebpf.bench.pause import ours_ms
+from colo_ebpf.bench.pair.pause import ours_ms
+from colo_ebpf.bench.pair.stock import StockPair
 from colo_ebpf.bench.results import Curve, Recorder
-from colo_ebpf.bench.stock import StockPair
 from colo_ebpf.errors import BenchError, ColoError
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.topology import Guest, client_namespace

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from colo_ebpf.bench.workload import percentile
+from colo_ebpf.bench.lanes.workload import percentile
 from colo_ebpf.errors import BenchError
 
 

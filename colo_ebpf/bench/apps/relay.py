@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The program `relay` (`colo_ebpf/bench/relay.c`): one client in front of one or two servers."""
+"""The program `relay` (`bench/native/relay.c`): one client in front of one or two servers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from colo_ebpf.bench import workload
 from colo_ebpf.bench.apps import clients
 from colo_ebpf.bench.apps.clients import Where
+from colo_ebpf.bench.lanes import workload
 from colo_ebpf.errors import BenchError
 
 _PROGRAM = "relay"

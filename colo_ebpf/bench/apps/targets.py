@@ -7,8 +7,8 @@ import math
 
 from colo_ebpf.bench.apps import names
 from colo_ebpf.bench.apps.loads import LOADS, Load
+from colo_ebpf.bench.report.target import Find, Target
 from colo_ebpf.bench.results import Results, Row
-from colo_ebpf.bench.target import Find, Target
 
 _SAME_OF_TWINS, _OTHER_OF_TWINS, _OF_STOCK = 0.85, 0.6, 2.0
 _PAUSE_OF_STOCK, _PAUSE_MIB = 0.6, 20

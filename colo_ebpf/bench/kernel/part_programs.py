@@ -12,9 +12,8 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from colo_ebpf.bench import gso, kernel_calls, listing
-from colo_ebpf.bench import names_kernel as names
-from colo_ebpf.bench.driver import (
+from colo_ebpf.bench.kernel import gso, kernel_calls, listing, names
+from colo_ebpf.bench.kernel.driver import (
     BLOCK,
     CLIENT_ISN,
     ISN,
@@ -28,7 +27,8 @@ from colo_ebpf.bench.driver import (
 )
 from colo_ebpf.bench.results import Recorder
 from colo_ebpf.bench.suite import Effort
-from colo_ebpf.datapath import abi, loader, netdev
+from colo_ebpf.datapath.bpf import abi, loader
+from colo_ebpf.datapath.net import namespaces
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab import frames
 from colo_ebpf.lab.bed import Bed
@@ -89,10 +89,10 @@ def measure(recorder: Recorder, scale: Scale) -> None:
     with Bed(f"colob{os.getpid()}", SIZES) as bed:
         recorder.say(f"{PART}: loaded after {time.monotonic() - start:.1f} s")
         listing.add(recorder, PART, bed)
-        netdev.in_namespace(bed.host, lambda: _paths(recorder, scale, bed))
+        namespaces.run_in(bed.host, lambda: _paths(recorder, scale, bed))
     recorder.say(f"{PART}: compiling and loading for large frames")
     with gso.GsoBed(f"colob{os.getpid()}", SIZES, link_mtu=gso.MAX_MTU) as big:
-        netdev.in_namespace(big.host, lambda: gso.paths(recorder, PART, scale.large, big))
+        namespaces.run_in(big.host, lambda: gso.paths(recorder, PART, scale.large, big))
 
 
 # -- the paths --

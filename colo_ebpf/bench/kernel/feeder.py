@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from colo_ebpf.bench.qemu_compare import QemuCompare
+from colo_ebpf.bench.kernel.qemu_compare import QemuCompare
 from colo_ebpf.errors import BenchError
 
 _BLOCK = 256  # frames of one VM before the other's turn: QEMU keeps up to 1024

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from colo_ebpf.bench import names
-from colo_ebpf.bench.pair import Pair
+from colo_ebpf.bench.pair.vm_pair import Pair
 from colo_ebpf.bench.results import Curve, Recorder
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.errors import BenchError

@@ -12,14 +12,14 @@ import statistics
 from dataclasses import dataclass
 from functools import partial
 
-from colo_ebpf.bench import grown_hosts, listing
-from colo_ebpf.bench import names_kernel as names
-from colo_ebpf.bench.curves import curve, pair_ns
-from colo_ebpf.bench.driver import BLOCK, Driver, carried_out, in_turn, require_all, segment
+from colo_ebpf.bench.kernel import grown_hosts, listing, names
+from colo_ebpf.bench.kernel.curves import curve, pair_ns
+from colo_ebpf.bench.kernel.driver import BLOCK, Driver, carried_out, in_turn, require_all, segment
 from colo_ebpf.bench.results import Recorder
 from colo_ebpf.bench.suite import Effort
-from colo_ebpf.datapath import loader, netdev
-from colo_ebpf.datapath.sysbpf import run_time_kept
+from colo_ebpf.datapath.bpf import loader
+from colo_ebpf.datapath.bpf.syscalls import run_time_kept
+from colo_ebpf.datapath.net import namespaces
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.bed import Bed
 
@@ -74,14 +74,12 @@ def measure(recorder: Recorder, scale: Scale) -> None:
         free = listing.memory_free_bytes()
         with Bed(f"colob{os.getpid()}", sizes) as bed:
             _memory(recorder, free, bed)
-            netdev.in_namespace(bed.host, partial(_flows, recorder, scale, bed))
+            namespaces.run_in(bed.host, partial(_flows, recorder, scale, bed))
         recorder.say(f"{PART}: compiling and loading, a plane of the usual size")
         sizes = loader.Sizes(min(_FLOWS, scale.flows[-1]), _SLOTS, _BUCKETS)
         with Bed(f"colob{os.getpid()}", sizes) as bed:
-            netdev.in_namespace(bed.host, partial(_held, recorder, scale, bed))
-            netdev.in_namespace(
-                bed.host, partial(grown_hosts.run, recorder, PART, scale.hosts, bed)
-            )
+            namespaces.run_in(bed.host, partial(_held, recorder, scale, bed))
+            namespaces.run_in(bed.host, partial(grown_hosts.run, recorder, PART, scale.hosts, bed))
 
 
 def _memory(recorder: Recorder, free: int, bed: Bed) -> None:

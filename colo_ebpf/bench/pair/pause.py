@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from colo_ebpf.bench.pair import Pair
+from colo_ebpf.bench.pair.stock import StockPair
+from colo_ebpf.bench.pair.vm_pair import Pair
 from colo_ebpf.bench.results import Recorder
-from colo_ebpf.bench.stock import StockPair
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.guest import Wanted, choose
 

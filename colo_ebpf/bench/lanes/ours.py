@@ -19,18 +19,19 @@ from pathlib import Path
 from typing import cast
 
 from colo_ebpf.bench import names
-from colo_ebpf.bench.lane import HOST, PVM, SVM, Lane
-from colo_ebpf.bench.wires import CLIENT, ETH, guest_cpus
+from colo_ebpf.bench.lanes.lane import HOST, PVM, SVM, Lane
+from colo_ebpf.bench.lanes.wires import CLIENT, ETH, guest_cpus
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.config import CACHE_DIR, Checkpoint, Datapath, Timing
-from colo_ebpf.control.checkpoints import Checkpoints
-from colo_ebpf.control.epoch import Action, Limits, PrimaryTurns
-from colo_ebpf.control.facts import Timing as TurnTiming
-from colo_ebpf.control.facts import Turns
-from colo_ebpf.control.ports import Effects, Vm
-from colo_ebpf.datapath import netdev
-from colo_ebpf.datapath.loader import Sizes, frame_bytes, hold_slots
-from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
+from colo_ebpf.config.schema import CACHE_DIR, Checkpoint, Datapath, Timing
+from colo_ebpf.control import settings
+from colo_ebpf.control.checkpoint.primary import Action, Limits, PrimaryCheckpoints
+from colo_ebpf.control.core.checkpoints import Checkpoints
+from colo_ebpf.control.decision.actions import Side
+from colo_ebpf.control.interfaces import Effects, Vm
+from colo_ebpf.datapath.bpf.loader import Sizes, frame_bytes, hold_slots
+from colo_ebpf.datapath.net import bridges, namespaces, netdev, ownership
+from colo_ebpf.datapath.plane import DataPlane
+from colo_ebpf.datapath.spec import PlaneNic, PlaneSpec
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab import mounts
 from colo_ebpf.lab.topology import (
@@ -55,7 +56,7 @@ _MS = 1_000_000
 
 
 @dataclass
-class _Wishes(PrimaryTurns):
+class _Requests(PrimaryCheckpoints):
     """Counts the checkpoints that would have been taken, at most one in each heartbeat.
 
     One that answers several reasons counts as one, for all of them.
@@ -70,15 +71,15 @@ class _Wishes(PrimaryTurns):
         return []
 
 
-def _watch(plane: DataPlane) -> tuple[Checkpoints, _Wishes]:
+def _watch(plane: DataPlane) -> tuple[Checkpoints, _Requests]:
     """The daemon's rules for what the primary's plane says, without a VM to stop."""
-    wishes = _Wishes(Limits(0, 0, 0))
-    timing = TurnTiming(compare_timeout_ns=_TIMING.compare_timeout_ms * _MS)
+    requests = _Requests(Limits(0, 0, 0))
+    timing = settings.deadlines(_TIMING, Checkpoint())
     nobody = object()
     checkpoints = Checkpoints(timing, plane, cast(Effects, nobody), None, boot_ns())
-    checkpoints.primary = wishes
-    checkpoints.take_side(Turns.PRIMARY, cast(Vm, nobody), False, boot_ns())
-    return checkpoints, wishes
+    checkpoints.primary = requests
+    checkpoints.take_side(Side.PRIMARY, cast(Vm, nobody), False, boot_ns())
+    return checkpoints, requests
 
 
 class _Beat:
@@ -91,7 +92,7 @@ class _Beat:
         self._ended = False
         self._ready, self._beaten = threading.Event(), threading.Event()
         self._thread = threading.Thread(
-            target=netdev.in_namespace, args=(namespace, lambda: asyncio.run(self._run()))
+            target=namespaces.run_in, args=(namespace, lambda: asyncio.run(self._run()))
         )
         self._thread.start()
         self._await(self._ready)
@@ -148,8 +149,8 @@ class OurLane(Lane):
         wires = self.wires
         for host in (HOST, _SECOND_HOST):
             wires.add(host)
-        wires.inside(_SECOND_HOST, lambda: netdev.create_bridge(BRIDGE))
-        netdev.create_veth(LINK, LINK, wires.name(HOST), wires.name(_SECOND_HOST), LINK_MTU)
+        wires.inside(_SECOND_HOST, lambda: bridges.create(BRIDGE))
+        namespaces.create_veth(LINK, LINK, wires.name(HOST), wires.name(_SECOND_HOST), LINK_MTU)
         self._wire()
         self.planes = {host: self._plane(host) for host, _ in self._sides()}
         self._attach()
@@ -165,7 +166,8 @@ class OurLane(Lane):
             wires.add(what)
         wires.add_client(HOST)
         for (host, guest), cpu in zip(self._sides(), guest_cpus(), strict=True):
-            netdev.create_veth(TAP, ETH, wires.name(host), wires.name(guest), GUEST_MTU)
+            namespaces.create_veth(TAP, ETH, wires.name(host), wires.name(guest), GUEST_MTU)
+            wires.inside(host, lambda: ownership.mark(TAP, _VM))  # it stands for the tap
             wires.finish_guest(guest, cpu)
             wires.serve(guest, cpu)
 
@@ -218,7 +220,7 @@ class OurLane(Lane):
         secondary.set_pairing(Pairing(_VNI, _LINK_ADDRESSES[HOST]))
         for plane in (primary, secondary):
             plane.set_turn(_EPOCH, Phase.OPEN)
-        watch, self._wishes = _watch(primary)
+        watch, self._requests = _watch(primary)
         primary.set_mode(Mode.PRIMARY)
         secondary.set_mode(Mode.SECONDARY)
         self._beats = [
@@ -242,7 +244,7 @@ class OurLane(Lane):
             beat.rest()
 
     def requests(self) -> Counter[str]:
-        return self._wishes.requests.copy()
+        return self._requests.requests.copy()
 
     def renew(self) -> None:
         """Fresh guests, and planes that know nothing of those before.

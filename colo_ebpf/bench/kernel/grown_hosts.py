@@ -10,12 +10,11 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 
-from colo_ebpf.bench import listing
-from colo_ebpf.bench import names_kernel as names
-from colo_ebpf.bench.curves import curve, pair_ns
-from colo_ebpf.bench.driver import BLOCK, Driver, Stream, in_turn, require_all, segment
+from colo_ebpf.bench.kernel import listing, names
+from colo_ebpf.bench.kernel.curves import curve, pair_ns
+from colo_ebpf.bench.kernel.driver import BLOCK, Driver, Stream, in_turn, require_all, segment
 from colo_ebpf.bench.results import Recorder
-from colo_ebpf.datapath.plane import PlaneNic
+from colo_ebpf.datapath.spec import PlaneNic
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.bed import PORT, Bed, LoadedPlane
 from colo_ebpf.model import Phase, VmRole

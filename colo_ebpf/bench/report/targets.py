@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from colo_ebpf.bench import names
-from colo_ebpf.bench import names_kernel as kernel
 from colo_ebpf.bench.apps.targets import APPLICATIONS
+from colo_ebpf.bench.kernel import names as kernel
+from colo_ebpf.bench.report.target import Find, Target
 from colo_ebpf.bench.results import Results
-from colo_ebpf.bench.target import Find, Target
 
 
 def _lanes(measure: str, peer: str) -> Find:

@@ -19,8 +19,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from colo_ebpf.control.qmp import Monitors
-from colo_ebpf.datapath import netdev
+from colo_ebpf.control.qemu.monitor import Monitors
+from colo_ebpf.datapath.net import bridges, namespaces, tuntap
 from colo_ebpf.errors import BenchError, QmpError
 from colo_ebpf.lab import mounts, network, processes, topology
 from colo_ebpf.lab.topology import BRIDGE, GUEST_MTU, HOSTS, TAP, Guest, Place
@@ -82,11 +82,11 @@ class StockPair:
         network.build(self._name)
         for place in self._places.values():
             place.run_dir.mkdir(parents=True)
-            netdev.in_namespace(place.namespace, lambda: netdev.create_tap(TAP, GUEST_MTU))
+            namespaces.run_in(place.namespace, lambda: tuntap.create_tap(TAP, GUEST_MTU))
             self._image(place)
         # Only the primary's tap is on the LAN: the secondary would get all that is flooded twice.
         a = self._places["a"].namespace
-        netdev.in_namespace(a, lambda: netdev.join_bridge(TAP, BRIDGE))
+        namespaces.run_in(a, lambda: bridges.join(TAP, BRIDGE))
         image.make_overlays(self._overlays(), self._places["b"].disk.stat().st_size)
 
     def _image(self, place: Place) -> None:

@@ -7,7 +7,8 @@ PVM's frames that were compared and let out, per second of the comparer's CPU:
 - QEMU: CPU time of its process. The comparer is all it does; reading frames from its sockets and
   writing them to the next is part of that, for there is no other way into it.
 - the limit, where the PVM is first: the run time of programs that look up, hash, copy and send, as
-  any comparer has to that keeps what it has not compared, and do nothing else (`bpf/bench.c`).
+  any comparer has to that keeps what it has not compared, and do nothing else
+  (`bpf/bench/bench.c`).
 - ours: the kernel's own run time of the programs. They run where the frame already is. What the
   host's network stack spends before and behind them it would spend in either case; that is in the
   row of the wall clock, over real devices.
@@ -22,8 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from colo_ebpf.bench import names_kernel as names
-from colo_ebpf.bench.driver import (
+from colo_ebpf.bench.kernel import names
+from colo_ebpf.bench.kernel.driver import (
     BLOCK,
     CLIENT_ISN,
     ISN,
@@ -35,10 +36,11 @@ from colo_ebpf.bench.driver import (
     require_all,
     segment,
 )
-from colo_ebpf.bench.feeder import QemuFeeder
+from colo_ebpf.bench.kernel.feeder import QemuFeeder
 from colo_ebpf.bench.results import Recorder
 from colo_ebpf.bench.suite import Effort
-from colo_ebpf.datapath import loader, netdev
+from colo_ebpf.datapath.bpf import loader
+from colo_ebpf.datapath.net import namespaces
 from colo_ebpf.lab import frames
 from colo_ebpf.lab.bed import Bed, tunnelled
 
@@ -79,7 +81,7 @@ def run(recorder: Recorder, effort: Effort) -> None:
 def measure(recorder: Recorder, scale: Scale) -> None:
     """The same at any scale."""
     with Bed(f"colob{os.getpid()}", _SIZES) as bed:
-        netdev.in_namespace(bed.host, lambda: _measure(recorder, scale, bed))
+        namespaces.run_in(bed.host, lambda: _measure(recorder, scale, bed))
 
 
 def _measure(recorder: Recorder, scale: Scale, bed: Bed) -> None:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Container
 
-from colo_ebpf.bench import names_kernel as names
-from colo_ebpf.bench.driver import Driver, Stream
+from colo_ebpf.bench.kernel import names
+from colo_ebpf.bench.kernel.driver import Driver, Stream
 from colo_ebpf.bench.results import Curve, Recorder, number
 
 

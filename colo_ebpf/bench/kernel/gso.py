@@ -14,11 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from colo_ebpf.bench import names_kernel as names
-from colo_ebpf.bench.driver import CLIENT_ISN, ISN, Spent, spent_by
+from colo_ebpf.bench.kernel import names
+from colo_ebpf.bench.kernel.driver import CLIENT_ISN, ISN, Spent, spent_by
 from colo_ebpf.bench.results import Recorder
-from colo_ebpf.datapath import abi, netdev
-from colo_ebpf.datapath.sysbpf import run_time_kept
+from colo_ebpf.datapath.bpf import abi
+from colo_ebpf.datapath.bpf.syscalls import run_time_kept
+from colo_ebpf.datapath.net import netdev, vxlan
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab import frames
 from colo_ebpf.lab.bed import LOCAL, PEER, PEER_END, PORT, VNET_HEADER, VNI, Bed, packet_socket
@@ -35,7 +36,7 @@ class GsoBed(Bed):
 
     def _open_peer(self) -> socket.socket:
         netdev.add_address(PEER_END, PEER, 24)
-        netdev.create_vxlan_to(_TUNNEL, VNI * abi.NICS, LOCAL, PORT, self._mtu)
+        vxlan.create_to(_TUNNEL, VNI * abi.NICS, LOCAL, PORT, self._mtu)
         s = packet_socket(_TUNNEL, 0)
         s.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
         return s

@@ -11,9 +11,9 @@ import asyncio
 import time
 from typing import Any
 
-from colo_ebpf.bench.pair import Pair
+from colo_ebpf.bench.lanes.workload import percentile
+from colo_ebpf.bench.pair.vm_pair import Pair
 from colo_ebpf.bench.results import Recorder
-from colo_ebpf.bench.workload import percentile
 from colo_ebpf.lab.workload import Datagrams, Dice, Download, Ledger, until_serving
 
 PART = "control"

@@ -164,7 +164,7 @@ def parse(said: bytes) -> Outcome:
 def build(directory: Path, programs: Sequence[str] = PROGRAMS) -> None:
     """Compile programs into a directory. Raises BenchError."""
     for name in programs:
-        source = Path(__file__).with_name(f"{name}.c")
+        source = Path(__file__).parents[1] / "native" / f"{name}.c"
         argv = ["gcc", "-O2", "-Wall", "-o", str(directory / name), str(source)]
         try:
             subprocess.run(argv, check=True, capture_output=True, text=True)

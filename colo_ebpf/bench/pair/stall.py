@@ -20,42 +20,48 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from colo_ebpf.bench.pair import Pair
-from colo_ebpf.bench.qemu_compare import QemuCompare
+from colo_ebpf.bench.kernel.qemu_compare import QemuCompare
+from colo_ebpf.bench.pair.vm_pair import Pair
 from colo_ebpf.bench.results import Recorder
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.client import Lines
-from colo_ebpf.lab.topology import TAP, Place
+from colo_ebpf.lab.topology import LINK_DEVICE, Place
 from colo_ebpf.lab.workload import ECHO, until_serving
 
 PART, MEASURE = "control", "stall when the SVM is silent"
-_DROP_ALL = "1,6 0 0 2,"  # classic BPF: return TC_ACT_SHOT
+_DROP_IPV4 = "4,40 0 0 12,21 0 1 2048,6 0 0 2,6 0 0 0,"  # classic BPF: TC_ACT_SHOT, TC_ACT_OK
 _QEMU_LIMIT_S = 30.0
 _SYN, _ACK, _PSH = 0x02, 0x10, 0x08
 
 
 @contextmanager
 def silent(place: Place) -> Iterator[None]:
-    """Nothing that the VM on this host sends gets any further than its tap."""
-    where = ("dev", TAP, "ingress", "pref", "1")
-    _tc(place, "add", *where, "bpf", "da", "bytecode", _DROP_ALL)
+    """Nothing that the VM on this host sends reaches the other; beacons and ARP do.
+
+    The programs of the tap come before any filter there: what is dropped is what they send over
+    the link. Raises BenchError: if tc refuses.
+    """
+    where = ("dev", LINK_DEVICE, "egress", "pref", "1")
+    _tc(place, "qdisc", "replace", "dev", LINK_DEVICE, "clsact")
+    _tc(place, "filter", "add", *where, "bpf", "da", "bytecode", _DROP_IPV4)
     try:
         yield
     finally:
-        _tc(place, "del", *where)
+        _tc(place, "filter", "del", *where)
 
 
 def _tc(place: Place, *words: str) -> None:
     enter = ("nsenter", f"--net=/run/netns/{place.namespace}")
     done = subprocess.run(
-        [*enter, "tc", "filter", *words],
+        [*enter, "tc", *words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise BenchError(f"tc filter {words[0]} on {TAP} of {place.host}: {done.stderr.strip()}")
+        what = f"tc {words[0]} {words[1]} on {LINK_DEVICE} of {place.host}"
+        raise BenchError(f"{what}: {done.stderr.strip()}")
 
 
 async def ours(recorder: Recorder, pair: Pair, count: int) -> None:

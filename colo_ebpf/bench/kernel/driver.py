@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Hands frames to the shipped programs inside the kernel, and reads what each cost.
 
-`bpf/bench.c` makes every frame a fresh one: no system call and no copy lies between two frames.
-What the maker itself costs is measured with no program behind it, and taken off.
+`bpf/bench/bench.c` makes every frame a fresh one: no system call and no copy lies between two
+frames. What the maker itself costs is measured with no program behind it, and taken off.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from colo_ebpf.datapath import abi, loader, netdev
-from colo_ebpf.datapath.sysbpf import RawMap, Runner, program_info, run_time_kept
+from colo_ebpf.datapath.bpf import abi, loader
+from colo_ebpf.datapath.bpf.syscalls import RawMap, Runner, program_info, run_time_kept
+from colo_ebpf.datapath.net import netdev
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab import bed, frames
 
@@ -141,7 +142,7 @@ class Driver:
     def __init__(self, where: bed.LoadedPlane) -> None:
         self._where = where
         plane, sizes = where.plane, where.spec.sizes
-        source = loader.source_directory() / "bench.c"
+        source = loader.source_directory() / "bench" / "bench.c"
         names = (*_MAKERS, "bench_look", *LEAST)
         self._module = loader.load_one(source, names, where.pins, sizes, where.spec.cache)
         stages = RawMap(self._module.maps["bench_stages"])

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from colo_ebpf.bench import failover, idle, pause, reaction, stall
-from colo_ebpf.bench.pair import NAME, protected
+from colo_ebpf.bench.pair import failover, idle, pause, reaction, stall
+from colo_ebpf.bench.pair.vm_pair import NAME, protected
 from colo_ebpf.bench.results import Recorder
 from colo_ebpf.bench.suite import Effort
 

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
-from colo_ebpf.bench import workload
-from colo_ebpf.datapath import netdev
+from colo_ebpf.bench.lanes import workload
+from colo_ebpf.datapath.net import bridges, namespaces, rps
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab import mounts, processes
 from colo_ebpf.lab.topology import (
@@ -76,15 +76,15 @@ def workshop() -> Iterator[Path]:
 @contextlib.contextmanager
 def _backlog() -> Iterator[None]:
     """In all lanes as `packaging/60-colo-ebpf.conf` has it."""
-    frames = netdev.backlog_frames()
-    if frames is None or frames >= netdev.BACKLOG_FRAMES:
+    frames = rps.backlog_frames()
+    if frames is None or frames >= rps.BACKLOG_FRAMES:
         yield
         return
-    netdev.BACKLOG.write_text(f"{netdev.BACKLOG_FRAMES}\n")
+    rps.BACKLOG.write_text(f"{rps.BACKLOG_FRAMES}\n")
     try:
         yield
     finally:
-        netdev.BACKLOG.write_text(f"{frames}\n")
+        rps.BACKLOG.write_text(f"{frames}\n")
 
 
 def _remove(directory: Path) -> None:
@@ -93,10 +93,10 @@ def _remove(directory: Path) -> None:
 
 
 def _sweep() -> None:
-    for name in netdev.namespaces():
+    for name in namespaces.names():
         if _left_behind(name):
             processes.end(name)
-            netdev.remove_namespace(name)
+            namespaces.remove(name)
     for path in Path(tempfile.gettempdir()).glob("colobench-*"):
         if _left_behind(path.name):
             _remove(path)
@@ -139,7 +139,7 @@ class Wires:
     def add(self, what: str) -> str:
         """A namespace with the settings all have."""
         name = self.name(what)
-        netdev.create_namespace(name)
+        namespaces.create(name)
         self.stack.callback(self.remove, what)
         for setting, value in _SYSCTLS.items():
             self.set(what, setting, value)
@@ -148,7 +148,7 @@ class Wires:
     def remove(self, what: str) -> None:
         """A namespace, before the lane goes."""
         processes.end(self.name(what))
-        netdev.remove_namespace(self.name(what))
+        namespaces.remove(self.name(what))
 
     def set(self, what: str, setting: str, value: str) -> None:
         """A sysctl of a namespace."""
@@ -156,14 +156,14 @@ class Wires:
 
     def inside(self, what: str, function: Callable[[], T]) -> T:
         """Run something in a namespace."""
-        return netdev.in_namespace(self.name(what), function)
+        return namespaces.run_in(self.name(what), function)
 
     def add_client(self, host: str) -> None:
         """The client, and the bridge of the host it is wired to."""
         client, there = self.add(CLIENT), self.name(host)
-        self.inside(host, lambda: netdev.create_bridge(BRIDGE))
-        netdev.create_veth(ETH, UPLINK, client, there, GUEST_MTU)
-        self.inside(host, lambda: netdev.join_bridge(UPLINK, BRIDGE))
+        self.inside(host, lambda: bridges.create(BRIDGE))
+        namespaces.create_veth(ETH, UPLINK, client, there, GUEST_MTU)
+        self.inside(host, lambda: bridges.join(UPLINK, BRIDGE))
         self._address(client, _CLIENT_MAC, CLIENT_ADDRESS, MAC, DEFAULT_GUEST_ADDRESS)
 
     def finish_guest(self, guest: str, cpu: int) -> None:
@@ -171,7 +171,7 @@ class Wires:
         name = self.name(guest)
         self._address(name, MAC, DEFAULT_GUEST_ADDRESS, _CLIENT_MAC, CLIENT_ADDRESS)
         path = f"/sys/class/net/{ETH}/queues/rx-0/rps_cpus"
-        run(["ip", "netns", "exec", name, "tee", path], f"{netdev.cpu_mask((cpu,))}\n")
+        run(["ip", "netns", "exec", name, "tee", path], f"{rps.cpu_mask((cpu,))}\n")
 
     def _address(self, name: str, mac: str, address: str, their_mac: str, theirs: str) -> None:
         ip(

@@ -16,15 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from colo_ebpf.bench import names
-from colo_ebpf.bench.cpu import busy_s
-from colo_ebpf.bench.lane import Lane, PlainLane, SecondPlainLane
-from colo_ebpf.bench.lane_limit import LimitLane
-from colo_ebpf.bench.lane_ours import OurLane
-from colo_ebpf.bench.lane_qemu import QemuLane
-from colo_ebpf.bench.results import Curve, Recorder
-from colo_ebpf.bench.suite import Effort
-from colo_ebpf.bench.wires import guest_cpus, workshop
-from colo_ebpf.bench.workload import (
+from colo_ebpf.bench.lanes.cpu import busy_s
+from colo_ebpf.bench.lanes.lane import Lane, PlainLane, SecondPlainLane
+from colo_ebpf.bench.lanes.limit import LimitLane
+from colo_ebpf.bench.lanes.ours import OurLane
+from colo_ebpf.bench.lanes.qemu import QemuLane
+from colo_ebpf.bench.lanes.wires import guest_cpus, workshop
+from colo_ebpf.bench.lanes.workload import (
     DOWNLOAD,
     LIMITED,
     LOADS,
@@ -33,6 +31,8 @@ from colo_ebpf.bench.workload import (
     Outcome,
     distribution,
 )
+from colo_ebpf.bench.results import Curve, Recorder
+from colo_ebpf.bench.suite import Effort
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.topology import DEFAULT_GUEST_ADDRESS
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from colo_ebpf.bench.pair import Pair
+from colo_ebpf.bench.pair.vm_pair import Pair
 from colo_ebpf.bench.results import Recorder
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab import processes

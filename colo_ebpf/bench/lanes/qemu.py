@@ -14,9 +14,9 @@ from collections import Counter
 from pathlib import Path
 
 from colo_ebpf.bench import names
-from colo_ebpf.bench.lane import HOST, PVM, SVM, Lane
-from colo_ebpf.bench.wires import ETH, guest_cpus, ip
-from colo_ebpf.datapath import netdev
+from colo_ebpf.bench.lanes.lane import HOST, PVM, SVM, Lane
+from colo_ebpf.bench.lanes.wires import ETH, guest_cpus, ip
+from colo_ebpf.datapath.net import bridges, netdev
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.topology import BRIDGE
 
@@ -84,7 +84,7 @@ class QemuLane(Lane):
         self.set_timestamps(0, 0, 0)
         self._start("p", PVM, primary_arguments(self._sockets))
         self._start("s", SVM, secondary_arguments(self._sockets))
-        wires.inside(HOST, lambda: netdev.join_bridge("tapp", BRIDGE))
+        wires.inside(HOST, lambda: bridges.join("tapp", BRIDGE))
         for guest, cpu in zip((PVM, SVM), guest_cpus(), strict=True):
             wires.finish_guest(guest, cpu)
             wires.serve(guest, cpu)

@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from colo_ebpf.bench import plots
 from colo_ebpf.bench.apps import names as applications
 from colo_ebpf.bench.apps import summary
+from colo_ebpf.bench.report import plots
+from colo_ebpf.bench.report.target import Outcome, Verdict
+from colo_ebpf.bench.report.targets import TARGETS
 from colo_ebpf.bench.results import Results, Row, number
 from colo_ebpf.bench.suite import LANES, PARTS
-from colo_ebpf.bench.target import Outcome, Verdict
-from colo_ebpf.bench.targets import TARGETS
 from colo_ebpf.errors import BenchError
 
 _TITLES = {

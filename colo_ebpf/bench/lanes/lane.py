@@ -7,10 +7,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from colo_ebpf.bench import names, workload
-from colo_ebpf.bench.wires import CLIENT, ETH, Wires, guest_cpus
-from colo_ebpf.bench.workload import REQUEST, Outcome
-from colo_ebpf.datapath import netdev
+from colo_ebpf.bench import names
+from colo_ebpf.bench.lanes import workload
+from colo_ebpf.bench.lanes.wires import CLIENT, ETH, Wires, guest_cpus
+from colo_ebpf.bench.lanes.workload import REQUEST, Outcome
+from colo_ebpf.datapath.net import bridges, namespaces
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.topology import BRIDGE, GUEST_MTU, TAP
 
@@ -107,8 +108,8 @@ class PlainLane(Lane):
         for what in (HOST, PVM):
             wires.add(what)
         wires.add_client(HOST)
-        netdev.create_veth(TAP, ETH, wires.name(HOST), wires.name(PVM), GUEST_MTU)
-        wires.inside(HOST, lambda: netdev.join_bridge(TAP, BRIDGE))
+        namespaces.create_veth(TAP, ETH, wires.name(HOST), wires.name(PVM), GUEST_MTU)
+        wires.inside(HOST, lambda: bridges.join(TAP, BRIDGE))
         cpu = guest_cpus()[self.cpu]
         wires.finish_guest(PVM, cpu)
         wires.serve(PVM, cpu)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colo_ebpf.bench import names_kernel as names
+from colo_ebpf.bench.kernel import names
 from colo_ebpf.bench.results import Recorder
-from colo_ebpf.datapath import compiler, loader
+from colo_ebpf.datapath.bpf import compiler, loader
+from colo_ebpf.datapath.bpf.syscalls import program_info
 from colo_ebpf.datapath.plane import DataPlane
-from colo_ebpf.datapath.sysbpf import program_info
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.bed import Bed
 

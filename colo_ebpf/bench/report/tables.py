@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Targets, applications and lanes of a run as Markdown, for docs/performance.md
+"""Targets, applications and lanes of a run as Markdown, for docs/understand/performance.md
 (`bench/tables.md`)."""
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from colo_ebpf.bench import names
 from colo_ebpf.bench.apps import summary
+from colo_ebpf.bench.report.targets import TARGETS
 from colo_ebpf.bench.results import Results, Row, number
-from colo_ebpf.bench.targets import TARGETS
 from colo_ebpf.errors import BenchError
 
 _LANES = (names.PLAIN, names.QEMU, names.OURS, names.LIMIT)
