@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GUEST = ROOT / "build" / "guest"
+_PROMTOOL = ROOT / "build" / "prometheus" / "usr" / "bin" / "promtool"  # of scripts/setup.sh
 
 
 def _root() -> str:
@@ -39,16 +40,48 @@ def _e2fsprogs() -> str:
     return "" if shutil.which("e2fsck", path=path) else "e2fsck is not installed: e2fsprogs"
 
 
+def _loop() -> str:
+    return "" if Path("/dev/loop-control").exists() else "no /dev/loop-control: modprobe loop"
+
+
 def _nginx() -> str:
     return "" if shutil.which("nginx") else "nginx is not installed"
+
+
+def _nft() -> str:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    return "" if shutil.which("nft", path=path) else "nft is not installed (package nftables)"
 
 
 def _etcd() -> str:
     return "" if shutil.which("etcd") else "etcd is not installed (package etcd-server)"
 
 
+def _debootstrap() -> str:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    return "" if shutil.which("debootstrap", path=path) else "debootstrap is not installed"
+
+
+def _lintian() -> str:
+    return "" if shutil.which("lintian") else "lintian is not installed"
+
+
+def _chromium() -> str:
+    return "" if shutil.which("chromium") else "chromium is not installed: run make guest-apps"
+
+
 def _guest() -> str:
     return "" if (GUEST / "initramfs.gz").exists() else "no guest in build/guest: run make guest"
+
+
+def _guest_boot() -> str:
+    built = (GUEST / "boot.raw").exists() and (GUEST / "boot-uefi.raw").exists()
+    return "" if built else "no disk in build/guest: run make guest-boot"
+
+
+def _guest_link() -> str:
+    built = (GUEST / "link" / "system.cpio").exists()
+    return "" if built else "no system in build/guest/link: run make guest-link"
 
 
 def _guest_apps() -> str:
@@ -60,16 +93,52 @@ def _guest_apps() -> str:
     return "" if built else "no guest in build/guest/apps: run make guest-apps"
 
 
+def promtool_path() -> str:
+    """Prometheus' own tool for metrics and rules; "": there is none."""
+    return shutil.which("promtool") or (str(_PROMTOOL) if _PROMTOOL.exists() else "")
+
+
+def _promtool() -> str:
+    return "" if promtool_path() else "no promtool: run make setup"
+
+
+def _br_netfilter() -> str:
+    there = Path("/proc/sys/net/bridge").exists()
+    return "" if there else "the kernel's bridges ask no packet filter (br_netfilter)"
+
+
+def _mptcp() -> str:
+    there = Path("/proc/sys/net/mptcp/enabled").exists()
+    return "" if there else "the kernel has no multipath TCP (CONFIG_MPTCP)"
+
+
+def _wireguard_go() -> str:
+    if not Path("/dev/net/tun").exists():
+        return "no /dev/net/tun"
+    return "" if shutil.which("wireguard-go") else "wireguard-go is not installed"
+
+
 _PROBES: dict[str, Callable[[], str]] = {
     "root": _root,
     "bpf": _bpf,
+    "wireguard-go": _wireguard_go,
     "qemu": _qemu,
     "guest": _guest,
     "guest-apps": _guest_apps,
+    "guest-boot": _guest_boot,
+    "guest-link": _guest_link,
     "nginx": _nginx,
+    "mptcp": _mptcp,
+    "br-netfilter": _br_netfilter,
     "etcd": _etcd,
+    "nft": _nft,
     "qemu-nbd": _qemu_nbd,
     "e2fsprogs": _e2fsprogs,
+    "loop": _loop,
+    "promtool": _promtool,
+    "debootstrap": _debootstrap,
+    "lintian": _lintian,
+    "chromium": _chromium,
 }
 
 

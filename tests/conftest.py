@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Nothing that the tests made may be left when they end."""
+"""What may run side by side; and nothing that the tests made may be left when they end.
+
+`make test` gives each file to one of two workers (pytest-xdist). Labs have names of their own, so
+that files do not meet.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,39 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests import qemu_choice
+
+_TOGETHER = {  # by directory: they use fixed ports, or share rigs
+    "qemu": "qemu",
+    "bpf": "rigs",
+    "model": "rigs",
+}
+_BEFORE = pytest.StashKey[set[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The QEMU that was asked for; workers inherit it."""
+    program = os.environ.pop(qemu_choice.VARIABLE, "")
+    if not program:
+        return
+    try:
+        directory, path = qemu_choice.put_first(program, os.environ["PATH"])
+    except qemu_choice.ChoiceError as e:
+        raise pytest.UsageError(str(e)) from e
+    config.add_cleanup(directory.cleanup)
+    os.environ["PATH"] = path
+
+
+def pytest_report_header() -> str:
+    """With which QEMU."""
+    try:
+        return qemu_choice.version_of(qemu_choice.NAME)
+    except qemu_choice.ChoiceError:
+        return "no QEMU"
 
 
 def _of_another_run(name: str) -> bool:
@@ -39,18 +74,44 @@ def _all_there_is() -> set[str]:
     return found
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    """Compares namespaces, links, mounts and processes before and after the session.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker is given a file at a time, or all of those that belong together."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    Not with COLO_TESTS_BESIDE: other runs go on beside this one, and labs have fixed names.
-    """
-    before = _leftovers()
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0])
+            return _TOGETHER.get(file.parent.name, str(file))
+
+    return ByFile(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rigs_are_closed() -> Iterator[None]:
+    """They are kept from test to test."""
     yield
     from tests.bpf.hosts import TwoHosts
     from tests.bpf.rig import Rig
 
     TwoHosts.close()
     Rig.close_all()
-    left = set() if "COLO_TESTS_BESIDE" in os.environ else _leftovers() - before
-    assert not left, f"left behind: {sorted(left)}"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """What was there before."""
+    session.config.stash[_BEFORE] = _leftovers()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Compares namespaces, links, mounts and processes before and after; workers have ended.
+
+    Not with COLO_TESTS_BESIDE: other runs go on beside this one, and labs have fixed names.
+    """
+    if hasattr(session.config, "workerinput") or "COLO_TESTS_BESIDE" in os.environ:
+        return
+    left = _leftovers() - session.config.stash[_BEFORE]
+    if left:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nleft behind: {sorted(left)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Everything that `decide` can say, found by asking it; the tables of docs/states.md.
+"""Everything that `decide` can say, found by asking it; the tables of docs/reference/states.md.
 
 `python -m tests.states` writes them. Snapshots are drawn with a fixed seed from the values that
 matter to a decision, so the tables change only when the code does.
@@ -14,24 +14,26 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from colo_ebpf.control import facts, record
-from colo_ebpf.control.decide import decide
-from colo_ebpf.control.epoch import Loaded, Reason
-from colo_ebpf.control.facts import Decision, Failure, FenceFacts, FenceWhen, Snapshot, State, Task
-from colo_ebpf.control.peer import Answer, PeerState
-from colo_ebpf.control.record import Record
+from colo_ebpf.control.checkpoint.primary import Loaded, Reason
+from colo_ebpf.control.decision import actions, record
+from colo_ebpf.control.decision import snapshot as values
+from colo_ebpf.control.decision.actions import Decision, State, Task
+from colo_ebpf.control.decision.decide import decide
+from colo_ebpf.control.decision.record import Record
+from colo_ebpf.control.decision.snapshot import Failure, FenceFacts, FenceWhen, Snapshot
+from colo_ebpf.control.peer.state import Answer, PeerState
 from colo_ebpf.errors import ArbiterError
 from colo_ebpf.model import Endpoints, Mode, Settled, VmHealth, VmRole
+from tests.deadlines import DEADLINES
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "states.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "reference" / "states.md"
 DRAWS = 120_000
 _MS = 1_000_000
 _NOW = 10_000_000 * _MS
 HERE, PEER = "HERE/00000000000000aa", "PEER/00000000000000bb"
 FRESH, OLD = "HERE/00000000000000ff", "HERE/0000000000000001"
 _TO = Endpoints("192.0.2.9", 1, 2)
-_TIMING = facts.Timing()
-_FENCE = facts.Fence("PEER", 5, "REASON")
+_FENCE = actions.Fence("PEER", 5, "REASON")
 
 
 def _records() -> tuple[Record | None, ...]:
@@ -70,8 +72,9 @@ RECORDS = _records()
 class _Draw:
     """One random snapshot; what is usual is drawn more often."""
 
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
+    def __init__(self, rng: random.Random, late: random.Random) -> None:
+        """`late`: for what was added later, so that all else is drawn as before."""
+        self._rng, self._late = rng, late
         self._record = rng.choice(RECORDS)
         self._rare = rng.choice((0.15, 0.03))  # many oddities at once, or hardly any
 
@@ -90,36 +93,46 @@ class _Draw:
         task = self._task()
         return Snapshot(
             now_ns=_NOW,
-            who=facts.Who("v", "HERE", "PEER", "192.0.2.9", starts=not self._seldom()),
-            timing=_TIMING,
+            who=values.Who(
+                "v",
+                "HERE",
+                "PEER",
+                "192.0.2.9",
+                not self._seldom(),
+                self._late.random() < 0.5,
+                compatibility={"NAME": "A"},
+            ),
+            timing=DEADLINES,
             record=r,
             record_since_ns=self._at_ns(),
             confirmed=rng.random() < 0.6,
             pending=self._pending(),
             read_error="ERROR" if self._seldom() else "",
+            arbiter_error="",
             vm=self._vm(task),
             peer=self._peer(task),
-            turns=self._turns(),
+            checkpoints=self._checkpoints(),
             mode=self._mode(task),
             mode_since_ns=self._at_ns(),
             plane_hears=not self._seldom(),
             public=not self._seldom(),
             task=task,
-            done=frozenset(k for k in facts.Step.__args__ if rng.random() < 0.6),
+            done=frozenset(k for k in actions.Step.__args__ if rng.random() < 0.6),
             failure=self._failure(),
             yanked_ns=rng.choice((None, self._at_ns())),
             offsets=rng.choice((0, 0, 12)),
             rest_until_ns=rng.choice((0, 0, 0, _NOW + _MS)),
+            rest_why="REASON",
             last_read_ns=self._at_ns(),
             fresh_vni=9,
             fresh_instance=FRESH,
-            wish=self._wish(),
+            request=self._request(),
             paused=self._seldom(),
             fence=self._fence(),
         )
 
     def _mode(self, task: Task | None) -> Mode:
-        pairs = task is not None and task.kind is facts.TaskKind.PAIR
+        pairs = task is not None and task.kind is actions.TaskKind.PAIR
         return Mode.PAIRING if pairs and self._rng.random() < 0.5 else self._rng.choice(tuple(Mode))
 
     def _pending(self) -> Record | None:
@@ -127,18 +140,18 @@ class _Draw:
 
     def _task(self) -> Task | None:
         rng = self._rng
-        kind = rng.choice(tuple(facts.TaskKind))
-        theirs = FRESH if kind is facts.TaskKind.JOIN else rng.choice(("", PEER))
+        kind = rng.choice(tuple(actions.TaskKind))
+        theirs = FRESH if kind is actions.TaskKind.JOIN else rng.choice(("", PEER))
         return rng.choice((None, Task(kind, 9, theirs)))
 
-    def _vm(self, task: Task | None) -> facts.VmFacts | None:
+    def _vm(self, task: Task | None) -> values.VmFacts | None:
         rng, r = self._rng, self._record
         if self._seldom():
             return None
         named = [one for one in (r.owner, r.other) if one.startswith("HERE/")] if r else []
-        made = [task.instance] if task and task.kind is facts.TaskKind.JOIN else []
+        made = [task.instance] if task and task.kind is actions.TaskKind.JOIN else []
         instance = rng.choice([*(named * 4), *(made * 2), OLD])
-        return facts.VmFacts(
+        return values.VmFacts(
             instance,
             rng.choice(tuple(VmRole)),
             alive=not self._seldom(),
@@ -148,12 +161,16 @@ class _Draw:
             endpoints=_TO,
             colo_exit_ns=rng.choice((None, self._at_ns())),
             off_at_s=rng.choice((0, 1_700_000_000)) if self._seldom() else None,
+            waits_ns=self._late.choice((None,) * 8 + (_NOW, _NOW - 900 * _MS)),
         )
 
-    def _peer(self, task: Task | None) -> facts.PeerFacts:
+    def _peer(self, task: Task | None) -> values.PeerFacts:
         away = self._at_ns() if self._seldom() else None
         state = None if self._seldom() else self._peer_state(task)
-        return facts.PeerFacts(state, self._age_ns(), self._age_ns(), away)
+        bare_ns, unheard_ns = (self._age_ns() if self._seldom() else 0 for _ in ("here", "there"))
+        return values.PeerFacts(
+            state, self._age_ns(), self._age_ns(), away, bare_ns=bare_ns, unheard_ns=unheard_ns
+        )
 
     def _peer_state(self, task: Task | None) -> PeerState:
         rng, r = self._rng, self._record
@@ -171,6 +188,9 @@ class _Draw:
             vni=task.vni if task and not self._seldom() else rng.choice((0, 9)),
             endpoints=rng.choice((None, _TO, _TO)),
             offsets_have=rng.choice((0, 12)),
+            hears=not self._seldom(),
+            compatibility={"NAME": "B"} if self._seldom() else {},
+            last_words="WORDS" if self._seldom() else "",
             leaving=self._seldom(),
             answer=Answer(token, False, "ANSWER") if self._seldom() else None,
         )
@@ -181,11 +201,11 @@ class _Draw:
         states = (State.PRIMARY, State.SECONDARY) if paired else (State.STANDBY, State.JOINING)
         return self._rng.choice(states).value
 
-    def _turns(self) -> facts.TurnFacts:
+    def _checkpoints(self) -> values.CheckpointFacts:
         rng = self._rng
         loaded = rng.choice((None, self._loaded()))
         broken = "REASON" if self._seldom() else ""
-        return facts.TurnFacts(broken, loaded, self._at_ns(), idle=not self._seldom())
+        return values.CheckpointFacts(broken, loaded, self._at_ns(), idle=not self._seldom())
 
     def _loaded(self) -> Loaded:
         armed = not self._seldom()
@@ -197,18 +217,18 @@ class _Draw:
             return None
         step = rng.choice(
             (
-                facts.Swap(record.cold("HERE"), record.cold("HERE")),
-                facts.StartVm(VmRole.PRIMARY, HERE),
-                facts.Synchronise(_TO),
-                facts.EnterColo(_TO),
-                facts.ContinueAlone(),
-                facts.TakeOver(),
-                facts.Yank(),
+                actions.Swap(record.cold("HERE"), record.cold("HERE")),
+                actions.StartVm(VmRole.PRIMARY, HERE),
+                actions.Synchronise(_TO),
+                actions.EnterColo(_TO),
+                actions.ContinueAlone(),
+                actions.TakeOver(),
+                actions.Yank(),
             )
         )
         return Failure(step, "ERROR", self._at_ns())
 
-    def _wish(self) -> facts.Wish | None:
+    def _request(self) -> values.Request | None:
         rng, r = self._rng, self._record
         if rng.random() < 0.6 or r is None:
             return None
@@ -216,7 +236,7 @@ class _Draw:
         winner = rng.choice((HERE, PEER))
         withheld_ns = rng.choice((None, self._at_ns()))
         starts = r.kind is record.Kind.OFF or self._seldom()
-        return facts.Wish(
+        return values.Request(
             "a" * 16,
             self._at_ns(),
             FRESH if starts else winner,
@@ -242,9 +262,9 @@ class _Draw:
 
 def decisions(draws: int = DRAWS) -> Iterator[tuple[Snapshot, Decision]]:
     """What is decided for snapshots drawn at random, the same ones every time."""
-    rng = random.Random(1)
+    rng, late = random.Random(1), random.Random(2)
     for _ in range(draws):
-        snapshot = _Draw(rng).snapshot()
+        snapshot = _Draw(rng, late).snapshot()
         try:
             yield snapshot, decide(snapshot)
         except ArbiterError:
@@ -303,7 +323,7 @@ def rows(found: Table) -> list[str]:
 
 def moves() -> set[tuple[str, str]]:
     """(from, to) of the table of moves in the document."""
-    lines = _between(DOCUMENT.read_text(), "moves").splitlines()
+    lines = between(DOCUMENT.read_text(), "moves").splitlines()
     cells = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in lines[2:]]
     return {(old, new) for old, to in cells for new in re.findall(r"[a-z]+", to)}
 
@@ -323,7 +343,8 @@ def _markers(part: str) -> tuple[str, str]:
     return f"<!-- {part}: begin -->\n", f"<!-- {part}: end -->"
 
 
-def _between(text: str, part: str) -> str:
+def between(text: str, part: str) -> str:
+    """A table of a document."""
     begin, end = _markers(part)
     return text.partition(begin)[2].partition(end)[0]
 

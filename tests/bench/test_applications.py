@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import pytest
 
-from colo_ebpf.bench import part_applications
-from colo_ebpf.bench.apps import names, relay_cost
+from colo_ebpf.bench.apps import names, part_applications, relay_cost
 from colo_ebpf.bench.apps.loads import Lockstep, chosen
+from colo_ebpf.bench.apps.part_applications import without
 from colo_ebpf.bench.apps.pauses import Amounts
-from colo_ebpf.bench.part_applications import without
 from colo_ebpf.bench.results import Recorder, Results
-from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.net import namespaces
 from colo_ebpf.lab import topology
 from tests.capabilities import require
 
@@ -88,5 +87,5 @@ def test_pauses_are_measured_in_both_pairs(found: Results) -> None:
 
 
 def test_nothing_is_left(found: Results) -> None:
-    assert not [name for name in netdev.namespaces() if name.startswith(NAME)]
+    assert not [name for name in namespaces.names() if name.startswith(NAME)]
     assert not topology.directory(NAME).exists()

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from colo_ebpf.bench import part_control, pause
+from colo_ebpf.bench.pair import part_control, pause
 from colo_ebpf.bench.results import Recorder
-from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.net import namespaces
 from colo_ebpf.lab import topology
 from tests.capabilities import require
 
@@ -62,6 +62,6 @@ def test_every_row_is_measured_and_nothing_is_left(monkeypatch: pytest.MonkeyPat
     client = next(c for c in found.curves if c.line == "client: one entry")
     assert any(x < 0 for x, _ in client.points)
     assert any(x > 0 for x, _ in client.points)
-    assert not [name for name in netdev.namespaces() if name.startswith(NAME)]
+    assert not [name for name in namespaces.names() if name.startswith(NAME)]
     assert not topology.directory(NAME).exists()
     assert not topology.directory(f"{NAME}s").exists()

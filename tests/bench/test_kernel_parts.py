@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.bench import grown_hosts, gso, part_alone, part_growth, part_programs
-from colo_ebpf.bench import names_kernel as names
-from colo_ebpf.bench.driver import Driver, segment
+from colo_ebpf.bench.kernel import grown_hosts, gso, names, part_alone, part_growth, part_programs
+from colo_ebpf.bench.kernel.driver import Driver, segment
 from colo_ebpf.bench.results import Recorder, Results
-from colo_ebpf.datapath import loader, netdev
+from colo_ebpf.datapath.bpf import loader
+from colo_ebpf.datapath.net import namespaces
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.bed import Bed
 from tests.capabilities import require
@@ -44,7 +44,7 @@ def _needs_and_leaves_nothing() -> Iterator[None]:
 def _there() -> set[str]:
     """What a run makes and has to remove; its names carry the pid."""
     mine = f"colob{os.getpid()}"
-    found = {name for name in netdev.namespaces() if mine in name}
+    found = {name for name in namespaces.names() if mine in name}
     found |= {
         line for line in Path("/proc/self/mounts").read_text().splitlines() if "colo-bench" in line
     }
@@ -138,4 +138,4 @@ def test_a_frame_that_is_not_compared_is_no_figure() -> None:
                 part_alone.check(bed, names.PVM_FIRST, 0, 32)
             driver.close()
 
-        netdev.in_namespace(bed.host, look)
+        namespaces.run_in(bed.host, look)

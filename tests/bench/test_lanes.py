@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.bench import names, results, wires
-from colo_ebpf.bench.part_lanes import Plan, measure
+from colo_ebpf.bench import names, results
+from colo_ebpf.bench.lanes import wires
+from colo_ebpf.bench.lanes.part_lanes import Plan, measure
+from colo_ebpf.bench.lanes.workload import LIMITED, LOADS, Load
 from colo_ebpf.bench.results import Recorder, Results
 from colo_ebpf.bench.suite import LANES
-from colo_ebpf.bench.workload import LIMITED, LOADS, Load
-from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.net import namespaces
 from tests.capabilities import require
 
 _MANY = names.MANY.format(10_000)
@@ -96,7 +97,7 @@ def test_the_results_can_be_kept(found: Results, tmp_path: Path) -> None:
 
 def test_nothing_is_left(found: Results) -> None:
     ours = wires.prefix()
-    assert [name for name in netdev.namespaces() if name.startswith(ours)] == []
+    assert [name for name in namespaces.names() if name.startswith(ours)] == []
     assert list(Path(tempfile.gettempdir()).glob(f"{ours}*")) == []
     assert ours not in Path("/proc/self/mounts").read_text()
     commands = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)

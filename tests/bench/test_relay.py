@@ -16,7 +16,7 @@ import pytest
 
 from colo_ebpf.bench.apps.clients import Where
 from colo_ebpf.bench.apps.relay import relay
-from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.net import namespaces, netdev
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.topology import GUEST_MTU
 from tests.capabilities import require
@@ -32,14 +32,14 @@ _CHUNK = 1 << 16
 @pytest.fixture(autouse=True)
 def namespace() -> Iterator[None]:
     require("root")
-    netdev.create_namespace(_NAMESPACE)
-    netdev.in_namespace(_NAMESPACE, lambda: netdev.set_up("lo", GUEST_MTU))
+    namespaces.create(_NAMESPACE)
+    namespaces.run_in(_NAMESPACE, lambda: netdev.set_up("lo", GUEST_MTU))
     yield
-    netdev.remove_namespace(_NAMESPACE)
+    namespaces.remove(_NAMESPACE)
 
 
 def _socket() -> socket.socket:
-    made = netdev.in_namespace(_NAMESPACE, socket.socket)
+    made = namespaces.run_in(_NAMESPACE, socket.socket)
     made.settimeout(_PATIENCE_S)
     return made
 

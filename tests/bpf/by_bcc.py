@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from colo_ebpf.datapath import compiler, headers, loader, sysbpf
+from colo_ebpf.datapath.bpf import compiler, kernel_headers, loader, syscalls
 from colo_ebpf.lab.bed import CACHE
 
 SIZES = loader.Sizes(flows=256, hold_slots=1024, dgram_buckets=64)
@@ -29,7 +29,7 @@ def described(programs: dict[str, int]) -> dict[str, Any]:
     found: dict[str, Any] = {"programs": {}, "maps": {}, "types": {}}
     numbers: set[int] = set()
     for name, fd in programs.items():
-        info = sysbpf.program_info(fd)
+        info = syscalls.program_info(fd)
         row = json.loads(_bpftool("-j", "prog", "show", "id", str(info.number)))
         text = _bpftool("prog", "dump", "xlated", "id", str(info.number), "linum")
         found["programs"][name] = {
@@ -53,7 +53,7 @@ def main(name: str) -> None:
     """Its tables are of bcc's making, pinned nowhere."""
     from bcc import BPF
 
-    if tree := headers.find(loader.trees(CACHE)):
+    if tree := kernel_headers.find(loader.trees(CACHE)):
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
     source = loader.read(Path(loader.source_directory() / name), loader.PROGRAMS[name], SIZES)
     bpf = BPF(text=(compiler.PRELUDE + source.text).encode(), cflags=list(source.flags))

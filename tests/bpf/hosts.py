@@ -10,21 +10,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
-from colo_ebpf.datapath import netdev
-from colo_ebpf.datapath.loader import Sizes, frame_bytes, pin_directory
-from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
-from colo_ebpf.datapath.sysbpf import RawMap
-from colo_ebpf.lab.bed import CACHE, VNET_HEADER, empty_maps, open_tap, packet_socket, without_ipv6
+from colo_ebpf.datapath.bpf.loader import Sizes, frame_bytes, pin_directory
+from colo_ebpf.datapath.bpf.syscalls import RawMap
+from colo_ebpf.datapath.net import bridges, namespaces
+from colo_ebpf.datapath.plane import DataPlane
+from colo_ebpf.datapath.spec import PlaneNic, PlaneSpec
+from colo_ebpf.lab.bed import (
+    CACHE,
+    IPV4,
+    VNET_HEADER,
+    Ends,
+    empty_maps,
+    open_tap,
+    packet_socket,
+    take_address,
+    without_ipv6,
+)
 from colo_ebpf.lab.frames import CLIENT_MAC
 from colo_ebpf.model import Mode, Pairing, VmRole
-from tests.netns import enter
+from tests.netns import enter, readable
 
 MTU, NICS = 1500, 2
 _MARK_TYPE = b"\x88\xb6"
@@ -36,9 +47,10 @@ _FRAME_BYTES = 65600
 class Host:
     """One of the two; made by `TwoHosts`."""
 
-    def __init__(self, stack: contextlib.ExitStack, tag: str, number: int) -> None:
+    def __init__(self, stack: contextlib.ExitStack, tag: str, number: int, ends: Ends) -> None:
         self.number, self.namespace = number, f"{tag}{'ab'[number]}"
-        self.address = f"198.51.100.{number + 1}"
+        self.address = (ends.local, ends.peer)[number]
+        self.prefix_length = ends.prefix_length
         self._stack, self._pins = stack, Path()
         self._opened: dict[Path, RawMap] = {}
         self.taps: list[int] = []
@@ -47,10 +59,10 @@ class Host:
 
     def build(self, clients: str) -> None:
         """Devices, programs and sockets, from inside the namespace."""
-        netdev.add_address("link0", self.address, 24)
+        self.take_address(self.address)
         for nic in range(NICS):
-            netdev.create_bridge(f"br{nic}")
-            netdev.join_bridge(f"up{nic}", f"br{nic}")
+            bridges.create(f"br{nic}")
+            bridges.join(f"up{nic}", f"br{nic}")
         bpffs = Path(tempfile.mkdtemp(prefix=f"colo-test-bpf-{os.getpid()}-"))
         subprocess.run(["mount", "-t", "bpf", "bpf", str(bpffs)], check=True)
         self._stack.callback(bpffs.rmdir)
@@ -81,8 +93,12 @@ class Host:
             self._stack.callback(self.marks[-1].close)
         for nic in range(NICS):
             name = f"c{self.number}{nic}"
-            self.clients.append(netdev.in_namespace(clients, lambda n=name: packet_socket(n)))
+            self.clients.append(namespaces.run_in(clients, lambda n=name: packet_socket(n)))
             self._stack.callback(self.clients[-1].close)
+
+    def take_address(self, address: str) -> None:
+        """On the link; from inside the namespace."""
+        take_address("link0", address, self.prefix_length)
 
     async def _attach(self, role: VmRole) -> None:
         await self.plane.prepare()
@@ -101,11 +117,11 @@ class Host:
 
     def take_role(self, role: VmRole) -> None:
         """Attach this side's programs."""
-        netdev.in_namespace(self.namespace, lambda: asyncio.run(self.plane.take_role(role)))
+        namespaces.run_in(self.namespace, lambda: asyncio.run(self.plane.take_role(role)))
 
     def fold_offsets(self) -> list[bytes]:
         """What the last takeover left becomes lasting."""
-        return netdev.in_namespace(self.namespace, lambda: asyncio.run(self.plane.fold_offsets()))
+        return namespaces.run_in(self.namespace, lambda: asyncio.run(self.plane.fold_offsets()))
 
     def forget(self) -> None:
         """A fresh VM is about to start."""
@@ -140,7 +156,7 @@ class Host:
     def vm_gets(self, nic: int) -> list[bytes]:
         """What has reached the VM by now; `TwoHosts.settle` first."""
         out = []
-        while select.select([self.taps[nic]], [], [], 0)[0]:
+        while readable(self.taps[nic]):
             frame = os.read(self.taps[nic], _FRAME_BYTES)[len(VNET_HEADER) :]
             if frame[12:14] != _MARK_TYPE:
                 out.append(frame)
@@ -150,38 +166,37 @@ class Host:
 class TwoHosts:
     """`with TwoHosts() as hosts`: nobody paired, all maps empty."""
 
-    _made: TwoHosts | None = None
+    _made: ClassVar[dict[Ends, TwoHosts]] = {}
 
-    def __new__(cls) -> TwoHosts:
-        """Compiling takes seconds: there is one pair, emptied for each use."""
-        if cls._made is None:
-            cls._made = super().__new__(cls)
-            cls._made._build()
-        return cls._made
+    def __new__(cls, ends: Ends = IPV4) -> TwoHosts:
+        """Compiling takes seconds: there is one pair of each kind, emptied for each use."""
+        if ends not in cls._made:
+            cls._made[ends] = super().__new__(cls)
+            cls._made[ends]._build(ends)
+        return cls._made[ends]
 
     @classmethod
     def close(cls) -> None:
         """Remove everything."""
-        if cls._made is not None:
-            cls._made._stack.close()
-            cls._made = None
+        while cls._made:
+            cls._made.popitem()[1]._stack.close()
 
-    def _build(self) -> None:
+    def _build(self, ends: Ends) -> None:
         self._stack = contextlib.ExitStack()
-        tag = f"colot{os.getpid()}p"
+        tag = f"colot{os.getpid()}p{len(self._made)}"
         clients = f"{tag}c"
-        self.hosts = [Host(self._stack, tag, number) for number in range(2)]
+        self.hosts = [Host(self._stack, tag, number, ends) for number in range(2)]
         for name in (clients, *(host.namespace for host in self.hosts)):
-            netdev.create_namespace(name)
-            self._stack.callback(netdev.remove_namespace, name)
-            netdev.in_namespace(name, without_ipv6)
+            namespaces.create(name)
+            self._stack.callback(namespaces.remove, name)
+            namespaces.run_in(name, without_ipv6)
         names = [host.namespace for host in self.hosts]
-        netdev.create_veth("link0", "link0", *names, MTU + 100)
+        namespaces.create_veth("link0", "link0", *names, MTU + 100)
         for host in self.hosts:
             for nic in range(NICS):
                 ends = (f"up{nic}", f"c{host.number}{nic}")
-                netdev.create_veth(*ends, host.namespace, clients, MTU)
-            netdev.in_namespace(host.namespace, lambda h=host: h.build(clients))
+                namespaces.create_veth(*ends, host.namespace, clients, MTU)
+            namespaces.run_in(host.namespace, lambda h=host: h.build(clients))
 
     def __enter__(self) -> TwoHosts:
         self._cpus = os.sched_getaffinity(0)
@@ -217,7 +232,7 @@ class TwoHosts:
         host.marks[nic].send(mark)
         client, out = host.clients[nic], []
         while True:
-            assert select.select([client], [], [], _WAIT_S)[0], "the mark did not arrive"
+            assert readable(client, _WAIT_S), "the mark did not arrive"
             frame = client.recv(_FRAME_BYTES)
             if frame == mark:
                 return out

@@ -11,43 +11,49 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import select
 import socket
 import struct
 import time
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
-from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from colo_ebpf.bench.gso import GsoBed
-from colo_ebpf.datapath import abi, netdev
-from colo_ebpf.datapath.abi import LiveWord
-from colo_ebpf.datapath.inspect import held_slots
-from colo_ebpf.datapath.loader import Sizes, frame_bytes
-from colo_ebpf.datapath.netdev import Offload
-from colo_ebpf.datapath.ring import Ring
-from colo_ebpf.datapath.sysbpf import RawMap, Runner, TestRun, test_run
+from colo_ebpf.bench.kernel.gso import GsoBed
+from colo_ebpf.datapath.bpf import abi
+from colo_ebpf.datapath.bpf.abi import LiveWord
+from colo_ebpf.datapath.bpf.loader import Sizes, frame_bytes
+from colo_ebpf.datapath.bpf.ringbuf import Ring
+from colo_ebpf.datapath.bpf.syscalls import RawMap, Runner, TestRun, test_run
+from colo_ebpf.datapath.maps.dump import held_slots
+from colo_ebpf.datapath.net import namespaces, netdev
+from colo_ebpf.datapath.net.netdev import Offload
 from colo_ebpf.lab.bed import (
-    BEACON,
     CLIENT_END,
+    IPV4,
+    PEER_END,
+    PORT,
     UPLINK,
     VNET_HEADER,
     VNI,
     Bed,
+    Ends,
     packet_socket,
+    take_address,
+    tunnel_socket,
     tunnelled,
 )
-from colo_ebpf.lab.checksum import checksum
-from colo_ebpf.lab.frames import CLIENT, CLIENT_MAC, VM, VM_MAC
+from colo_ebpf.lab.frames import CLIENT_MAC, VM_MAC
 from colo_ebpf.model import Mode, PlaneEventKind, VmRole
-from tests.netns import enter
+from tests.bpf.frames import offloaded, request, segment
+from tests.netns import enter, readable
 
 _WAIT_S = 2.0
+_LARGEST = 65536 + 64  # bytes of a frame with what is before it
 _BACKLOGS = 4
-_SOL_PACKET, _PACKET_AUXDATA, _VLAN_VALID = 263, 8, 16
+_SOL_PACKET, _PACKET_AUXDATA, _PACKET_VNET_HDR, _VLAN_VALID = 263, 8, 15, 16
 
 
 class Rig:
@@ -57,7 +63,8 @@ class Rig:
     maps. `close_all` ends them.
     """
 
-    _pool: ClassVar[dict[tuple[VmRole, int, int, int, bool], Rig]] = {}
+    _made: ClassVar[Iterator[int]] = itertools.count()
+    _pool: ClassVar[dict[tuple[VmRole, int, int, int, bool, Ends], Rig]] = {}
 
     def __new__(
         cls,
@@ -66,13 +73,15 @@ class Rig:
         mtu: int = 1500,
         flows: int = 256,
         large: bool = False,
+        *,
+        ends: Ends = IPV4,
     ) -> Rig:
         """`large`: frames of the SVM arrive as large as its NIC took them (GSO)."""
-        kind = (role, slots, mtu, flows, large)
+        kind = (role, slots, mtu, flows, large, ends)
         if kind not in cls._pool:
             cls._pool[kind] = super().__new__(cls)
             sizes = Sizes(flows, slots, 64, frame_bytes(mtu))
-            cls._pool[kind]._build(role, mtu, sizes, GsoBed if large else Bed)
+            cls._pool[kind]._build(role, mtu, sizes, GsoBed if large else Bed, ends)
         return cls._pool[kind]
 
     @classmethod
@@ -100,15 +109,16 @@ class Rig:
                 del Rig._pool[kind]
         self._stack.close()
 
-    def _build(self, role: VmRole, mtu: int, sizes: Sizes, kind: type[Bed]) -> None:
+    def _build(self, role: VmRole, mtu: int, sizes: Sizes, kind: type[Bed], ends: Ends) -> None:
         self._stack = contextlib.ExitStack()
-        tag = f"colot{os.getpid()}x{len(self._pool)}"
-        bed = self._bed = self._stack.enter_context(kind(tag, sizes, role=role, mtu=mtu, nics=2))
+        tag = f"colot{os.getpid()}x{next(self._made)}"
+        bed = kind(tag, sizes, role=role, mtu=mtu, nics=2, ends=ends)
+        self._bed = self._stack.enter_context(bed)
         self.plane, self.peer, self._pins = bed.plane, bed.peer, bed.pins
         self.tap, self.tap1 = bed.taps
-        self.client = netdev.in_namespace(bed.client_side, lambda: packet_socket(CLIENT_END))
+        self.client = namespaces.run_in(bed.client_side, lambda: packet_socket(CLIENT_END))
         self._stack.callback(self.client.close)
-        netdev.in_namespace(bed.host, self._open)
+        namespaces.run_in(bed.host, self._open)
 
     def _open(self) -> None:
         self._events: list[str] = []
@@ -128,9 +138,9 @@ class Rig:
         self.await_line()
         self._bed.empty()
         # a test may have been ahead of the clock
-        self.plane._age_due_ns = self.plane._reap_due_ns = 0
+        self.plane.sweep._age_due_ns = self.plane.sweep._due_ns = 0
         for wire in (self.client, self.peer, self.tap):
-            while select.select([wire], [], [], 0)[0]:
+            while readable(wire):
                 os.read(wire if isinstance(wire, int) else wire.fileno(), 65536)
 
     # -- state --
@@ -239,6 +249,16 @@ class Rig:
         """A frame arrives over the link."""
         self._bed.from_peer_raw(frame, tag, vni, nic)
 
+    def from_elsewhere(self, ends: Ends, frame: Packet, tag: int) -> None:
+        """A frame arrives over the link from another address, which the peer's host takes."""
+
+        def send() -> None:
+            take_address(PEER_END, ends.peer, ends.prefix_length)
+            with tunnel_socket(ends.peer) as other:
+                other.sendto(tunnelled(bytes(frame), tag), (ends.local, PORT))
+
+        namespaces.run_in(self._bed.peer_side, send)
+
     def from_peer_in_pages(self, frame: Packet, head_bytes: int) -> None:
         """A frame arrives over the link of which only so many bytes lie in the skb's head."""
         packet = tunnelled(bytes(frame), 1)
@@ -260,6 +280,14 @@ class Rig:
         """A client sends; the bridge is not asked where to. A dropped frame counts as sent."""
         with contextlib.suppress(OSError):
             self._out["tap0"].send(frame)
+
+    def to_first_nic_vnet(self, frame: bytes) -> None:
+        """The same, with a virtio header, as long as it is."""
+        self._out["tap0"].setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+        try:
+            self.to_first_nic(frame)
+        finally:
+            self._out["tap0"].setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 0)
 
     def to_second_nic(self, frame: Packet) -> None:
         """A client of the VM's other NIC sends; the bridge is not asked where to."""
@@ -317,7 +345,7 @@ class Rig:
         self._kept += self.to_client_raw()
 
     def _next_to_client(self) -> bytes:
-        ready = select.select([self.client], [], [], _WAIT_S)[0]
+        ready = readable(self.client, _WAIT_S)
         assert ready, "the mark behind the frames did not arrive"
         return _receive(self.client)
 
@@ -325,8 +353,8 @@ class Rig:
         """(tag, frame) that went over the link and is there now."""
         out = []
         self._settled()
-        while select.select([self.peer], [], [], 0)[0]:
-            data = self.peer.recv(4096)
+        while readable(self.peer):
+            data = self.peer.recv(_LARGEST)
             out.append((struct.unpack("!H", data[2:4])[0], Ether(data[8:])))
         return out
 
@@ -334,8 +362,8 @@ class Rig:
         """The VXLAN ids of what went over the link and is there now."""
         out = []
         self._settled()
-        while select.select([self.peer], [], [], 0)[0]:
-            out.append(struct.unpack("!I", self.peer.recv(4096)[4:8])[0] >> 8)
+        while readable(self.peer):
+            out.append(struct.unpack("!I", self.peer.recv(_LARGEST)[4:8])[0] >> 8)
         return out
 
     @staticmethod
@@ -347,8 +375,8 @@ class Rig:
         """What reached the VM's tap and is there now."""
         out = []
         self._settled()
-        while select.select([self.tap], [], [], 0)[0]:
-            out.append(Ether(os.read(self.tap, 4096)[len(VNET_HEADER) :]))
+        while readable(self.tap):
+            out.append(Ether(os.read(self.tap, _LARGEST)[len(VNET_HEADER) :]))
         return [frame for frame in out if frame.src == CLIENT_MAC]
 
     def _mark_to_client(self) -> bytes:
@@ -369,104 +397,17 @@ def _receive(s: socket.socket) -> bytes:
     return frame
 
 
-def stream(count: int) -> bytes:
-    """Bytes of a VM's stream that are nowhere the same for long."""
-    return bytes((i * 31 + i // 256) % 256 for i in range(count))
-
-
-def offloaded(frame: Packet, segment_bytes: int) -> bytes:
-    """The frame with its virtio header.
-
-    As Linux does: the checksum field has the sum of the pseudo-header (virtio 1.2, 5.1.6).
-    """
-    raw = bytearray(bytes(frame))
-    l3 = 14 if frame.type in (0x0800, 0x86DD) else 18
-    six = raw[l3] >> 4 == 6
-    l4 = l3 + (40 if six else (raw[l3] & 15) * 4)
-    protocol = raw[l3 + (6 if six else 9)]
-    at = 16 if protocol == 6 else 6
-    ends = raw[l3 + 8 : l3 + 40] if six else raw[l3 + 12 : l3 + 20]
-    pseudo = bytes(ends) + struct.pack("!HBB", len(raw) - l4, 0, protocol)
-    struct.pack_into("!H", raw, l4 + at, ~checksum(pseudo) & 0xFFFF)
-    kind = (4 if six else 1) if segment_bytes else 0
-    head = l4 + (raw[l4 + 12] >> 4) * 4 if protocol == 6 else l4 + 8
-    return struct.pack("=BBHHHH", 1, kind, head, segment_bytes, l4, at) + bytes(raw)
-
-
-def payload(frames: Iterable[Packet]) -> bytes:
-    """What TCP segments carry, one behind the other."""
-    return b"".join(bytes(frame[TCP].payload) for frame in frames)
-
-
-def sums_are_right(frame: Packet) -> bool:
-    """Every checksum of the frame is the one scapy makes."""
-    again = frame.copy()
-    for layer in (IP, TCP, UDP, ICMP):
-        if layer in again:
-            del again[layer].chksum
-    return bytes(Ether(bytes(again))) == bytes(frame)
-
-
 def _context(mark: int = 0) -> bytes:
     """struct __sk_buff of a frame on the first tap."""
     return struct.pack("=11I", 0, 0, mark, 0, 0, 0, 0, 0, 0, 0, netdev.index_of("tap0"))
 
 
-def beacon() -> Packet:
-    """The peer plane's sign of life."""
-    return Ether(BEACON)
-
-
-def farewell() -> Packet:
-    """The peer plane's last word."""
-    return Ether(src=VM_MAC, dst="ff:ff:ff:ff:ff:ff", type=0x88B6) / bytes(50)
-
-
-def segment(
-    seq: int,
-    data: bytes = b"",
-    ack: int = 0,
-    flags: str = "A",
-    window: int = 1000,
-    **options: object,
-) -> Packet:
-    """A TCP segment of the VM."""
-    return (
-        Ether(src=VM_MAC, dst=CLIENT_MAC)
-        / IP(src=VM, dst=CLIENT)
-        / TCP(sport=80, dport=4711, seq=seq % 2**32, ack=ack, flags=flags, window=window, **options)
-        / data
-    )
-
-
-def request(
-    seq: int, data: bytes = b"", ack: int = 0, flags: str = "A", **options: object
-) -> Packet:
-    """A TCP segment of the client."""
-    return (
-        Ether(src=CLIENT_MAC, dst=VM_MAC)
-        / IP(src=CLIENT, dst=VM)
-        / TCP(sport=4711, dport=80, seq=seq, ack=ack, flags=flags, **options)
-        / data
-    )
-
-
-def datagram(data: bytes, ident: int = 1) -> Packet:
-    """A UDP datagram of the VM."""
-    return (
-        Ether(src=VM_MAC, dst=CLIENT_MAC)
-        / IP(src=VM, dst=CLIENT, id=ident)
-        / UDP(sport=7, dport=4712)
-        / data
-    )
-
-
 @contextlib.contextmanager
 def established(
-    epoch: int = 1, isn: int = 1000, client: int = 5000, slots: int = 1024
+    epoch: int = 1, isn: int = 1000, client: int = 5000, slots: int = 1024, ends: Ends = IPV4
 ) -> Iterator[Rig]:
     """A rig with one connection verified by both VMs: next is isn + 1, floor client + 1."""
-    with Rig(slots=slots) as rig:
+    with Rig(slots=slots, ends=ends) as rig:
         rig.pair(epoch)
         rig.from_client(request(client, flags="S"))
         rig.from_vm(segment(isn, ack=client + 1, flags="SA", options=[("WScale", 2)]))

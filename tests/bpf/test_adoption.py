@@ -14,22 +14,25 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.datapath import loader, sysbpf
+from colo_ebpf.datapath.bpf import loader, syscalls
+from colo_ebpf.datapath.net.hooks import Hook
 from colo_ebpf.datapath.plane import DataPlane
 from colo_ebpf.model import VmRole
-from tests.bpf.rig import Rig, established, payload, segment
+from tests.bpf.attached import numbers
+from tests.bpf.frames import payload, segment
+from tests.bpf.rig import Rig, established
 
 _FLOWS = 512  # a rig of its own: its pins do not outlive these tests
 _START = """
 import json, pickle, sys
 from pathlib import Path
-from colo_ebpf.datapath import compiler, headers, sysbpf
+from colo_ebpf.datapath.bpf import compiler, kernel_headers, syscalls
 from colo_ebpf.datapath.plane import DataPlane
 def none(*_): raise SystemExit("the headers are looked for")
-headers.find = none
+kernel_headers.find = none
 plane = DataPlane.open(pickle.loads(sys.stdin.buffer.read()))
 assert "bcc" not in sys.modules
-found = {name: sysbpf.program_info(fd).number for name, fd in plane.programs.items()}
+found = {name: syscalls.program_info(fd).number for name, fd in plane.programs.items()}
 print(json.dumps([compiler.version(), found]))
 """
 
@@ -44,7 +47,7 @@ def rig() -> Iterator[Rig]:
 
 
 def _numbers(plane: DataPlane) -> dict[str, int]:
-    return {name: sysbpf.program_info(fd).number for name, fd in plane.programs.items()}
+    return {name: syscalls.program_info(fd).number for name, fd in plane.programs.items()}
 
 
 def _again(rig: Rig) -> DataPlane:
@@ -56,17 +59,11 @@ def _again(rig: Rig) -> DataPlane:
 
 def _attached(rig: Rig) -> dict[str, int]:
     """Numbers of the programs on the VM's first tap."""
-    found = {}
-    for hook in ("ingress", "egress"):
-        command = ["tc", "-j", "filter", "show", "dev", "tap0", hook]
-        rows = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-        for options in (row["options"] for row in rows if "options" in row):
-            found[options["bpf_name"]] = options["prog"]["id"]
-    return found
+    return {name: number for hook in Hook for name, number in numbers("tap0", hook).items()}
 
 
 def _sets(rig: Rig) -> list[Path]:
-    return sorted(path for path in rig._pins.iterdir() if path.is_dir())
+    return sorted(path for path in rig._pins.glob("*code*"))
 
 
 def test_a_start_beside_a_vm_makes_no_programs(rig: Rig) -> None:
@@ -151,8 +148,8 @@ def _of_another_user(_pins: Path, code: Path) -> None:
 
 
 def _the_stages_are_empty(_pins: Path, code: Path) -> None:
-    fd = sysbpf.obj_get(str(code / "colo_stages"))
-    sysbpf.RawMap(fd).delete(b"\0" * 4)
+    fd = syscalls.obj_get(str(code / "colo_stages"))
+    syscalls.RawMap(fd).delete(b"\0" * 4)
     os.close(fd)
 
 
@@ -187,7 +184,7 @@ def test_without_a_vm_nothing_of_other_sets_is_left(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _of_other_flags(monkeypatch)
-    monkeypatch.setattr("colo_ebpf.datapath.netdev.in_use", lambda _: False)
+    monkeypatch.setattr("colo_ebpf.datapath.net.tuntap.in_use", lambda _: False)
     (old,) = _sets(rig)
     _again(rig)
     (new,) = _sets(rig)

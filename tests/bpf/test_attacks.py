@@ -13,19 +13,10 @@ import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 
+from colo_ebpf.lab.frames import CLIENT, VM
 from colo_ebpf.model import Mode, Phase
-from tests.bpf.rig import (
-    CLIENT,
-    CLIENT_MAC,
-    VM,
-    VM_MAC,
-    Rig,
-    beacon,
-    datagram,
-    established,
-    request,
-    segment,
-)
+from tests.bpf.frames import beacon, datagram, request, segment
+from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig, established
 
 SKEW = 70000
 
@@ -395,7 +386,7 @@ def test_e1_clocks_and_the_order_of_options_are_each_vms_own() -> None:
 
 
 def test_e4_a_carrier_that_fails_is_counted_and_its_frame_stays() -> None:
-    from colo_ebpf.datapath import netdev
+    from colo_ebpf.datapath.net import netdev
 
     with established() as rig:
         rig.from_vm(segment(1001, b"x", ack=5001))

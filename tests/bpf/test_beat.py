@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.datapath import abi
-from colo_ebpf.datapath.abi import LiveWord
+from colo_ebpf.datapath.bpf import abi
+from colo_ebpf.datapath.bpf.abi import LiveWord
 from colo_ebpf.model import Mode, Phase, VmRole
 from tests.bpf.rig import Rig
 from tests.capabilities import require
@@ -52,14 +52,24 @@ def _begin(rig: Rig) -> None:
     rig.plane._set_live(LiveWord.BEAT_UNTIL_NS, boot_ns() + _LONG_NS)
 
 
-@pytest.fixture(params=[VmRole.PRIMARY, VmRole.SECONDARY])
-def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+def _beating(role: VmRole, mtu: int = 1500) -> Iterator[Rig]:
     require("root", "bpf")
-    with Rig(request.param) as rig:
-        rig.pair(7, Mode.PRIMARY if request.param is VmRole.PRIMARY else Mode.SECONDARY)
+    with Rig(role, mtu=mtu) as rig:
+        rig.pair(7, Mode.PRIMARY if role is VmRole.PRIMARY else Mode.SECONDARY)
         yield rig
         rig.plane._set_live(LiveWord.BEAT_UNTIL_NS, 0)
         _until(lambda: not _queue()["qlen"], "a beacon stays in the line")
+
+
+@pytest.fixture(params=[VmRole.PRIMARY, VmRole.SECONDARY])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    yield from _beating(request.param)
+
+
+@pytest.fixture(params=[3700, 9000])
+def jumbo(request: pytest.FixtureRequest) -> Iterator[tuple[Rig, int]]:
+    for rig in _beating(VmRole.PRIMARY, request.param):
+        yield rig, request.param
 
 
 def test_once_begun_it_goes_on(rig: Rig) -> None:
@@ -78,6 +88,16 @@ def test_it_beats_once_in_a_heartbeat(rig: Rig) -> None:
     before = time.monotonic()
     _rounds(rig, 5)
     assert time.monotonic() - before > 4 * _HEARTBEAT_S * 0.99
+
+
+def test_a_jumbo_beacon_is_as_large_as_the_link_has_to_carry(jumbo: tuple[Rig, int]) -> None:
+    """BPF_PROG_TEST_RUN takes a page at most; the first one and those that go round are larger."""
+    rig, mtu = jumbo
+    _begin(rig)
+    _rounds(rig, 3)
+    heard = rig.to_peer()
+    assert {len(frame) for _, frame in heard} == {mtu + 14}
+    assert {bytes(frame)[18:] for _, frame in heard} == {bytes(mtu - 4)}, "nothing of the kernel's"
 
 
 def test_the_daemon_does_not_begin_what_goes_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,14 +126,17 @@ def test_the_daemon_says_how_long_it_goes_on(rig: Rig) -> None:
     assert rig.plane._live(LiveWord.BEAT_UNTIL_NS) == now_ns + 5 * 30_000_000
 
 
-@pytest.mark.parametrize("how", ["solo", "unpaired"])
-def test_who_has_no_pair_any_more_does_not_go_on(rig: Rig, how: str) -> None:
+def test_who_serves_alone_and_offers_a_pair_is_heard(rig: Rig) -> None:
+    """Before anything is copied each side is to know that the other hears it."""
+    rig.plane.set_mode(Mode.SOLO)
+    _begin(rig)
+    _rounds(rig, 3)
+
+
+def test_who_has_no_pair_any_more_does_not_go_on(rig: Rig) -> None:
     _begin(rig)
     _rounds(rig, 1)
-    if how == "solo":
-        rig.plane.set_mode(Mode.SOLO)
-    else:
-        rig.plane.set_pairing(None)
+    rig.plane.set_pairing(None)
     _until(lambda: rig.count("beacon", "drop", "no-pair") > 0, "it goes on")
     assert not _queue()["qlen"]
 

@@ -10,9 +10,10 @@ import pcapng
 import pytest
 from pcapng.blocks import EnhancedPacket
 
-from colo_ebpf.datapath import capture
+from colo_ebpf.datapath.maps import pcap
 from colo_ebpf.errors import DatapathError
-from tests.bpf.rig import datagram, established, segment
+from tests.bpf.frames import datagram, segment
+from tests.bpf.rig import established
 
 
 def _packets(raw: bytes) -> list[EnhancedPacket]:
@@ -26,9 +27,9 @@ def test_held_frames_with_their_reasons() -> None:
         rig.from_vm(sent)
         rig.from_vm(datagram(b"waits"))
         rig.from_peer(segment(1001, b"you are #2", ack=5001), 1)
-        store, out = capture.HoldStore(rig._pins), io.BytesIO()
-        writer = capture.Writer(out, "t")
-        for frame in capture.follow(store, 0):
+        store, out = pcap.HoldStore(rig._pins), io.BytesIO()
+        writer = pcap.Writer(out, "t")
+        for frame in pcap.follow(store, 0):
             writer.write(frame)
         store.close()
         stream, other = _packets(out.getvalue())
@@ -46,11 +47,11 @@ def test_held_frames_with_their_reasons() -> None:
 def test_a_frame_is_written_once_however_often_it_is_seen() -> None:
     with established() as rig:
         rig.from_vm(datagram(b"one"))
-        store = capture.HoldStore(rig._pins)
-        assert len(list(capture.follow(store, 0.05))) == 1
+        store = pcap.HoldStore(rig._pins)
+        assert len(list(pcap.follow(store, 0.05))) == 1
         store.close()
 
 
 def test_a_vm_without_maps_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatapathError, match="colo_hold"):
-        capture.HoldStore(tmp_path)
+        pcap.HoldStore(tmp_path)

@@ -12,20 +12,11 @@ from scapy.layers.inet import TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.datapath.abi import LiveWord, Slot, SlotState
-from colo_ebpf.datapath.inspect import held_slots
+from colo_ebpf.datapath.bpf.abi import LiveWord, Slot, SlotState
+from colo_ebpf.datapath.maps.dump import held_slots
 from colo_ebpf.model import Mode, Phase
-from tests.bpf.rig import (
-    CLIENT_MAC,
-    VM_MAC,
-    Rig,
-    datagram,
-    established,
-    payload,
-    request,
-    segment,
-    sums_are_right,
-)
+from tests.bpf.frames import datagram, payload, request, segment, sums_are_right
+from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig, established
 
 
 def test_svm_first_the_pvm_frame_passes() -> None:
@@ -143,15 +134,15 @@ def test_turning_releases_no_ack_no_datagram_and_no_arp() -> None:
 
 def test_turning_moves_nothing_of_a_flow() -> None:
     """The SVM may have been loaded already: what it says now is not of the epoch it names."""
-    from colo_ebpf.datapath import inspect
+    from colo_ebpf.datapath.maps import dump
 
     with established() as rig:
-        (before,) = inspect.flows(rig._pins)
+        (before,) = dump.flows(rig._pins)
         for epoch in (1, 2):
             rig.plane.set_turn(epoch, Phase.TURNING)
             rig.from_peer(segment(1001, b"early", ack=5400), epoch)
             assert rig.count("cmp-svm", "drop", "turning") == epoch
-        (after,) = inspect.flows(rig._pins)
+        (after,) = dump.flows(rig._pins)
         for name in ("epoch", "svm_next", "verified", "anchor", "floor"):
             assert after[name] == before[name], name
 
@@ -451,14 +442,14 @@ def test_many_held_frames_leave_in_order() -> None:
 
 
 def test_flows_and_held_frames_can_be_looked_at_without_a_daemon() -> None:
-    from colo_ebpf.datapath import inspect
+    from colo_ebpf.datapath.maps import dump
 
     with established() as rig:
         rig.from_vm(segment(1001, b"hello", ack=5001))
-        (flow,) = inspect.flows(rig._pins)
+        (flow,) = dump.flows(rig._pins)
         assert flow["flow"] == "tcp 192.0.2.10:80 > 192.0.2.1:4711"
         assert (flow["pvm_next"], flow["svm_next"], flow["verified"]) == (1006, 1001, 1001)
         assert (flow["floor"], flow["held"], flow["flags"]) == (5001, 1, ["anchored"])
-        (frame,) = inspect.held(rig._pins)
+        (frame,) = dump.held(rig._pins)
         assert (frame["kind"], frame["end"], frame["epoch"]) == ("stream", 1006, 1)
         assert frame["age_ms"] >= 0

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from scapy.layers.l2 import ARP, Ether
 
+from colo_ebpf.lab.bed import IPV4, IPV6
 from colo_ebpf.model import Mode, Phase
 from tests.bpf.hosts import Host, TwoHosts
 from tests.bpf.rig import CLIENT_MAC, VM_MAC
@@ -20,10 +21,10 @@ from tests.capabilities import require
 _ARP = bytes(Ether(src=VM_MAC, dst=CLIENT_MAC) / ARP(op=2, psrc="192.0.2.1", pdst="192.0.2.2"))
 
 
-@pytest.fixture
-def two() -> Iterator[TwoHosts]:
+@pytest.fixture(params=[IPV4, IPV6], ids=["ipv4", "ipv6"])
+def two(request: pytest.FixtureRequest) -> Iterator[TwoHosts]:
     require("root", "bpf")
-    with TwoHosts() as hosts:
+    with TwoHosts(request.param) as hosts:
         yield hosts
 
 

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.datapath import abi, generations, tc
-from colo_ebpf.datapath.loader import pin_directory
+from colo_ebpf.datapath import upgrade
+from colo_ebpf.datapath.bpf import abi
+from colo_ebpf.datapath.bpf.loader import pin_directory
+from colo_ebpf.datapath.net import netdev
 from colo_ebpf.datapath.plane import DataPlane
 from colo_ebpf.errors import LoadError
 from colo_ebpf.model import Mode
+from tests.bpf.attached import attached
 from tests.bpf.rig import Rig
 from tests.capabilities import require
 
@@ -38,7 +41,7 @@ def version(request: pytest.FixtureRequest) -> int:
 
 
 def _filters() -> list[dict[str, list[str]]]:
-    return [tc.attached(device) for device in ("tap0", "tap1", "vx0")]
+    return [attached(device) for device in ("tap0", "tap1", "vx0")]
 
 
 def test_a_vm_on_a_plane_of_another_version_is_left_alone(
@@ -66,9 +69,10 @@ def test_without_a_vm_it_is_cleared_away_and_the_new_one_loaded(
         for tap in (rig.tap, rig.tap1):
             os.dup2(null.fileno(), tap)  # its VM is gone
     plane = DataPlane.open(spec)
-    assert _filters() == [{}, {}, {}]
+    assert [attached(tap) for tap in ("tap0", "tap1")] == [{}, {}]
+    assert not netdev.exists("vx0"), "it may lack what the new one wants of it"
     assert not old.exists()
-    assert generations.others(spec.bpffs, spec.vm) == []
+    assert upgrade.others(spec.bpffs, spec.vm) == []
     assert (plane.turn().epoch, plane.mode()) == (0, Mode.WITHHOLD)
     plane.close()
     shutil.rmtree(pin_directory(spec.bpffs, spec.vm))
@@ -76,5 +80,5 @@ def test_without_a_vm_it_is_cleared_away_and_the_new_one_loaded(
 
 def test_other_vms_are_no_concern(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(abi, "ABI_VERSION", abi.ABI_VERSION + 1)
-    assert generations.others(rig.plane._spec.bpffs, "t") == [rig._pins]
-    assert generations.others(rig.plane._spec.bpffs, "u") == []
+    assert upgrade.others(rig.plane._spec.bpffs, "t") == [rig._pins]
+    assert upgrade.others(rig.plane._spec.bpffs, "u") == []

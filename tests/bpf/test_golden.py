@@ -20,18 +20,22 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Padding
 
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.datapath import abi, netdev
-from colo_ebpf.datapath.abi import Reason
-from colo_ebpf.datapath.plane import AGE_REST_NS
-from colo_ebpf.datapath.sysbpf import RawMap
+from colo_ebpf.datapath import sweep
+from colo_ebpf.datapath.bpf import abi
+from colo_ebpf.datapath.bpf.abi import Reason
+from colo_ebpf.datapath.bpf.syscalls import RawMap
+from colo_ebpf.datapath.net import netdev
 from colo_ebpf.model import Mode, Phase, VmRole
-from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig, beacon, datagram, farewell, request, segment
+from tests.bpf.frames import beacon, datagram, farewell, request, segment
+from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig
 
 PASS, DROP, LINK = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
+CARRIER = 0xC0100100  # COLO_MARK_CARRIER, of the first NIC
 HELLO = segment(1001, b"hello", ack=5001)
 HALF = segment(1001, b"hell")
 HELLO_AND_MORE = segment(1001, b"hello, world", ack=5001)
 _ARP = Ether(src=VM_MAC, dst=CLIENT_MAC) / ARP(op=2, psrc="192.0.2.10")
+OWN_TYPE = Ether(src=VM_MAC, dst=CLIENT_MAC, type=abi.BEACON_ETHERTYPE) / bytes(50)
 Act = Callable[[Rig], None]
 
 
@@ -78,6 +82,11 @@ def mode(wanted: Mode) -> Act:
 def gone(rig: Rig) -> None:
     """The client has reset the connection."""
     rig.to_first_nic(bytes(request(5001, flags="R")))
+
+
+def another_mac(rig: Rig) -> None:
+    """The guest is to speak with another address than it does."""
+    rig.map("colo_macs").set(bytes(4), bytes.fromhex("525400123457").ljust(8, b"\0"))
 
 
 def unpaired(rig: Rig) -> None:
@@ -188,7 +197,7 @@ def aged(rig: Rig) -> None:
     flags = rig.flow().flags | abi.FlowFlag.RESET
     rig.change_flows(flags=flags, seen_ns=boot_ns() - 120_000_000_000)
     for run in range(2):
-        rig.plane.reap(boot_ns() + run * AGE_REST_NS)
+        rig.plane.reap(boot_ns() + run * sweep.REST_NS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,8 +434,30 @@ TABLE = [
         held=0,
     ),
     Row(R.ENDED, "age", "drop", P, after(connected, aged), None),
+    Row(R.RUN, "age", "drop", P, after(connected, aged), None),
+    Row(R.RUN, "flush", "drop", P, after(connected, vm(HELLO), flushed), None),
+    Row(R.LINK_SILENT, "flush", "drop", P, after(connected, vm(HELLO), silent, flushed), None),
+    Row(
+        R.WITHHELD,
+        "flush",
+        "drop",
+        P,
+        after(connected, vm(HELLO), mode(Mode.WITHHOLD), flushed),
+        None,
+    ),
+    Row(R.CARRIED, "park", "carry", P, connected, HELLO, mark=CARRIER),
+    Row(R.TURNING, "park", "drop", P, after(connected, turn(1)), HELLO, mark=CARRIER),
+    Row(R.LINK_SILENT, "park", "drop", P, after(connected, silent), HELLO, mark=CARRIER),
+    Row(R.WITHHELD, "park", "drop", P, after(connected, mode(Mode.WITHHOLD)), HELLO, mark=CARRIER),
+    Row(R.SOLO, "park", "drop", P, after(connected, mode(Mode.SOLO)), HELLO, mark=CARRIER),
+    Row(R.MALFORMED, "park", "drop", P, connected, _ARP, mark=CARRIER),
     Row(R.CLIENT_GONE, "mir-cli", "drop", P, after(connected, vm(HELLO), gone), None),
     Row(R.CLIENT_GONE, "cmp-pvm", "drop", P, after(connected, gone), HELLO, held=0),
+    Row(R.POSES, "mir-cli", "drop", P, nothing, OWN_TYPE),
+    Row(R.POSES, "cmp-pvm", "drop", P, nothing, OWN_TYPE),
+    Row(R.POSES, "mir-svm", "drop", Mode.SECONDARY, nothing, OWN_TYPE, role=S),
+    Row(R.WRONG_MAC, "cmp-pvm", "drop", P, another_mac, HELLO, held=0),
+    Row(R.WRONG_MAC, "mir-svm", "drop", Mode.SECONDARY, another_mac, HELLO, role=S),
     Row(
         R.SAID_AGAIN,
         "flush",

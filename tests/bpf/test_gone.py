@@ -7,7 +7,8 @@ import pytest
 from scapy.layers.inet import TCP
 
 from colo_ebpf.model import Mode, Phase
-from tests.bpf.rig import Rig, established, payload, request, segment
+from tests.bpf.frames import payload, request, segment
+from tests.bpf.rig import Rig, established
 
 _GONE = ("mir-cli", "drop", "client-gone")
 _NEXT = 5001  # of the client's stream, as the PVM has acknowledged it

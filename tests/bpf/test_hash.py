@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import pytest
 from scapy.layers.inet import IP
 
-from tests.bpf.rig import Rig, datagram, established, payload, segment
+from tests.bpf.frames import datagram, payload, segment
+from tests.bpf.rig import Rig, established
 
 Cuts = list[tuple[int, bytes]]  # offset in the stream, and the bytes there
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from colo_ebpf.datapath.abi import LiveWord
+from colo_ebpf.datapath.bpf.abi import LiveWord
 from colo_ebpf.model import Mode, VmRole
-from tests.bpf.rig import Rig, beacon
+from tests.bpf.frames import beacon
+from tests.bpf.rig import Rig
 
 _SIDES = {
     VmRole.PRIMARY: (Mode.PRIMARY, "cmp-svm"),

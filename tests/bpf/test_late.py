@@ -9,9 +9,10 @@ import pytest
 from scapy.packet import Packet
 
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.datapath.abi import LATE_BUCKETS, LiveWord
-from colo_ebpf.datapath.inspect import held_slots
-from tests.bpf.rig import Rig, datagram, established, payload, segment
+from colo_ebpf.datapath.bpf.abi import LATE_BUCKETS, LiveWord
+from colo_ebpf.datapath.maps.dump import held_slots
+from tests.bpf.frames import datagram, payload, segment
+from tests.bpf.rig import Rig, established
 
 MS = 1_000_000
 _FRAMES: dict[str, Callable[[], Packet]] = {

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from colo_ebpf.datapath import abi
+from colo_ebpf.datapath.bpf import abi
 from colo_ebpf.lab import frames
 from tests.bpf.rig import Rig
 from tests.capabilities import require

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.datapath import compiler, loader, netdev
-from colo_ebpf.datapath.image import Source
+from colo_ebpf.datapath.bpf import compiler, loader
+from colo_ebpf.datapath.bpf.image import Source
+from colo_ebpf.datapath.net import namespaces, netdev, tunnel, vxlan
 from colo_ebpf.errors import AttachError, DatapathError, LoadError
 from colo_ebpf.lab import mounts
 from colo_ebpf.lab.bed import CACHE
+from tests.bpf.attached import attached
 from tests.bpf.by_bcc import SIZES, described
 from tests.bpf.rig import Rig
 from tests.capabilities import require
@@ -76,7 +78,7 @@ def test_what_is_loaded_is_what_bcc_loads(name: str, bpffs: Path) -> None:
     for what in ("programs", "types", "maps"):
         assert found[what] == theirs[what]
     assert any("line_num" in one["code"] for one in found["programs"].values())
-    assert found["maps"]["colo_flows"]["typed"]
+    assert found["maps"]["colo_conf"]["typed"]
 
 
 def test_pins_of_another_layout_are_refused() -> None:
@@ -93,23 +95,28 @@ def test_a_directory_is_no_bpf_file_system(tmp_path: Path) -> None:
         loader.require_bpffs(tmp_path)
 
 
-def test_a_link_too_small_for_the_tunnel_is_refused() -> None:
+@pytest.mark.parametrize(("address", "need"), [("192.0.2.1", 1550), ("2001:db8::1", 1570)])
+def test_a_link_too_small_for_the_tunnel_is_refused(address: str, need: int) -> None:
     names = [f"colot{os.getpid()}m{i}" for i in range(2)]
     try:
         for name in names:
-            netdev.create_namespace(name)
-        netdev.create_veth("link0", "link0", *names, 1549)
-        with pytest.raises(AttachError, match=r"1549 is too small .* set it to 1550 or more"):
-            netdev.in_namespace(names[0], lambda: netdev.check_link_mtu("link0", 1500))
-        netdev.in_namespace(names[0], lambda: netdev.set_up("link0", 1550))
-        netdev.in_namespace(names[0], lambda: netdev.check_link_mtu("link0", 1500))
+            namespaces.create(name)
+        namespaces.create_veth("link0", "link0", *names, need - 1)
+
+        def check() -> None:
+            wanted = tunnel.needed_mtu(1500, address, sealed=False)
+            vxlan.check_link_mtu("link0", 1500, wanted)
+
+        with pytest.raises(AttachError, match=rf"{need - 1} is too .* set it to {need} or more"):
+            namespaces.run_in(names[0], check)
+        namespaces.run_in(names[0], lambda: netdev.set_up("link0", need))
+        namespaces.run_in(names[0], check)
     finally:
         for name in names:
-            netdev.remove_namespace(name)
+            namespaces.remove(name)
 
 
 def test_filters_are_ours_by_name_and_attaching_again_replaces_them() -> None:
-    from colo_ebpf.datapath import tc
     from colo_ebpf.model import VmRole
 
     with Rig() as rig:
@@ -117,8 +124,8 @@ def test_filters_are_ours_by_name_and_attaching_again_replaces_them() -> None:
 
         for _ in range(2):
             asyncio.run(rig.plane.take_role(VmRole.PRIMARY))
-            assert tc.attached("tap0") == {
+            assert attached("tap0") == {
                 "ingress": ["colo_cmp_pvm", "colo_last_out"],
                 "egress": ["colo_last_in", "colo_mir_cli"],
             }
-            assert tc.attached("vx0") == {"ingress": ["colo_cmp_svm"]}
+            assert attached("vx0") == {"ingress": ["colo_cmp_svm"]}

@@ -15,8 +15,10 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment, IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet
 
+from colo_ebpf.lab.frames import CLIENT, VM
 from colo_ebpf.model import Mode, VmRole
-from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC, Rig, request, segment
+from tests.bpf.frames import request, segment
+from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig
 
 VM6, CLIENT6 = "2001:db8::10", "2001:db8::1"
 _ETHER = Ether(src=VM_MAC, dst=CLIENT_MAC)

@@ -10,9 +10,10 @@ from scapy.layers.inet import TCP
 from scapy.packet import Packet
 
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.datapath.abi import FlowFlag
+from colo_ebpf.datapath.bpf.abi import FlowFlag
 from colo_ebpf.model import Mode, Phase, VmRole
-from tests.bpf.rig import Rig, request, segment
+from tests.bpf.frames import request, segment
+from tests.bpf.rig import Rig
 from tests.capabilities import require
 
 FLOWS = 256  # entries of each table

@@ -18,11 +18,13 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet
 
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.datapath import abi, netdev, sysbpf
-from colo_ebpf.datapath.inspect import held_slots
+from colo_ebpf.datapath.bpf import abi, syscalls
+from colo_ebpf.datapath.maps.dump import held_slots
+from colo_ebpf.datapath.net import delay_line, netdev
 from colo_ebpf.errors import AttachError
 from colo_ebpf.model import Mode, Phase
-from tests.bpf.rig import Rig, established, payload, request, segment, stream, sums_are_right
+from tests.bpf.frames import payload, request, segment, stream, sums_are_right
+from tests.bpf.rig import Rig, established
 
 CUT, CUTS = 300, 10
 DATA = stream(CUT * CUTS)
@@ -80,14 +82,14 @@ def _age(rig: Rig, number: int, by_ns: int) -> None:
     table.set(key, bytes(slot))
 
 
-def _look(rig: Rig, number: int, frame: Packet, age_ns: int) -> sysbpf.TestRun:
+def _look(rig: Rig, number: int, frame: Packet, age_ns: int) -> syscalls.TestRun:
     """The frame, which came so long ago however slow this test is, is at the end of the line."""
     context, raw = bytearray(192), bytes(frame)
     struct.pack_into("=I", context, 8, MARK | (number + 1))
     struct.pack_into("=I", context, 164, CUTS)
     struct.pack_into("=I", context, 176, CUT)
     _age(rig, number, age_ns)  # last: what is collected meanwhile makes it older
-    return sysbpf.test_run(rig.plane.programs["colo_park"], raw, context=bytes(context))
+    return syscalls.test_run(rig.plane.programs["colo_park"], raw, context=bytes(context))
 
 
 def _come_out(rig: Rig, number: int, frame: Packet = LONG, age_ns: int = 0) -> tuple[int, Packet]:
@@ -226,8 +228,10 @@ def test_a_kernel_without_htb_has_no_line(rig: Rig, monkeypatch: pytest.MonkeyPa
     def refuse(*_: object) -> None:
         raise AttachError("tc: Specified qdisc kind is unknown")
 
-    monkeypatch.setattr(netdev, "create_delay_line", refuse)
-    assert rig.plane._make_delay_line() == 0
+    monkeypatch.setattr(delay_line, "create", refuse)
+    assert rig.plane.wiring.make_devices().line == 0
+    monkeypatch.undo()
+    assert rig.plane.wiring.make_devices().line == netdev.index_of("vx0-in")
 
 
 # ---- at the end of the line ----
@@ -280,7 +284,7 @@ def test_a_line_that_is_made_again_keeps_what_waits_in_it(rig: Rig) -> None:
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
 
     before = handles()
-    netdev.create_delay_line("vx0-in", "vx0-out", 1500, 30)
+    delay_line.create("vx0-in", "vx0-out", 1500, 30)
     assert handles() == before
 
 

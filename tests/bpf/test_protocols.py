@@ -21,19 +21,10 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+from colo_ebpf.lab.frames import CLIENT, VM
 from colo_ebpf.model import Phase
-from tests.bpf.rig import (
-    CLIENT,
-    CLIENT_MAC,
-    VM,
-    VM_MAC,
-    Rig,
-    established,
-    request,
-    segment,
-    stream,
-    sums_are_right,
-)
+from tests.bpf.frames import request, segment, stream, sums_are_right
+from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig, established
 
 VM6, CLIENT6 = "2001:db8::10", "2001:db8::1"
 Wrap = Callable[[Packet], Packet]

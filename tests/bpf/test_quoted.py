@@ -15,8 +15,10 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
+from colo_ebpf.lab.frames import CLIENT, VM
 from colo_ebpf.model import Mode, Phase
-from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC, Rig, request, segment, sums_are_right
+from tests.bpf.frames import request, segment, sums_are_right
+from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig
 
 SKEW, ROUTER = 70000, "192.0.2.254"
 VM6, CLIENT6, ROUTER6 = "2001:db8::10", "2001:db8::1", "2001:db8::fe"

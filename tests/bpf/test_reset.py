@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from scapy.layers.inet import TCP
 
-from colo_ebpf.datapath import inspect
-from colo_ebpf.datapath.capture import HoldStore
-from colo_ebpf.datapath.loader import pin_directory
+from colo_ebpf.datapath.bpf.loader import pin_directory
+from colo_ebpf.datapath.maps import dump
+from colo_ebpf.datapath.maps.pcap import HoldStore
 from colo_ebpf.model import Mode, Phase
-from tests.bpf.rig import Rig, datagram, established, request, segment
+from tests.bpf.frames import datagram, request, segment
+from tests.bpf.rig import Rig, established
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def _pins(rig: Rig) -> Path:
 
 
 def _kinds(rig: Rig) -> list[str]:
-    return [row["kind"] for row in inspect.held(_pins(rig))]
+    return [row["kind"] for row in dump.held(_pins(rig))]
 
 
 def test_whichever_vm_resets_first_nothing_is_asked_and_nothing_stays(rig: Rig) -> None:
@@ -217,7 +218,7 @@ def test_a_slot_that_has_become_anothers_is_left_alone(rig: Rig) -> None:
     rig.plane.set_turn(2, Phase.OPEN)
     rig.plane.flush()
     rig.from_vm(datagram(b"another's"))
-    (number, _), *_ = inspect.held_slots(rig.map("colo_hold"))
+    (number, _), *_ = dump.held_slots(rig.map("colo_hold"))
     rig.change_flows(epoch=1, svm_reset=number + 1)
     rig.from_vm(segment(1001, flags="R"))
     assert _kinds(rig) == ["dgram", "dgram"]

@@ -11,7 +11,8 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet
 
 from colo_ebpf.model import Mode, Phase
-from tests.bpf.rig import Rig, datagram, request, segment, sums_are_right
+from tests.bpf.frames import datagram, request, segment, sums_are_right
+from tests.bpf.rig import Rig
 
 SKEW = 70_000  # the SVM's ISN against the PVM's
 

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from colo_ebpf.datapath import abi
-from colo_ebpf.datapath.abi import Prog
+from colo_ebpf.datapath.bpf import abi
+from colo_ebpf.datapath.bpf.abi import Prog
 from colo_ebpf.lab import frames
 from tests.bpf.rig import Rig
 from tests.capabilities import require

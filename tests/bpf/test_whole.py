@@ -14,18 +14,10 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet
 
-from colo_ebpf.datapath import netdev
-from tests.bpf.rig import (
-    CLIENT,
-    CLIENT_MAC,
-    VM,
-    VM_MAC,
-    Rig,
-    offloaded,
-    payload,
-    stream,
-    sums_are_right,
-)
+from colo_ebpf.datapath.net import netdev
+from colo_ebpf.lab.frames import CLIENT, VM
+from tests.bpf.frames import offloaded, payload, stream, sums_are_right
+from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig
 
 MSS = 1400
 SKEW = 7  # between the VMs' clocks

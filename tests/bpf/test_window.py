@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 from scapy.layers.inet import TCP
 
-from tests.bpf.rig import Rig, established, payload, segment, sums_are_right
+from tests.bpf.frames import payload, segment, sums_are_right
+from tests.bpf.rig import Rig, established
 from tests.capabilities import require
 
 

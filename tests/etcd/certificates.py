@@ -3,10 +3,17 @@
 
 from __future__ import annotations
 
+import datetime
+import shutil
 import subprocess
 from pathlib import Path
 
-from colo_ebpf.control.etcd import Tls
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from colo_ebpf.control.arbiter.etcd_client import Tls
 
 _CONFIG = "[req]\ndistinguished_name = dn\n[dn]\n"
 
@@ -14,8 +21,12 @@ _CONFIG = "[req]\ndistinguished_name = dn\n[dn]\n"
 class Certificates:
     """A CA, a server's and a client's certificate in one directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, like: Certificates | None = None) -> None:
+        """`like`: a copy of these, to be changed."""
         self._dir = directory
+        if like is not None:
+            shutil.copytree(like.path(""), directory)
+            return
         directory.mkdir(parents=True)
         (directory / "config").write_text(_CONFIG)
         self._make("ca", "basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign")
@@ -42,6 +53,23 @@ class Certificates:
         for extension in extensions:
             command += ["-addext", extension]
         subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+
+    def expire(self, name: str) -> None:
+        """The certificate is over since yesterday, and else as it was."""
+        read = x509.load_pem_x509_certificate
+        old, ca = (read(Path(self.path(f"{n}.pem")).read_bytes()) for n in (name, "ca"))
+        signer = load_pem_private_key(Path(self.path("ca.key")).read_bytes(), None)
+        assert isinstance(signer, ec.EllipticCurvePrivateKey)
+        now = datetime.datetime.now(datetime.UTC)
+        made = (
+            x509.CertificateBuilder(ca.subject, old.subject, old.public_key(), old.serial_number)
+            .not_valid_before(now - datetime.timedelta(days=2))
+            .not_valid_after(now - datetime.timedelta(days=1))
+        )
+        for one in old.extensions:
+            made = made.add_extension(one.value, one.critical)
+        signed = made.sign(signer, hashes.SHA256())
+        Path(self.path(f"{name}.pem")).write_bytes(signed.public_bytes(Encoding.PEM))
 
     def encrypt(self, name: str) -> None:
         """Put a passphrase on a key."""

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from colo_ebpf.control.arbiter_etcd import EtcdArbiter
-from colo_ebpf.control.etcd import Etcd, Tls
+from colo_ebpf.control.arbiter.etcd import EtcdArbiter
+from colo_ebpf.control.arbiter.etcd_client import Etcd, Tls
 from colo_ebpf.lab import arbiter
 from tests.etcd.certificates import Certificates
 
@@ -177,9 +177,9 @@ class Cluster:
         while self.leader() is old:
             assert time.monotonic() < deadline, f"{old.name} remains the leader"
             other = next(member for member in self.members if member is not old)
-            wish = {"targetID": other.identity()}
+            request = {"targetID": other.identity()}
             with contextlib.suppress(TimeoutError):
-                old.call("/v3/maintenance/transfer-leadership", wish, timeout_s=2)
+                old.call("/v3/maintenance/transfer-leadership", request, timeout_s=2)
 
     def arbiter(
         self,

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.control import record
-from colo_ebpf.control.arbiter_file import FileArbiter
-from colo_ebpf.control.arbiters import OperatedArbiter
-from colo_ebpf.control.record import Kind
+from colo_ebpf.control.arbiter.factory import OperatedArbiter
+from colo_ebpf.control.arbiter.file import FileArbiter
+from colo_ebpf.control.decision import record
+from colo_ebpf.control.decision.record import Kind
 from colo_ebpf.errors import ArbiterError
+from tests.etcd.cluster import Cluster
 
 A = "a/0000000000000001"
 MadeArbiter = Callable[[], OperatedArbiter]
@@ -83,3 +84,22 @@ async def test_a_swap_of_an_older_generation_is_told_the_newest(made: MadeArbite
     second = await made().swap(first, record.start(first, A))
     assert await made().swap(first, record.start(first, A)) == second
     assert await made().read() == second
+
+
+async def test_an_etcd_without_room_is_seen_before_it_is_needed(one: Cluster, key: str) -> None:
+    """As found: reads were answered, `doctor` was content, and a takeover's swap was refused."""
+    arbiter = one.arbiter(key)
+    first = await arbiter.init("a")
+    assert await arbiter.examine() == first
+    (member,) = one.members
+    alarm = {"alarm": "NOSPACE", "memberID": member.identity()}
+    member.call("/v3/maintenance/alarm", {"action": "ACTIVATE", **alarm})
+    try:
+        assert await arbiter.read() == first
+        with pytest.raises(ArbiterError):
+            await arbiter.swap(first, record.start(first, A))
+        with pytest.raises(ArbiterError, match="alarm NOSPACE: no record can be written"):
+            await arbiter.examine()
+    finally:
+        member.call("/v3/maintenance/alarm", {"action": "DEACTIVATE", **alarm})
+    assert (await arbiter.examine()).kind is Kind.COLD

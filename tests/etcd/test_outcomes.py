@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from colo_ebpf.control import etcd, record
-from colo_ebpf.control.ports import SwapUnknown
-from colo_ebpf.control.record import Record
-from colo_ebpf.errors import ArbiterError
+from colo_ebpf.control.arbiter import etcd_client
+from colo_ebpf.control.decision import record
+from colo_ebpf.control.decision.record import Record
+from colo_ebpf.errors import ArbiterError, SwapUnknownError
 from tests.etcd.cluster import Cluster, Member
 from tests.etcd.proxy import Proxy, proxy
 
@@ -86,11 +86,11 @@ async def test_a_member_that_hangs_too_long_leaves_the_outcome_unknown(
     between.on_txn = one.members[0].pause
     arbiter = one.arbiter(key, SHORT_MS, [between.endpoint])
     async with asyncio.timeout(LONG_S):
-        with pytest.raises(SwapUnknown, match=r"generation 2 was written .*not known yet"):
+        with pytest.raises(SwapUnknownError, match=r"generation 2 was written .*not known yet"):
             await arbiter.swap(first, wanted)
         with pytest.raises(ArbiterError, match="did not answer") as caught:
             await arbiter.read()
-    assert not isinstance(caught.value, SwapUnknown)
+    assert not isinstance(caught.value, SwapUnknownError)
     one.members[0].resume()
     between.on_txn = lambda: None
     settled = await one.arbiter(key).swap(first, wanted)
@@ -109,7 +109,7 @@ async def test_a_member_that_dies_in_the_middle_leaves_the_outcome_unknown(
 
     between.on_txn = die
     async with asyncio.timeout(LONG_S):
-        with pytest.raises(SwapUnknown):
+        with pytest.raises(SwapUnknownError):
             await one.arbiter(key, SHORT_MS, [between.endpoint]).swap(first, record.start(first, A))
     one.heal()
     assert (await one.arbiter(key).read()).generation in (1, 2)
@@ -120,10 +120,10 @@ async def test_nobody_there_is_known_not_to_have_written(one: Cluster, key: str)
     one.members[0].kill()
     with pytest.raises(ArbiterError, match=r"did not answer .*refused") as caught:
         await one.arbiter(key).swap(first, record.start(first, A))
-    assert not isinstance(caught.value, SwapUnknown)
+    assert not isinstance(caught.value, SwapUnknownError)
     with pytest.raises(ArbiterError) as caught:
         await one.arbiter(key).init("a")
-    assert not isinstance(caught.value, SwapUnknown)
+    assert not isinstance(caught.value, SwapUnknownError)
     one.heal()
     assert await one.arbiter(key).read() == first
 
@@ -162,7 +162,7 @@ async def test_the_member_that_is_asked_first_is_lost(
 async def test_a_member_that_refuses_is_not_waited_for(
     one: Cluster, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(etcd, "_PATIENCE_S", NEVER_MS)
+    monkeypatch.setattr(etcd_client, "_PATIENCE_S", NEVER_MS)
     first = await one.arbiter(key).init("a")
     gone = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     nobody = f"http://127.0.0.1:{gone.sockets[0].getsockname()[1]}"
@@ -214,7 +214,7 @@ async def test_a_quorum_lost_in_the_middle_leaves_the_outcome_unknown(
     async with proxy(alive) as between:
         between.on_txn = lose
         async with asyncio.timeout(LONG_S):
-            with pytest.raises(SwapUnknown):
+            with pytest.raises(SwapUnknownError):
                 await three.arbiter(key, SHORT_MS, [between.endpoint]).swap(first, wanted)
     three.heal()
     assert _written(await three.arbiter(key).swap(first, wanted), wanted)

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from colo_ebpf.control import record
-from colo_ebpf.control.etcd import Tls
+from colo_ebpf.control.arbiter.etcd_client import Tls
+from colo_ebpf.control.decision import record
 from colo_ebpf.errors import ArbiterError
 from tests.capabilities import require
 from tests.etcd.certificates import Certificates
@@ -62,6 +64,33 @@ async def test_a_client_without_the_right_certificate_is_refused(
     names = ("", "") if shown == "none" else (others.path("client.pem"), others.path("client.key"))
     with pytest.raises(ArbiterError, match=r"refuses this client's certificate: .*cert-file"):
         await secured.arbiter(key, tls=Tls(ours.path("ca.pem"), *names)).read()
+
+
+async def test_a_client_whose_certificate_is_over_is_refused(
+    secured: Cluster, ours: Certificates, tmp_path: Path, key: str
+) -> None:
+    made = Certificates(tmp_path / "tls", like=ours)
+    made.expire("client")
+    with pytest.raises(ArbiterError, match=r"refuses this client's certificate: .*cert-file"):
+        await secured.arbiter(key, tls=made.of_client()).read()
+
+
+async def test_a_server_whose_certificate_is_over_is_refused(
+    secured: Cluster, ours: Certificates, tmp_path: Path, key: str
+) -> None:
+    made = Certificates(tmp_path / "tls", like=ours)
+    made.expire("server")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(made.path("server.pem"), made.path("server.key"))
+
+    def nobody_comes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise AssertionError("it was taken for the arbiter")
+
+    server = await asyncio.start_server(nobody_comes, "127.0.0.1", 0, ssl=context)
+    async with server:
+        endpoint = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(ArbiterError, match=r"its certificate is refused: .*expired"):
+            await secured.arbiter(key, endpoints=[endpoint]).read()
 
 
 async def test_plain_http_at_a_tls_port_is_an_error(secured: Cluster, key: str) -> None:

@@ -36,12 +36,15 @@ def protected(
     guest: Guest | None = None,
     arbiter: str = "file",
     prepare: Prepare = as_it_is,
+    family: str = "ipv4",
+    *,
+    security: str = "",
 ) -> Iterator[Lab]:
     """A lab of this name whose pair is protected; skips where that cannot be."""
     require("root", "bpf", "qemu", "guest", *(["etcd"] if arbiter == "etcd" else []))
-    lab = clean(Lab(name))
+    lab = clean(Lab(name, family=family))
     try:
-        lab.build(guest or choose(Wanted()), arbiter)
+        lab.build(guest or choose(Wanted()), arbiter, security)
         for place in lab.places.values():
             prepare(lab, place)
             lab.start_daemon(place)
@@ -52,11 +55,16 @@ def protected(
 
 
 def cli(lab: Lab, host: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """`colo-ebpf` on a host of the lab, for its VM."""
+    return run_cli(lab, host, *words, "--config", str(lab.places[host].config))
+
+
+def run_cli(lab: Lab, host: str, *words: str) -> subprocess.CompletedProcess[str]:
     """`colo-ebpf` on a host of the lab."""
     place = lab.places[host]
     enter = ["nsenter", f"--net=/run/netns/{place.namespace}"]
     return subprocess.run(
-        [*enter, sys.executable, "-m", "colo_ebpf.cli.main", *words, "--config", str(place.config)],
+        [*enter, sys.executable, "-m", "colo_ebpf.cli.main", *words],
         capture_output=True,
         text=True,
         timeout=120,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.net import namespaces
 from colo_ebpf.errors import LabError
 from colo_ebpf.lab import faults, processes, topology
 from colo_ebpf.lab.client import Client, Lines
@@ -18,6 +18,7 @@ from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.workload import LEDGER, PATIENCE_S, until_serving
 from tests.capabilities import require
+from tests.etcd import of_lab
 from tests.lab import clean, cli
 
 
@@ -32,12 +33,25 @@ def pair() -> Iterator[Lab]:
     finally:
         lab.down()
     names = [lab.namespace_of(host) for host in ("a", "b", "client", "arbiter")]
-    assert not set(names) & set(netdev.namespaces())
+    assert not set(names) & set(namespaces.names())
     assert not topology.directory(lab.name).exists()
 
 
 def _status(lab: Lab, host: str) -> dict[str, Any]:
     return dict(lab.ask(host) or {"sentence": "", "mode": "", "record": {"text": ""}})
+
+
+def _why(lab: Lab, host: str) -> str:
+    return str(_status(lab, host).get("unprotected_why", ""))
+
+
+def test_an_etcd_without_room_ends_protection_before_it_is_needed(pair: Lab) -> None:
+    """It answers what is read, and refuses what a takeover would write."""
+    of_lab.set_room(pair, left=False)
+    for host in topology.HOSTS:
+        pair.wait(lambda host=host: "NOSPACE" in _why(pair, host), f"{host} is silent", 60)
+    of_lab.set_room(pair, left=True)
+    pair.wait_protected()
 
 
 def test_one_host_is_cut_off_from_the_arbiter(pair: Lab) -> None:
@@ -49,6 +63,9 @@ def test_one_host_is_cut_off_from_the_arbiter(pair: Lab) -> None:
     assert "paired a/" in shown["b"].stdout
     doctor = cli(pair, "a", "doctor").stdout
     assert "LACKS  arbiter" in doctor
+    for host, says in (("a", "the arbiter fails"), ("b", "a says that the arbiter fails")):
+        pair.wait(lambda host=host, says=says: says in _why(pair, host), f"{host} is silent", 60)
+    assert "peer's ARBITER" in cli(pair, "b", "status").stdout
     pair.heal()
     pair.wait_protected()
     assert cli(pair, "a", "arbiter", "show").stdout == shown["b"].stdout

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.net import namespaces
 from colo_ebpf.lab import faults, topology
 from colo_ebpf.lab.client import Client
 from colo_ebpf.lab.guest import Wanted, choose
@@ -32,7 +32,7 @@ def _noises(lab: Lab) -> list[Noise]:
     def make() -> list[Noise]:
         return [Noise(namespace, topology.LINK, ingress, 8 + ingress) for ingress in (True, False)]
 
-    return netdev.in_namespace(namespace, make)
+    return namespaces.run_in(namespace, make)
 
 
 async def _until(work: list[asyncio.Task[None]], ledger: Ledger, entries: int) -> None:

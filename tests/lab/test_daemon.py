@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -15,16 +16,19 @@ from typing import Any
 
 import pytest
 
-from colo_ebpf.datapath import netdev
-from colo_ebpf.datapath.abi import LiveWord
-from colo_ebpf.datapath.loader import pin_directory
-from colo_ebpf.datapath.sysbpf import RawMap, obj_get
-from colo_ebpf.errors import LabError
+from colo_ebpf.cli import look
+from colo_ebpf.control import link_security
+from colo_ebpf.datapath.bpf.abi import LiveWord
+from colo_ebpf.datapath.bpf.loader import pin_directory
+from colo_ebpf.datapath.bpf.syscalls import RawMap, obj_get
+from colo_ebpf.datapath.net import namespaces, netdev
+from colo_ebpf.errors import ControlError, LabError
 from colo_ebpf.lab import faults, processes, topology
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab, commands
 from colo_ebpf.lab.workload import LEDGER, Dice, until_serving
+from tests import said
 from tests.capabilities import GUEST, require
 from tests.lab import clean, cli
 
@@ -76,29 +80,101 @@ def test_status_tells_what_an_operator_needs(pair: Lab) -> None:
     assert status["epoch"] == _status(pair, "b")["epoch"] > 0
     assert status["peer"]["link_age_ms"] < 1000
     assert any(row["reason"] == "beacon" for row in status["packets"])
+    for host in "ab":
+        assert set(_status(pair, host)) == set(said.status())
+        assert set(_status(pair, host)["peer"]) == set(said.status()["peer"])
+    assert set(status["checkpoints"]) == set(said.status()["checkpoints"])
+    assert set(status["checkpoints"]["last"]) == set(said.status()["checkpoints"]["last"])
     text = cli(pair, "a", "status").stdout
     for word in ("primary", "checkpoints", "held now", "replicated", "PROGRAM"):
         assert word in text
+
+
+def test_a_monitor_and_a_table_show_the_pair(pair: Lab, tmp_path: Path) -> None:
+    (tmp_path / "vms").mkdir()
+    for host, place in pair.places.items():
+        (tmp_path / "vms" / f"{host}.toml").symlink_to(place.config)
+    done = cli(pair, "b", "check")
+    assert (done.returncode, done.stdout[:5]) == (0, "OK - ")
+    rows = [one.plain() for one in look.rows(tmp_path)]
+    assert [(row["serves_on"], row["protected"], row["link"]) for row in rows] == [
+        ("a", True, "ok"),
+        ("a", True, "ok"),
+    ]
+    assert [row["replica"] for row in rows] == ["b", "b"]
+    assert rows[0]["pause_p99_ms"] > 0
+
+
+def test_everything_is_where_paths_says(pair: Lab) -> None:
+    done = cli(pair, "a", "paths")
+    assert done.returncode == 0
+    lacking = [line for line in done.stdout.splitlines() if line.endswith("(not there)")]
+    assert not [line for line in lacking if not line.startswith("overlays")]  # made by a replica
+    console = cli(pair, "a", "logs", "--guest")
+    assert console.returncode == 0
+    assert console.stdout.strip()
 
 
 def test_the_commands_that_lab_up_prints_work(pair: Lab) -> None:
     for command in commands(pair):
         words = command.replace("colo-ebpf ", f"{sys.executable} -m colo_ebpf.cli.main ").split()
         done = subprocess.run(words, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
+        # bpftool of Debian 13 ends with what errno happens to be, after it has shown a pinned link.
+        shown = "link show pinned" in command and "prog " in done.stdout
+        assert shown or done.returncode == 0, f"{command}: {done.stderr}"
         assert done.stdout.strip()
     turn = subprocess.run(commands(pair)[3].split(), capture_output=True, text=True, check=True)
     assert '"word"' in turn.stdout, "typed maps print their fields"
 
 
+def test_the_link_is_sealed_where_the_kernel_can_do_it(pair: Lab) -> None:
+    """And where it cannot, that is said."""
+    try:
+        best = link_security.best("auto").value
+    except ControlError:
+        best = "none"
+    sealed = best != "none"
+    for host in "ab":
+        pair.wait(lambda h=host: _status(pair, h)["link"]["agreed"] is sealed, "not agreed", 60)
+        one = _status(pair, host)["link"]
+        assert one["security"] == best
+        assert bool(one["warning"]) is not sealed
+        assert (link_security.UNSEALED in _log(pair, host)) is not sealed
+
+
+def test_the_key_is_changed_while_the_pair_is_protected(pair: Lab) -> None:
+    """The hosts of a lab share one key file, so the second step is done with the first."""
+    before = _status(pair)
+    made = cli(pair, "a", "key", "rotate")
+    assert made.returncode == 0, made.stderr
+    assert "ssh b colo-ebpf key rotate --from - < " in made.stdout
+    pair.wait(
+        lambda: all(
+            _status(pair, host)["key"]["speaks"] != before["key"]["speaks"] for host in "ab"
+        ),
+        "the new key is not spoken",
+        60,
+    )
+    pair.wait(lambda: cli(pair, "a", "key", "rotate").returncode == 0, "it does not end", 60)
+    pair.wait(
+        lambda: all(len(_status(pair, host)["key"]["hears"]) == 1 for host in "ab"),
+        "the old key is heard",
+        60,
+    )
+    for host in "ab":
+        status = _status(pair, host)
+        assert status["protected"]
+        assert status["key"]["hears"] == [status["key"]["speaks"]]
+        assert "key" not in status["peer"]["refused"]
+    assert _status(pair)["record"]["generation"] == before["record"]["generation"]
+
+
 def test_an_operator_asks_for_a_checkpoint(pair: Lab) -> None:
     before = _status(pair)["checkpoints"]["by_cause"].get("operator", 0)
-    assert cli(pair, "a", "checkpoint").returncode == 0
-    pair.wait(
-        lambda: _status(pair)["checkpoints"]["by_cause"].get("operator", 0) == before + 1,
-        "no checkpoint",
-        30,
-    )
+    done = cli(pair, "a", "checkpoint")
+    assert done.returncode == 0
+    assert re.fullmatch(r"epoch \d+ is loaded: the VM stood for [\d.]+ ms, .*\n", done.stdout)
+    assert _status(pair)["checkpoints"]["by_cause"].get("operator", 0) == before + 1
     refused = cli(pair, "b", "checkpoint")
     assert refused.returncode == 2
     assert "ask the primary" in refused.stderr
@@ -116,7 +192,7 @@ def test_doctor_on_a_host_that_works(pair: Lab) -> None:
     findings = {one["name"]: one for one in json.loads(done.stdout)}
     assert done.returncode == 0, findings
     assert findings["link MTU"]["ok"]
-    assert findings["qemu x-colo"]["ok"]
+    assert "it can run COLO" in findings["qemu"]["detail"]
 
 
 @pytest.mark.parametrize("host", ["a", "b"])
@@ -236,12 +312,22 @@ def test_images_of_different_size_are_not_paired_and_the_vm_serves_on(bare: Lab)
     with Path(bare.places["b"].disk).open("r+b") as image:
         image.truncate(32 << 20)
     _start(bare, "a", "b")
-    _says(bare, "a", "images differ in size")
+    _says(bare, "a", "b cannot have a replica: bytes of disk 0 is 67108864 on a and 33554432 on b")
     bare.wait(lambda: (bare.ask("a") or {}).get("mode") == "solo", "a does not serve alone", 30)
+
+
+def test_hosts_that_name_their_vm_differently_never_meet(bare: Lab) -> None:
+    """The ports follow from the name."""
+    _change(bare, "b", f'name = "{bare.name}"', 'name = "other"')
+    _start(bare, "a", "b")
+    _says(bare, "a", "no daemon of this VM listens on b: does it run there, with the same vm.name")
+    assert bare.ask("a")["protected"] is False
 
 
 def test_another_vms_peer_is_told_and_ignored(bare: Lab) -> None:
     _change(bare, "b", f'name = "{bare.name}"', 'name = "other"')
+    for host in bare.places:
+        _change(bare, host, 'underlay = "link0"', 'underlay = "link0"\nheartbeat-port = 7460')
     _start(bare, "a", "b")
     _says(bare, "a", "another VM's name")
     bare.wait(lambda: (bare.ask("a") or {}).get("mode") == "solo", "a does not serve alone", 60)
@@ -250,7 +336,7 @@ def test_another_vms_peer_is_told_and_ignored(bare: Lab) -> None:
 
 def test_a_link_too_small_ends_the_daemon_before_any_vm_starts(bare: Lab) -> None:
     place = bare.places["a"]
-    netdev.in_namespace(place.namespace, lambda: netdev.set_up(topology.LINK, 1500))
+    namespaces.run_in(place.namespace, lambda: netdev.set_up(topology.LINK, 1500))
     done = cli(bare, "a", "run")
     assert done.returncode == 2
     assert "its MTU of 1500 is too small" in done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.net import namespaces
 from colo_ebpf.lab import mounts, processes, topology
 from colo_ebpf.lab.demo import demo
 from colo_ebpf.lab.guest import Wanted, choose
@@ -16,7 +16,7 @@ from colo_ebpf.lab.scenario import SCENARIOS
 from tests.capabilities import require
 from tests.lab import clean
 
-NAME = "colotest"
+NAME = "colotdemo"
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def _needs() -> None:
 
 def _left(lab: Lab) -> list[str]:
     names = [lab.namespace_of(host) for host in ("a", "b", "client", "arbiter")]
-    found = [f"namespace {name}" for name in names if name in netdev.namespaces()]
+    found = [f"namespace {name}" for name in names if name in namespaces.names()]
     found += [f"process {pid}" for name in names for pid in processes.in_namespace(name)]
     found += [f"mount {point}" for point in mounts.mounted(topology.directory(lab.name))]
     if topology.directory(lab.name).exists():

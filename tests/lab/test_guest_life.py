@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from qemu.qmp import QMPClient
+from qemu.qmp import ExecInterruptedError, QMPClient
 
 from colo_ebpf.lab import faults, processes
 from colo_ebpf.lab.client import Client, Lines
@@ -24,7 +24,7 @@ from tests.capabilities import require
 from tests.lab import clean, cli
 
 LIFE = 7003
-MONITOR = "operator.sock"
+MONITOR = "qemu/operator.sock"
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def _qmp(lab: Lab, host: str, command: str) -> None:
     async def say() -> None:
         client = QMPClient("operator")
         await client.connect(str(lab.places[host].run_dir / MONITOR))
-        await client.execute(command)
-        with contextlib.suppress(EOFError):  # `quit` may end QEMU before
+        with contextlib.suppress(EOFError, ExecInterruptedError):  # `quit` may end QEMU before
+            await client.execute(command)
             await client.disconnect()
 
     asyncio.run(say())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from colo_ebpf.config import Timing
+from colo_ebpf.config.schema import Timing
 from colo_ebpf.lab.client import Client
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from colo_ebpf.lab import faults
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.workload import LEDGER, until_serving
-from tests.lab import Entries, cli, protected
+from tests.lab import Entries, cli, protected, run_cli
 
 
 def _cli(lab: Lab, host: str, *words: str) -> Any:
@@ -48,8 +50,50 @@ async def _scenario(lab: Lab) -> None:
     stop.set()
     await appending
     ledger.lines.close()
-    history = await asyncio.to_thread(_cli, lab, "a", "history")
-    assert "b serves now" in [row["sentence"] for row in history]
+    said = await asyncio.to_thread(_cli, lab, "a", "history", "--sentences")
+    assert "b serves now" in [row["sentence"] for row in said]
+    rows = await asyncio.to_thread(_cli, lab, "b", "history")
+    served = [row for row in rows if row["to"] == "solo"]
+    assert [row["by"] for row in served] == ["operator", "operator"]
+    assert all(row["silence_ms"] > 0 and row["generation"] > 1 for row in served)
+    page = await asyncio.to_thread(_report, lab, "b")
+    assert "<td>claimed to solo</td>" in page
+    assert "no host served for " in page
+    await _drained_and_back(lab)
+
+
+def _report(lab: Lab, host: str) -> str:
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "page.html"
+        said = _cli(lab, host, "report", "--failover", "--output", str(file))
+        assert said["missing"] == ""
+        assert said["samples"] > 0
+        return file.read_text()
+
+
+def _host_wide(lab: Lab, host: str, *words: str) -> Any:
+    """A command for all VMs of a host, which has one."""
+    with tempfile.TemporaryDirectory() as directory:
+        vms = Path(directory) / "vms"
+        vms.mkdir()
+        (vms / "web.toml").symlink_to(lab.places[host].config)
+        done = run_cli(lab, host, *words, "--json", "--directory", directory)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+async def _drained_and_back(lab: Lab) -> None:
+    """b serves; it is emptied, goes away and comes back, and the VM stays where it is."""
+    await asyncio.to_thread(lab.wait_protected)
+    (moved, paused) = await asyncio.to_thread(_host_wide, lab, "b", "drain", "--yes")
+    assert moved["sentence"].startswith("a serves now; nothing left for ")
+    assert "protection is PAUSED: drain of b on both hosts" in paused["sentence"]
+    status = lab.ask("a")
+    assert status is not None
+    assert status["pause"]["why"] == "drain of b"
+    (resumed,) = await asyncio.to_thread(_host_wide, lab, "b", "drain", "--undo")
+    assert resumed["sentence"] == "protection is not paused on both hosts"
+    await asyncio.to_thread(lab.wait_protected)
 
 
 def _refused(lab: Lab, host: str, *words: str) -> str:

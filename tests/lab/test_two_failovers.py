@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from colo_ebpf.lab import faults
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.lab import Lab
+from colo_ebpf.lab.topology import FAMILIES
 from colo_ebpf.lab.workload import LEDGER, until_serving
 from tests.lab import Entries, protected
 
@@ -57,6 +60,7 @@ async def _scenario(lab: Lab) -> None:
     ledger.lines.close()
 
 
-def test_a_connection_lives_through_both() -> None:
-    with protected("colotestf") as lab:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_connection_lives_through_both(family: str) -> None:
+    with protected("colotestf", family=family) as lab:
         asyncio.run(_scenario(lab))

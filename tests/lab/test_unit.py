@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from colo_ebpf.control.privileges import Capability
+from colo_ebpf.control.host.capabilities import Capability
 from colo_ebpf.lab import processes
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
@@ -21,11 +21,15 @@ from tests.lab import clean
 UNIT = ROOT / "packaging" / "colo-ebpf.service"
 
 
-def _service() -> configparser.SectionProxy:
+def _section(name: str) -> configparser.SectionProxy:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(UNIT)
-    return parser["Service"]
+    return parser[name]
+
+
+def _service() -> configparser.SectionProxy:
+    return _section("Service")
 
 
 class UnitLab(Lab):
@@ -64,7 +68,7 @@ def _capabilities(pid: int) -> int:
 
 def test_the_units_capabilities_suffice_and_systemd_is_kept_informed() -> None:
     require("root", "bpf", "qemu", "guest")
-    lab = UnitLab("colotestu")
+    lab = UnitLab("colotunit")
     clean(lab)
     try:
         lab.build(choose(Wanted()))
@@ -77,12 +81,26 @@ def test_the_units_capabilities_suffice_and_systemd_is_kept_informed() -> None:
             said = b""
             while b"READY=1" not in said or b"WATCHDOG=1" not in said:
                 said += s.recv(4096) + b"\n"
-        for what in ("daemon", "vm"):
+        kept = {"daemon": sum(1 << one for one in Capability), "vm": 0}
+        for what, capabilities in kept.items():
             (pid,) = processes.pids_of(lab.places["a"].namespace, what)
-            assert _capabilities(pid) == sum(1 << one for one in Capability), what
+            assert _capabilities(pid) == capabilities, what
         assert "no real-time priority" not in lab.places["a"].log.read_text()
     finally:
         lab.down()
+
+
+def test_the_unit_for_one_of_several_vms_is_the_same_but_for_its_file() -> None:
+    one = UNIT.read_text()
+    several = UNIT.with_name("colo-ebpf@.service").read_text()
+    one = one.replace("Protect a virtual machine", "Protect the virtual machine %i")
+    assert several == one.replace("/colo-ebpf/config.toml", "/colo-ebpf/vms/%i.toml")
+
+
+def test_the_unit_never_gives_up() -> None:
+    """What the daemon needs may come late: storage that is mounted after the boot, an arbiter."""
+    assert _section("Unit")["StartLimitIntervalSec"] == "0"
+    assert _service()["Restart"] == "always"
 
 
 def test_the_unit_lets_the_vm_outlive_the_daemon() -> None:

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from colo_ebpf.datapath import abi
+from colo_ebpf.datapath.bpf import abi
 from colo_ebpf.lab import processes
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
@@ -22,8 +23,28 @@ from colo_ebpf.lab.workload import LEDGER, PATIENCE_S, until_serving
 from tests.capabilities import require
 from tests.lab import clean, cli
 
+_CODE = Path(__file__).parents[2]
+_SLOW = """
+import asyncio, sys
+from colo_ebpf.cli.main import main
+from colo_ebpf.control.qemu.process import QemuMachine
+from colo_ebpf.control.peer.state import PeerView
+
+adopt, receive, since = QemuMachine.adopt, PeerView.receive, []
+
+async def late(self):
+    await asyncio.sleep(0.6)
+    return await adopt(self)
+
+def deaf(self, datagram, path, now_ns):
+    since.append(now_ns)
+    return now_ns - since[0] > 100_000_000 and receive(self, datagram, path, now_ns)
+
+QemuMachine.adopt, PeerView.receive = late, deaf
+sys.exit(main())
+"""  # as where all processors are busy: it hears nothing for longer than peer-timeout-ms
 _NEWER = (
-    "import sys; from colo_ebpf.datapath import abi; abi.ABI_VERSION += 1; "
+    "import sys; from colo_ebpf.datapath.bpf import abi; abi.ABI_VERSION += 1; "
     "from colo_ebpf.cli.main import main; sys.exit(main())"
 )
 
@@ -95,6 +116,12 @@ def _checkpoints(lab: Lab, host: str) -> int:
     return int(lab.ask(host)["checkpoints"]["total"])
 
 
+def _solo(lab: Lab) -> str:
+    """What the daemons have logged, for a test in which nobody should go alone."""
+    logs = (f"{host}:\n{lab.places[host].log.read_text()}" for host in HOSTS)
+    return "somebody went solo\n" + "\n".join(logs)
+
+
 def _primary(lab: Lab) -> str:
     (host,) = [host for host in HOSTS if (lab.ask(host) or {}).get("role") == "primary"]
     return host
@@ -125,30 +152,44 @@ def test_a_restart_under_load_loses_no_connection_and_no_protection(pair: Lab, r
         ledger.stop.set()
         await task
         ledger.lines.close()
-        assert pair.ask(primary)["record"]["generation"] == generation, "nobody went solo"
+        assert pair.ask(primary)["record"]["generation"] == generation, _solo(pair)
         assert {h: processes.pids_of(pair.places[h].namespace, "vm") for h in HOSTS} == vms
 
     asyncio.run(scenario())
 
 
-def _run_newer(lab: Lab, host: str) -> subprocess.Popen[bytes]:
-    """The daemon of the next version of the maps."""
+def _run(lab: Lab, host: str, program: str) -> subprocess.Popen[bytes]:
+    """Another daemon than the lab's own."""
     place = lab.places[host]
     enter = ["nsenter", f"--net=/run/netns/{place.namespace}", sys.executable]
     with place.log.open("ab") as log:
         return subprocess.Popen(
-            [*enter, "-c", _NEWER, "run", "--config", str(place.config)],
+            [*enter, "-c", program, "run", "--config", str(place.config)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(_CODE)},
             cwd="/",
         )
 
 
+@pytest.mark.parametrize("role", ["primary", "secondary"])
+def test_a_daemon_that_is_slow_to_start_does_not_hold_its_own_deafness_against_the_peer(
+    pair: Lab, role: str
+) -> None:
+    primary = _primary(pair)
+    host = primary if role == "primary" else pair.places[primary].other.host
+    generation = pair.ask(primary)["record"]["generation"]
+    _end_daemon(pair, host)
+    _run(pair, host, _SLOW)
+    pair.wait_protected()
+    assert pair.ask(primary)["record"]["generation"] == generation, _solo(pair)
+
+
 async def _refused(lab: Lab, host: str) -> None:
     vm = processes.pids_of(lab.places[host].namespace, "vm")
-    refused = await asyncio.to_thread(_run_newer(lab, host).wait, 60)
+    refused = await asyncio.to_thread(_run(lab, host, _NEWER).wait, 60)
     assert refused == 2
     said = lab.places[host].log.read_text().splitlines()[-1]
     assert "a VM runs on tap0 with a data plane of version" in said
@@ -156,11 +197,11 @@ async def _refused(lab: Lab, host: str) -> None:
 
 
 async def _upgrade(lab: Lab, host: str) -> None:
-    """The secondary's host, as docs/operations.md says."""
+    """The secondary's host, as docs/operate/upgrade.md says."""
     await asyncio.to_thread(_end_daemon, lab, host)
     await _refused(lab, host)
     await asyncio.to_thread(_end_vm, lab, host)
-    _run_newer(lab, host)
+    _run(lab, host, _NEWER)
     await asyncio.to_thread(lab.wait_protected)
     (left,) = (lab.places[host].bpffs / "colo_ebpf").glob(f"v*/{lab.name}")
     assert left.parent.name == f"v{abi.ABI_VERSION + 1}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from colo_ebpf.control.ctl import Conversation
+from colo_ebpf.control.admin.control_socket import Conversation
 from colo_ebpf.lab import faults, processes
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.lab import Lab
@@ -23,9 +23,12 @@ from tests.lab import cli, protected
 ENTRIES = 50
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pair() -> Iterator[Lab]:
-    """A protected pair whose guest has written to its disk."""
+    """A protected pair whose guest has written to its disk.
+
+    All tests share it. Each leaves a protected pair, and all but the last one host a's VM serving.
+    """
     with protected("colotestv") as lab:
         asyncio.run(_write(lab, 1))
         yield lab
@@ -59,36 +62,6 @@ def _spoil(lab: Lab, host: str, at: int, data: bytes) -> None:
         image.write(data)
 
 
-def test_equal_different_equal_again_after_a_failover_and_never_from_the_wrong_side(
-    pair: Lab,
-) -> None:
-    done = _verify(pair, "a")
-    assert done.returncode == 0, done.stderr
-    assert "equal, compared in" in done.stdout
-    found = _plain(pair, "a")
-    assert found["equal"]
-    (disk,) = found["disks"]
-    assert 0 < disk["read_bytes"] < disk["size_bytes"] == 64 << 20
-    assert not _socket(pair, "a").exists(), "closed when it is done"
-
-    refused = _verify(pair, "b")
-    assert refused.returncode == 2
-    assert "ask the primary of a protected pair" in refused.stderr
-
-    _spoil(pair, "b", 20 << 20, b"spoilt")
-    different = _verify(pair, "a")
-    assert different.returncode == 1
-    assert f"parent0: differs at {20 << 20}, 512 bytes" in different.stdout
-
-    faults.kill(pair, "a", "vm")
-    pair.wait(lambda: (pair.ask("b") or {}).get("role") in ("solo", "primary"), "b is not alone")
-    pair.wait_protected()
-    found = _plain(pair, "b")  # its images were once exported by the secondary it was
-    assert found["equal"], found
-    asyncio.run(_write(pair, ENTRIES + 1))
-    assert _verify(pair, "b").returncode == 0
-
-
 def test_what_was_opened_is_closed_whatever_becomes_of_the_asker(pair: Lab) -> None:
     socket_file = _socket(pair, "a")
     with Conversation(pair.places["a"].run_dir / "ctl.sock") as first:
@@ -119,3 +92,33 @@ def test_a_pair_that_ends_meanwhile_says_nothing(pair: Lab) -> None:
         assert processes.pids_of(pair.places["a"].namespace, "vm")
     pair.wait_protected()
     assert _verify(pair, "a").returncode == 0
+
+
+def test_equal_different_equal_again_after_a_failover_and_never_from_the_wrong_side(
+    pair: Lab,
+) -> None:
+    done = _verify(pair, "a")
+    assert done.returncode == 0, done.stderr
+    assert "equal, compared in" in done.stdout
+    found = _plain(pair, "a")
+    assert found["equal"]
+    (disk,) = found["disks"]
+    assert 0 < disk["read_bytes"] < disk["size_bytes"] == 64 << 20
+    assert not _socket(pair, "a").exists(), "closed when it is done"
+
+    refused = _verify(pair, "b")
+    assert refused.returncode == 2
+    assert "ask the primary of a protected pair" in refused.stderr
+
+    _spoil(pair, "b", 20 << 20, b"spoilt")
+    different = _verify(pair, "a")
+    assert different.returncode == 1
+    assert f"parent0: differs at {20 << 20}, 512 bytes" in different.stdout
+
+    faults.kill(pair, "a", "vm")
+    pair.wait(lambda: (pair.ask("b") or {}).get("role") in ("solo", "primary"), "b is not alone")
+    pair.wait_protected()
+    found = _plain(pair, "b")  # its images were once exported by the secondary it was
+    assert found["equal"], found
+    asyncio.run(_write(pair, ENTRIES + 1))
+    assert _verify(pair, "b").returncode == 0

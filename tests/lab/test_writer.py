@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from colo_ebpf.control import ctl
+from colo_ebpf.control.admin import control_socket
 from colo_ebpf.lab import faults, processes
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
@@ -123,7 +123,7 @@ class Killer:
         else:
             serving = await self._protected_for(0.0)
             control = self._lab.places[serving].run_dir / "ctl.sock"
-            await asyncio.to_thread(ctl.ask, control, "checkpoint")
+            await asyncio.to_thread(control_socket.ask, control, "checkpoint")
         await asyncio.sleep(one.after_s)
         return serving
 

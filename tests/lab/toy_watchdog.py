@@ -10,7 +10,7 @@ import struct
 import sys
 
 from colo_ebpf.cli.main import main
-from colo_ebpf.control import watchdog
+from colo_ebpf.control.host import watchdog
 
 _taken: list[bytes] = []
 

@@ -34,16 +34,27 @@ async def fetch(name: str, received: bytearray | None = None) -> bytes:
 
 async def upload(rng: random.Random, count: int) -> None:
     """Some uploads over one connection; AssertionError if a digest is wrong."""
+    await upload_of(*(rng.randbytes(rng.randrange(1, 200_000)) for _ in range(count)))
+
+
+async def upload_of(*files: bytes) -> None:
+    """These over one connection; AssertionError if a digest is wrong."""
     reader, writer = await asyncio.open_connection(ADDRESS, 81)
     try:
-        for _ in range(count):
-            data = rng.randbytes(rng.randrange(1, 200_000))
-            writer.write(len(data).to_bytes(8, "big") + data)
-            await writer.drain()
-            answer = await reader.readexactly(64)
-            assert answer.decode() == hashlib.sha256(data).hexdigest(), "an upload was garbled"
+        for data in files:
+            await send_file(reader, writer, data)
     finally:
         writer.close()
+
+
+async def send_file(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes
+) -> None:
+    """One upload; AssertionError if its digest is wrong."""
+    writer.write(len(data).to_bytes(8, "big") + data)
+    await writer.drain()
+    answer = await reader.readexactly(64)
+    assert answer.decode() == hashlib.sha256(data).hexdigest(), "an upload was garbled"
 
 
 async def crowd(content: dict[str, bytes], total: int, at_once: int, tally: Tally) -> None:

@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from colo_ebpf.datapath import headers, loader, netdev, tc
+from colo_ebpf.datapath.bpf import kernel_headers, loader
+from colo_ebpf.datapath.net import namespaces, netdev, tc
+from colo_ebpf.datapath.net.hooks import Filter, Hook
 from colo_ebpf.lab.bed import CACHE
 
 _COUNTS = ("passed", "lost", "doubled", "delayed")
@@ -30,11 +32,11 @@ class Noise:
     def __init__(self, namespace: str, device: str, ingress: bool, number: int) -> None:
         from bcc import BPF
 
-        tree = headers.find(loader.trees(CACHE))
+        tree = kernel_headers.find(loader.trees(CACHE))
         if tree:
             os.environ["BCC_KERNEL_SOURCE"] = str(tree)
         near, far = f"ln{number}", f"lf{number}"
-        netdev.create_veth(near, far, namespace, namespace, 1700)
+        namespaces.create_veth(near, far, namespace, namespace, 1700)
         self._home = netdev.index_of(device)
         flags = 1 if ingress else 0
         source = Path(__file__).with_name("noise.c").read_text()
@@ -43,9 +45,10 @@ class Noise:
         self.set(0, 0, 0)
         programs = {n: self._bpf.load_func(n, BPF.SCHED_CLS).fd for n in (b"noise", b"turn")}
         self._bpf.free_bcc_memory()
-        tc.attach(far, tc.INGRESS, "turn", programs[b"turn"], _PRIORITY)
-        hook = tc.INGRESS if ingress else tc.EGRESS
-        tc.attach(device, hook, "noise", programs[b"noise"], _PRIORITY)
+        turn = Filter(far, "", Hook.INGRESS, "turn")
+        noise = Filter(device, "", Hook.INGRESS if ingress else Hook.EGRESS, "noise")
+        tc.attach(turn, programs[b"turn"], _PRIORITY)
+        tc.attach(noise, programs[b"noise"], _PRIORITY)
 
     def close(self) -> None:
         """Let go of maps and programs."""

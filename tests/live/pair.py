@@ -20,9 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from colo_ebpf.datapath import netdev
-from colo_ebpf.datapath.loader import Sizes
-from colo_ebpf.datapath.plane import DataPlane, PlaneNic, PlaneSpec
+from colo_ebpf.datapath.bpf.loader import Sizes
+from colo_ebpf.datapath.net import namespaces, netdev, ownership
+from colo_ebpf.datapath.plane import DataPlane
+from colo_ebpf.datapath.spec import PlaneNic, PlaneSpec
 from colo_ebpf.lab import network
 from colo_ebpf.lab.bed import CACHE
 from colo_ebpf.lab.topology import (
@@ -37,11 +38,13 @@ from colo_ebpf.lab.topology import (
 )
 from colo_ebpf.model import Mode, Pairing, Phase, VmRole
 from tests.live.noise import Noise
+from tests.netns import let_be_sent_whole
 
 T = TypeVar("T")
 ADDRESS = "192.168.77.10"
 _CLIENT_BRIDGE_ADDRESS = "192.168.77.1"
 _VNI = 9
+_VM = "live"
 _NGINX = """
 daemon off; worker_processes 1; pid {run}/pid; error_log {run}/error.log;
 events {{ worker_connections 8192; }}
@@ -98,16 +101,17 @@ class LivePair:
 
     def _add_vm(self, host: str) -> None:
         vm = self._vm(host)
-        netdev.create_namespace(vm)
-        self._stack.callback(netdev.remove_namespace, vm)
-        netdev.create_veth("tap0", "eth0", self.places[host].namespace, vm, 1500)
+        namespaces.create(vm)
+        self._stack.callback(namespaces.remove, vm)
+        namespaces.create_veth("tap0", "eth0", self.places[host].namespace, vm, 1500)
+        self._in(host, lambda: ownership.mark("tap0", _VM))  # it stands for the tap
         for command in (
             f"link set eth0 address {MAC}",
             "link set lo up",
             f"addr add {ADDRESS}/24 dev eth0",
         ):
             subprocess.run(["ip", "-n", vm, *command.split()], check=True)
-        client = netdev.in_namespace(client_namespace(self._lab), _mac_of_lan)
+        client = namespaces.run_in(client_namespace(self._lab), _mac_of_lan)
         neighbour = f"neigh add {_CLIENT_BRIDGE_ADDRESS} lladdr {client} dev eth0"
         subprocess.run(["ip", "-n", vm, *neighbour.split()], check=True)
 
@@ -119,7 +123,7 @@ class LivePair:
         place = self.places[host]
         plane = DataPlane.open(
             PlaneSpec(
-                vm="live",
+                vm=_VM,
                 bpffs=bpffs,
                 cache=CACHE,
                 nics=(PlaneNic("tap0", BRIDGE, 1500),),
@@ -154,7 +158,7 @@ class LivePair:
         def link() -> None:
             self.noises += [Noise(host, LINK, True, 8), Noise(host, LINK, False, 9)]
 
-        netdev.in_namespace(lan, client_side)
+        namespaces.run_in(lan, client_side)
         self._in("a", link)
         for one in self.noises:
             self._stack.callback(one.close)
@@ -170,12 +174,12 @@ class LivePair:
             self._in(host, plane.beacon)
 
     def _in(self, host: str, function: Callable[[], T]) -> T:
-        return netdev.in_namespace(self.places[host].namespace, function)
+        return namespaces.run_in(self.places[host].namespace, function)
 
     # -- what a test does ------------------------------------------------------------------
 
     def serve(self, host: str, content: dict[str, bytes]) -> None:
-        """nginx on port 80 with these files, and the upload sink on port 81."""
+        """nginx on port 80 with these files; the upload sink on port 81, by MPTCP on port 82."""
         run = self.directory / f"run-{host}"
         root = run / "root"
         root.mkdir(parents=True)
@@ -185,8 +189,9 @@ class LivePair:
         config = run / "nginx.conf"
         config.write_text(_NGINX.format(run=run, root=root))
         sink = Path(__file__).with_name("sink.py")
-        for argv in (["nginx", "-c", str(config)], ["/usr/bin/python3", str(sink), "81"]):
-            log = (run / f"{argv[0].rpartition('/')[2]}.log").open("wb")
+        sinks = [["/usr/bin/python3", str(sink), *words] for words in (["81"], ["82", "mptcp"])]
+        for number, argv in enumerate((["nginx", "-c", str(config)], *sinks)):
+            log = (run / f"{number}.log").open("wb")
             process = subprocess.Popen(
                 ["nsenter", f"--net=/var/run/netns/{self._vm(host)}", *argv],
                 stdin=subprocess.DEVNULL,
@@ -207,9 +212,18 @@ class LivePair:
         for one in self.noises[4:]:
             one.set(lose, twice, late)
 
+    def let_clients_send_whole(self, most_bytes: int) -> None:
+        """Frames of so many bytes leave the clients' devices uncut (BIG TCP)."""
+
+        def client_side() -> None:
+            for device in ("a0", "b0", CLIENT_BRIDGE):  # a bridge may no more than its ports
+                let_be_sent_whole(device, most_bytes)
+
+        namespaces.run_in(client_namespace(self._lab), client_side)
+
     def as_client(self, function: Callable[[], T]) -> T:
         """Run something where the clients are."""
-        return netdev.in_namespace(client_namespace(self._lab), function)
+        return namespaces.run_in(client_namespace(self._lab), function)
 
     def kill_primary(self) -> None:
         """Its host is gone at once; the secondary takes over as the control plane would."""

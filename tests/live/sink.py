@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A server that says the same every time: it takes an upload and answers with its digest.
 
-python3 sink.py PORT. An upload is its length in eight bytes, then its bytes; many may follow each
-other on one connection.
+python3 sink.py PORT [mptcp]. An upload is its length in eight bytes, then its bytes; many may
+follow each other on one connection.
 """
 
 import asyncio
 import hashlib
+import socket
 import sys
 
 
@@ -30,7 +31,11 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 async def main() -> None:
-    server = await asyncio.start_server(_serve, "0.0.0.0", int(sys.argv[1]), backlog=4096)
+    protocol = socket.IPPROTO_MPTCP if "mptcp" in sys.argv else 0
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("0.0.0.0", int(sys.argv[1])))
+    server = await asyncio.start_server(_serve, sock=listener, backlog=4096)
     async with server:
         await server.serve_forever()
 

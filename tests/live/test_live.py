@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import socket
 from collections.abc import Iterator
 
 import pytest
 
+from colo_ebpf.lab.bed import packet_socket
 from tests.capabilities import require
 from tests.live import clients
-from tests.live.pair import LivePair
+from tests.live.pair import ADDRESS, LivePair
 
 SIZES = (1, 100, 1448, 5000, 20_000, 70_000, 300_000)
 _PATIENCE_S = 120.0
+_MULTIPATH_S = 30.0
 
 
 def _content() -> dict[str, bytes]:
@@ -78,6 +82,63 @@ def test_bad_wires_garble_nothing(pair: LivePair) -> None:
     assert pair.planes["a"].mismatches() == []
     counts = [one.counts() for one in pair.noises]
     assert all(sum(row[what] for row in counts) > 0 for what in ("lost", "doubled", "delayed"))
+
+
+def test_frames_longer_than_an_ip_header_can_say_reach_both_vms(pair: LivePair) -> None:
+    """BIG TCP. As found: each was dropped as malformed, and its client sent it again in pieces."""
+    _serve_same(pair)
+    pair.let_clients_send_whole(150_000)
+    longest = pair.as_client(lambda: asyncio.run(_longest_of_an_upload(16_000_000)))
+    assert longest > 65_536, "the wire had none"
+    dropped = [row for row in pair.planes["a"].counters() if row.reason == "malformed"]
+    assert dropped == []
+    assert pair.planes["a"].mismatches() == []
+
+
+@pytest.mark.parametrize("victim", ["primary", "secondary"])
+def test_a_multipath_connection_outlives_a_host(pair: LivePair, victim: str) -> None:
+    """As found: each VM had drawn a key of its own, and the client took nothing of the survivor's.
+
+    It is plain TCP: no VM hears that the client offered more.
+    """
+    require("mptcp")
+    _serve_same(pair)
+
+    async def work() -> None:
+        s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
+        s.settimeout(_MULTIPATH_S)
+        s.connect((ADDRESS, 82))  # asyncio's own asks the resolver, which knows no such protocol
+        s.setblocking(False)
+        async with asyncio.timeout(_MULTIPATH_S):
+            reader, writer = await asyncio.open_connection(sock=s)
+            await clients.send_file(reader, writer, random.Random(1).randbytes(100_000))
+            await asyncio.to_thread(
+                pair.kill_primary if victim == "primary" else pair.kill_secondary
+            )
+            await clients.send_file(reader, writer, random.Random(2).randbytes(100_000))
+        writer.close()
+
+    pair.as_client(lambda: asyncio.run(work()))
+
+
+async def _longest_of_an_upload(total: int) -> int:
+    """Length of the longest frame that an upload of so many bytes was sent in."""
+    loop = asyncio.get_running_loop()
+    longest = 0
+
+    def look() -> None:
+        nonlocal longest
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                longest = max(longest, wire.recv_into(bytearray(1), 1, socket.MSG_TRUNC))
+
+    with packet_socket("a0") as wire:
+        wire.setblocking(False)
+        loop.add_reader(wire, look)
+        async with asyncio.timeout(_PATIENCE_S):
+            await clients.upload_of(random.Random(5).randbytes(total))
+        loop.remove_reader(wire)
+    return longest
 
 
 @pytest.mark.parametrize("victim", ["primary", "secondary"])

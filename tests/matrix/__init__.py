@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Faults of a real pair, one after the other: docs/failure-scenarios.md is their table."""
+"""Faults of a real pair; docs/reference/failure-scenarios.md is their table."""

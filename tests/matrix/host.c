@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A wall clock and disks of one's own, for LD_PRELOAD. The file COLO_TEST_HOST holds two 64-bit
- * numbers, which may change at any time: seconds that the wall clock is ahead of the machine's, and
- * whether writes to the images of disks fail. No other clock and no other file is touched.
+ * A wall clock, disks and directories of one's own, for LD_PRELOAD. The file COLO_TEST_HOST holds
+ * four 64-bit numbers, which may change at any time: seconds that the wall clock is ahead of the
+ * machine's, whether writes to the images of disks fail, in which directories nothing can be
+ * changed (1: COLO_TEST_DIR1, 2: COLO_TEST_DIR2), and with which errno. No other clock and no other
+ * file is touched.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/time.h>
@@ -20,6 +25,8 @@
 struct host {
 	int64_t ahead_s;
 	int64_t disk_fails;
+	int64_t files_fail;
+	int64_t files_errno;
 };
 
 static const volatile struct host *host;
@@ -103,4 +110,82 @@ ssize_t pwritev64(int fd, const struct iovec *parts, int count, off64_t at)
 		return real(fd, parts, count, at);
 	errno = EIO;
 	return -1;
+}
+
+static int below(const char *path, const char *variable)
+{
+	const char *directory = getenv(variable);
+	size_t size = directory ? strlen(directory) : 0;
+
+	return size && !strncmp(path, directory, size) && path[size] == '/';
+}
+
+static int refused(const char *path)
+{
+	int64_t where = host ? host->files_fail : 0;
+
+	if (!(where & 1 && below(path, "COLO_TEST_DIR1")) &&
+	    !(where & 2 && below(path, "COLO_TEST_DIR2")))
+		return 0;
+	errno = host->files_errno;
+	return 1;
+}
+
+int open64(const char *path, int flags, ...)
+{
+	static int (*real)(const char *, int, ...);
+	va_list more;
+	mode_t mode;
+
+	va_start(more, flags);
+	mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0;
+	va_end(more);
+	if (!real)
+		*(void **)&real = dlsym(RTLD_NEXT, "open64");
+	if (flags & (O_WRONLY | O_RDWR | O_CREAT) && refused(path))
+		return -1;
+	return real(path, flags, mode);
+}
+
+int open(const char *path, int flags, ...)
+{
+	static int (*real)(const char *, int, ...);
+	va_list more;
+	mode_t mode;
+
+	va_start(more, flags);
+	mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0;
+	va_end(more);
+	if (!real)
+		*(void **)&real = dlsym(RTLD_NEXT, "open");
+	if (flags & (O_WRONLY | O_RDWR | O_CREAT) && refused(path))
+		return -1;
+	return real(path, flags, mode);
+}
+
+int unlink(const char *path)
+{
+	static int (*real)(const char *);
+
+	if (!real)
+		*(void **)&real = dlsym(RTLD_NEXT, "unlink");
+	return refused(path) ? -1 : real(path);
+}
+
+int rename(const char *from, const char *to)
+{
+	static int (*real)(const char *, const char *);
+
+	if (!real)
+		*(void **)&real = dlsym(RTLD_NEXT, "rename");
+	return refused(from) || refused(to) ? -1 : real(from, to);
+}
+
+int truncate64(const char *path, off64_t size)
+{
+	static int (*real)(const char *, off64_t);
+
+	if (!real)
+		*(void **)&real = dlsym(RTLD_NEXT, "truncate64");
+	return refused(path) ? -1 : real(path, size);
 }

@@ -4,25 +4,32 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import struct
 import subprocess
 from pathlib import Path
 
+from colo_ebpf.config.reading import load_config
 from colo_ebpf.lab import mounts, processes
 from colo_ebpf.lab.guest import BUILT
 from colo_ebpf.lab.lab import Lab
-from colo_ebpf.lab.topology import Place
+from colo_ebpf.lab.topology import LINK, Place
 from tests.capabilities import ROOT
 
 _SOURCES = [Path(__file__).with_name("host.c"), ROOT / "guest" / "lab-tcg" / "tcg_dirty.c"]
-_STATE = struct.Struct("<qq")  # seconds ahead, disks fail: host.c
+_STATE = struct.Struct("<qqqq")  # seconds ahead, disks fail, directories fail, how: host.c
 _STORE_BYTES = 192 << 20
+_FILES_BYTES = 4 << 20
+_TABLE = "colotest"
+_FILLER = "filler"
 _PAGE_BYTES = 4096
 _MARGIN_BYTES = 16 << 10  # what is written while it is filled
 
 
 def prepare(lab: Lab, place: Place) -> None:
     """Before the host's daemon is started."""
+    for directory in directories(place).values():
+        mounts.mount_memory(directory, _FILES_BYTES)
     store = _store(place)
     mounts.mount_memory(store, _STORE_BYTES)
     with _image(place).open("wb") as image:
@@ -42,11 +49,44 @@ def prepare(lab: Lab, place: Place) -> None:
         assert old in text, f"{place.config} has no {old}"
         text = text.replace(old, new)
     place.config.write_text(text)
-    _state(place).write_bytes(_STATE.pack(0, 0))
+    _state(place).write_bytes(_STATE.pack(0, 0, 0, 0))
+    state, run = directories(place).values()
     lab.environment[place.host] = {
         "LD_PRELOAD": str(library),
         "COLO_TEST_HOST": str(_state(place)),
+        "COLO_TEST_DIR1": str(state),
+        "COLO_TEST_DIR2": str(run),
     }
+
+
+def directories(place: Place) -> dict[str, Path]:
+    """Where the daemon and its QEMU keep their files, each a file system of its own."""
+    return {"state": place.directory / "state", "run": place.run_dir}
+
+
+def fill_directory(place: Place, which: str) -> None:
+    """No room is left in `state` or `run`."""
+    _fill(directories(place)[which] / _FILLER)
+
+
+def freeze_directory(place: Place, which: str) -> None:
+    """It can be read only. (A remount is refused while QEMU has its log open.)"""
+    _refuse(place, which, errno.EROFS)
+
+
+def break_directory(place: Place, which: str) -> None:
+    """Whatever would change something there is answered with EIO."""
+    _refuse(place, which, errno.EIO)
+
+
+def _refuse(place: Place, which: str, number: int) -> None:
+    _change(place, 0, 0, 1 + [*directories(place)].index(which), number)
+
+
+def mend_directory(place: Place, which: str) -> None:
+    """All is as it was."""
+    (directories(place)[which] / _FILLER).unlink(missing_ok=True)
+    _change(place, 0, 0)
 
 
 def step_clock(place: Place, ahead_s: int) -> None:
@@ -64,12 +104,34 @@ def repair(place: Place) -> None:
     _change(place, 0, 0)
 
 
-def _change(place: Place, ahead_s: int, disk_fails: int) -> None:
+def _change(
+    place: Place, ahead_s: int, disk_fails: int, files_fail: int = 0, number: int = 0
+) -> None:
     for pid in processes.pids_of(place.namespace, "host"):
         maps = Path(f"/proc/{pid}/maps").read_text()
         assert str(_state(place)) in maps, f"{processes.command_of(pid)} does not look at it"
     with _state(place).open("r+b") as file:
-        file.write(_STATE.pack(ahead_s, disk_fails))
+        file.write(_STATE.pack(ahead_s, disk_fails, files_fail, number))
+
+
+def block(place: Place, protocol: str, port: str) -> None:
+    """A firewall's rule: nothing to or from this port, of [link], comes in over the link."""
+    number = getattr(load_config(place.config).link, port)
+    chain = f"add chain inet {_TABLE} in {{ type filter hook input priority 0; }}"
+    rules = [f"add table inet {_TABLE}", chain]
+    for side in ("dport", "sport"):
+        rules.append(f'add rule inet {_TABLE} in iifname "{LINK}" {protocol} {side} {number} drop')
+    _nft(place, "; ".join(rules))
+
+
+def unblock(place: Place) -> None:
+    """The firewall has no rule any more."""
+    _nft(place, f"delete table inet {_TABLE}")
+
+
+def _nft(place: Place, rules: str) -> None:
+    inside = ["nsenter", f"--net=/run/netns/{place.namespace}", "nft", rules]
+    subprocess.run(inside, check=True, timeout=60)
 
 
 def fill(place: Place) -> None:
@@ -81,7 +143,11 @@ def fill(place: Place) -> None:
     size = str(image.stat().st_size - begin)
     words = ["fallocate", "--punch-hole", "--offset", str(begin), "--length", size, str(image)]
     subprocess.run(words, check=True, timeout=60)
-    with contextlib.suppress(OSError), _filler(place).open("wb", buffering=0) as file:
+    _fill(_filler(place))
+
+
+def _fill(filler: Path) -> None:
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(_PAGE_BYTES))
 
@@ -100,7 +166,7 @@ def _image(place: Place) -> Path:
 
 
 def _filler(place: Place) -> Path:
-    return _store(place) / "filler"
+    return _store(place) / _FILLER
 
 
 def _state(place: Place) -> Path:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What is broken, on which side, at which moment, and who must serve then.
 
-A row is one line of docs/failure-scenarios.md. Faults speak of roles: which host has which changes
+A row is one line of docs/reference/failure-scenarios.md.
+Faults speak of roles: which host has which changes
 from row to row.
 """
 
@@ -9,12 +10,17 @@ from __future__ import annotations
 
 import enum
 import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from colo_ebpf.datapath.bpf.loader import pin_directory
+from colo_ebpf.datapath.net import tcx
 from colo_ebpf.lab import faults, processes, topology
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import arbiter_namespace
+from tests.etcd import of_lab
 from tests.matrix import hosts
 
 _HOUR_S = 3600
@@ -40,6 +46,9 @@ class Then(enum.Enum):
     COLD = "its image, started again: connections are lost"
 
 
+L, C, R, F = Moment.LOAD, Moment.CHECKPOINT, Moment.RESYNC, Moment.FAILOVER
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A lab whose roles are known."""
@@ -62,6 +71,8 @@ class Row:
     inject: Fault
     often: bool = False
     mend: Fault = lambda place: None
+    says: str = ""  # in the history of the host that serves
+    attempt: str = ""  # in the status of both hosts: why no new pair could be made meanwhile
 
     @property
     def name(self) -> str:
@@ -88,6 +99,10 @@ def _cut(*paths: str) -> Fault:
 def stop_etcd(p: Place) -> None:
     """It neither answers nor refuses."""
     processes.send(processes.in_namespace(arbiter_namespace(p.lab.name)), signal.SIGSTOP)
+
+
+def _etcd_has_room(left: bool) -> Fault:
+    return lambda p: of_lab.set_room(p.lab, left=left)
 
 
 def _here(role: str, do: Callable[[topology.Place], object]) -> Fault:
@@ -168,6 +183,55 @@ def _cut_rows() -> list[Row]:
     ]
 
 
+_PORTS = [
+    ("frames", "udp", "vxlan_port"),
+    ("heartbeats", "udp", "heartbeat_port"),
+    ("writes of the disk", "tcp", "nbd_port"),
+    ("checkpoints", "tcp", "migration_port"),
+]
+_OFTEN_PORTS = {
+    ("frames", "primary"),
+    ("frames", "secondary"),
+    ("writes of the disk", "secondary"),
+    ("checkpoints", "primary"),
+}
+_NO_ANSWER = "the link carries heartbeats, but {} does not answer on TCP port"
+NO_FRAMES = "the link carries heartbeats but no frames (firewall?)"
+
+
+def _port_rows() -> list[Row]:
+    return [
+        Row(
+            f"{what} to the {role} blocked",
+            Moment.LOAD,
+            Then.SAME,
+            _here(role, partial(hosts.block, protocol=protocol, port=port)),
+            (what, role) in _OFTEN_PORTS,
+            _here(role, hosts.unblock),
+            NO_FRAMES if what == "frames" else "",
+            _NO_ANSWER if protocol == "tcp" else "",
+        )
+        for what, protocol, port in _PORTS
+        for role in ("primary", "secondary")
+    ]
+
+
+def _blocked_in_resync() -> list[Row]:
+    """Before there is a pair: nothing was copied yet, or all of it."""
+    return [
+        Row(
+            f"{what} to the secondary blocked",
+            R,
+            Then.SAME,
+            _here("secondary", partial(hosts.block, protocol=protocol, port=port)),
+            mend=_here("secondary", hosts.unblock),
+            attempt=_NO_ANSWER,
+        )
+        for what, protocol, port in _PORTS
+        if protocol == "tcp"
+    ]
+
+
 def _ahead(place: topology.Place) -> None:
     hosts.step_clock(place, _HOUR_S)
 
@@ -187,7 +251,77 @@ def _disk_rows() -> list[Row]:
     ]
 
 
-L, C, R, F = Moment.LOAD, Moment.CHECKPOINT, Moment.RESYNC, Moment.FAILOVER
+_FILES = [
+    ("full", hosts.fill_directory),
+    ("read-only", hosts.freeze_directory),
+    ("broken", hosts.break_directory),
+]
+_OFTEN_FILES = {
+    ("secondary", "state", "full"),
+    ("secondary", "run", "broken"),
+    ("primary", "state", "broken"),
+}
+
+
+def _file_rows() -> list[Row]:
+    """The directories of the host that is to go on, at the worst moment: the other host dies."""
+    return [
+        Row(
+            f"{role}'s {which} directory {word}, then the other host killed",
+            Moment.LOAD,
+            then,
+            _both(_here(role, partial(do, which=which)), _kill(other, "host")),
+            (role, which, word) in _OFTEN_FILES,
+            _here(role, partial(hosts.mend_directory, which=which)),
+        )
+        for role, other, then in (
+            ("secondary", "primary", Then.OTHER),
+            ("primary", "secondary", Then.SAME),
+        )
+        for which in ("state", "run")
+        for word, do in _FILES
+    ]
+
+
+def _run(*commands: str) -> Callable[[topology.Place], None]:
+    """On the host, as its root."""
+
+    def run(place: topology.Place) -> None:
+        for command in commands:
+            enter = ["nsenter", f"--net=/run/netns/{place.namespace}"]
+            subprocess.run([*enter, *command.split()], check=True, timeout=20)
+
+    return run
+
+
+def _take_programs_off(p: Place) -> None:
+    place = p.lab.places[p.primary]
+    links = pin_directory(place.bpffs, p.lab.name) / tcx.DIRECTORY
+    for name in ("nic0_out", "link"):
+        _run(f"bpftool link detach pinned {links / name}")(place)
+
+
+_LINK, _TAP = topology.LINK_DEVICE, topology.TAP
+_QDISC = (f"tc qdisc add dev {_TAP} clsact", f"tc qdisc del dev {_TAP} clsact")
+
+
+def _harm_rows() -> list[Row]:
+    """What other programs of a host, and people, do to devices that are not theirs."""
+    return [
+        Row("clsact of the primary's tap removed", L, Then.SAME, _here("primary", _run(*_QDISC))),
+        Row("programs taken off on the primary", L, Then.SAME, _take_programs_off, True),
+        *(
+            Row(f"{role}'s {what}", L, Then.SAME, _here(role, _run(f"ip link {command}")), often)
+            for role, what, command, often in (
+                ("primary", "link device removed", f"del {_LINK}", True),
+                ("secondary", "link device removed", f"del {_LINK}", False),
+                ("primary", "tap taken off its bridge", f"set {_TAP} nomaster", True),
+            )
+        ),
+        Row("primary's tap removed", L, Then.OTHER, _here("primary", _run(f"ip link del {_TAP}"))),
+    ]
+
+
 _LATER = [
     Row("secondary's host killed", C, Then.SAME, _kill("secondary", "host"), True),
     Row("secondary's QEMU killed", C, Then.SAME, _kill("secondary", "vm")),
@@ -201,6 +335,7 @@ _LATER = [
     Row("primary's daemon killed", R, Then.SAME, _kill("primary", "daemon")),
     Row("link cut", R, Then.SAME, _cut("link")),
     Row("secondary's QEMU stopped", R, Then.SAME, _hang("secondary", "vm")),
+    *_blocked_in_resync(),
     Row("secondary's host stopped", R, Then.SAME, _hang("secondary", "host")),
     Row("survivor's host killed", R, Then.COLD, _kill("primary", "host"), True),
     Row("survivor's QEMU killed", R, Then.COLD, _kill("primary", "vm")),
@@ -219,12 +354,21 @@ _LATER = [
         _both(stop_etcd, _kill("primary", "vm")),
         True,
     ),
+    Row(
+        "primary's host killed while etcd has no room",
+        Moment.LOAD,
+        Then.NOBODY,
+        _both(_etcd_has_room(False), _kill("primary", "host")),
+        mend=_etcd_has_room(True),
+    ),
     Row("etcd stopped", Moment.LOAD, Then.SAME, stop_etcd),
     *_disk_rows(),
+    *_file_rows(),
+    *_harm_rows(),
     Row("primary's wall clock an hour ahead", L, Then.SAME, _here("primary", _ahead), True),
     Row("secondary's wall clock an hour ahead", L, Then.SAME, _here("secondary", _ahead)),
     Row("primary's wall clock an hour back", L, Then.SAME, _here("primary", _back)),
     Row("secondary's wall clock an hour back", L, Then.SAME, _here("secondary", _back), True),
 ]
 
-ROWS = [*_side_rows(), *_cut_rows(), *_LATER]
+ROWS = [*_side_rows(), *_cut_rows(), *_port_rows(), *_LATER]

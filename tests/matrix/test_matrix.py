@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The rows of docs/failure-scenarios.md, one after the other, on one pair that heals in between.
+"""The rows of docs/reference/failure-scenarios.md, on one pair that heals in between.
 
 One ledger connection lives through all of them but those where the only good copy of its state is
 lost: then the image is, with every entry in it. After each row: who served is who should, never
@@ -18,10 +18,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from colo_ebpf.control import ctl
+from colo_ebpf.control.admin import control_socket
 from colo_ebpf.lab import faults, processes
-from colo_ebpf.lab.topology import arbiter_namespace
-from tests.capabilities import ROOT
+from colo_ebpf.lab.topology import HOSTS, arbiter_namespace
+from tests.capabilities import ROOT, require
 from tests.matrix import hosts
 from tests.matrix.clients import Load
 from tests.matrix.pair import Pair, working
@@ -29,12 +29,13 @@ from tests.matrix.rows import ROWS, Moment, Place, Row, Then, stop_etcd
 
 _CHOSEN = [row for row in ROWS if row.often or "COLO_MATRIX" in os.environ]
 _SILENCE_S = 1.0
-_TABLE = ROOT / "docs" / "failure-scenarios.md"
+_TABLE = ROOT / "docs" / "reference" / "failure-scenarios.md"
 
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     """Protected, with a client; ended by the checks of the whole."""
+    require("nft")
     with working("colotestm", "etcd", hosts.prepare) as made:
         yield made
 
@@ -49,7 +50,7 @@ def _prepare(pair: Pair, place: Place, moment: Moment) -> None:
     lab = place.lab
     if moment is Moment.CHECKPOINT:  # the SVM cannot answer: the request stays open
         faults.hang(lab, place.secondary, "vm")
-        ctl.ask(lab.places[place.primary].run_dir / "ctl.sock", "checkpoint")
+        control_socket.ask(lab.places[place.primary].run_dir / "ctl.sock", "checkpoint")
         pair.until(
             lambda: pair.status(place.primary)["checkpoints"]["stage"] == "triggered",
             "no checkpoint was triggered",
@@ -83,6 +84,19 @@ def _then(pair: Pair, row: Row, place: Place, since: float) -> None:
     pair.until_growth()
 
 
+def _said(pair: Pair, row: Row, place: Place) -> None:
+    if row.says:
+        history = pair.status(place.primary)["history"]
+        assert any(row.says in one["sentence"] for one in history), history
+    if row.attempt:
+        why = row.attempt.format(place.secondary)
+        for host in HOSTS:
+            pair.until(
+                lambda host=host: why in pair.status(host)["last_attempt"]["given_up"],
+                f"the status of {host} does not say: {why}",
+            )
+
+
 def _served(row: Row, place: Place, turns: list[tuple[str, int, int]]) -> str:
     """Complaint about who has spoken, in order: each of the two at most once."""
     order = [host for host, _, _ in turns]
@@ -107,6 +121,7 @@ def test_row(row: Row, pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     since = time.monotonic()
     _inject(row, place)
     _then(pair, row, place, since)
+    _said(pair, row, place)
     if row.then is Then.COLD:
         pair.clients.lose()
     row.mend(place)

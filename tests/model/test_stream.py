@@ -13,7 +13,6 @@ COLO_MODEL_QUICK leaves a failing one as it is instead of making it small.
 from __future__ import annotations
 
 import os
-import select
 from collections import Counter
 from contextlib import ExitStack
 from typing import ClassVar
@@ -31,9 +30,11 @@ from hypothesis.stateful import (
 
 from colo_ebpf.lab import frames
 from colo_ebpf.model import Mode, Phase
-from tests.bpf.rig import Rig, beacon
+from tests.bpf.frames import beacon
+from tests.bpf.rig import Rig
 from tests.capabilities import require
 from tests.model.reference import Reference
+from tests.netns import readable
 
 CLIENT_ISN = 5000
 _SEGMENT = 1400
@@ -275,7 +276,7 @@ class Stream(RuleBasedStateMachine):
         self._drain()
 
     def _drain(self) -> None:
-        while select.select([self.rig.client], [], [], 0)[0]:
+        while readable(self.rig.client):
             self._check(self.rig.client.recv(65600))
 
     def _settle(self) -> None:

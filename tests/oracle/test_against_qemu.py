@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The same frames through QEMU's `colo-compare` and through the shipped programs.
 
-Where both say the same, that is asserted. Where they do not, docs/differences-from-qemu.md has a
+Where both say the same, that is asserted.
+Where they do not, docs/understand/differences-from-qemu.md has a
 section with the case's title, and says why ours is right.
 """
 
@@ -18,8 +19,10 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from colo_ebpf.bench.qemu_compare import NO_TIMEOUT, QemuCompare
-from tests.bpf.rig import CLIENT, CLIENT_MAC, VM, VM_MAC, Rig, datagram, segment
+from colo_ebpf.bench.kernel.qemu_compare import NO_TIMEOUT, QemuCompare
+from colo_ebpf.lab.frames import CLIENT, VM
+from tests.bpf.frames import datagram, segment
+from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig
 from tests.capabilities import ROOT, require
 
 Step = tuple[str, Packet]  # "P" or "S" and what it sends
@@ -254,7 +257,7 @@ def test_they_differ_and_the_list_says_why(qemu: QemuCompare, case: Case) -> Non
 
 
 def test_the_list_of_differences_is_whole() -> None:
-    text = (ROOT / "docs" / "differences-from-qemu.md").read_text()
+    text = (ROOT / "docs" / "understand" / "differences-from-qemu.md").read_text()
     listed = {line[3:] for line in text.splitlines() if line.startswith("## ")}
     assert listed == {case.title for case in DIFFERENT}
 

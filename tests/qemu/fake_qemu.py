@@ -9,10 +9,8 @@ import sys
 import threading
 
 
-def _serve(path: str) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen()
+def _serve(fd: int) -> None:
+    with socket.socket(fileno=fd) as listener:
         connection, _ = listener.accept()
     with connection:
         version = {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}
@@ -30,8 +28,8 @@ def _say(connection: socket.socket, message: dict) -> None:
 
 
 if __name__ == "__main__":
-    paths = re.findall(r"id=mon\d,path=([^,]+)", " ".join(sys.argv))
-    threads = [threading.Thread(target=_serve, args=(path,)) for path in paths]
+    sockets = re.findall(r"id=mon\d,fd=(\d+)", " ".join(sys.argv))
+    threads = [threading.Thread(target=_serve, args=(int(fd),)) for fd in sockets]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.control import diskcopy
-from colo_ebpf.control.lineage import Lineage
+from colo_ebpf.control.qemu import resync
+from colo_ebpf.control.qemu.vm import data_generation_of
 from colo_ebpf.errors import VmError
 from colo_ebpf.model import Progress, VmEventKind, VmRole
 from tests.capabilities import require
@@ -102,7 +102,7 @@ async def test_a_copy_that_breaks_off_loses_no_mark(tmp_path: Path) -> None:
 async def test_many_changes_are_copied_beside_the_guest_with_all_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diskcopy, "_FEW_BYTES", 0)
+    monkeypatch.setattr(resync, "_FEW_BYTES", 0)
     pair, entries, copied = Pair(tmp_path), Ledger(), Copied()
     async with pair as (a, b):
         await pair.face("a")
@@ -130,8 +130,8 @@ async def test_another_image_is_copied_whole(tmp_path: Path) -> None:
 async def test_who_has_taken_over_is_no_replica_any_more(tmp_path: Path) -> None:
     pair = Pair(tmp_path)
     async with pair as (a, b):
-        assert Lineage.of(b.spec).replicas() == (b.vm.instance,)
+        assert data_generation_of(b.spec).replicas() == (b.vm.instance,)
         os.kill(a.vm.pid, signal.SIGKILL)
         await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
         await b.vm.take_over()
-        assert Lineage.of(b.spec).replicas() == ()
+        assert data_generation_of(b.spec).replicas() == ()

@@ -15,8 +15,8 @@ import pytest
 from colo_ebpf.errors import StorageError
 from colo_ebpf.lab import ledger
 from colo_ebpf.model import LentImage, Progress, VmEventKind, VmRole
-from colo_ebpf.storage.compare import CHUNK_BYTES, IN_FLIGHT, Comparison, Range, compare
-from colo_ebpf.storage.connection import Connection, ExportAddress
+from colo_ebpf.storage.nbd import Connection, ExportAddress
+from colo_ebpf.storage.verify import CHUNK_BYTES, IN_FLIGHT, Comparison, Range, compare
 from tests.capabilities import require
 from tests.qemu.pair import TEXT, Ledger, Pair, Side, checkpoint, until
 
@@ -45,6 +45,7 @@ def _compare(one: LentImage) -> Comparison:
 
 
 async def verify(a: Side) -> list[Comparison]:
+    """Each replicated disk of a pair, compared."""
     lent = await a.vm.lend_images()
     try:
         return [await asyncio.to_thread(_compare, one) for one in lent]
@@ -52,7 +53,8 @@ async def verify(a: Side) -> list[Comparison]:
         await a.vm.take_back_images()
 
 
-def _holds(image: bytes, numbers: range) -> bool:
+def holds(image: bytes, numbers: range) -> bool:
+    """Each of these entries of the ledger."""
     entries = [ledger.block(image, n) for n in numbers]
     return all(entry is not None and entry[1] == TEXT.decode() for entry in entries)
 
@@ -73,7 +75,7 @@ async def test_two_disks_are_replicated_compared_and_survive(tmp_path: Path) -> 
             while not await b.vm.overlays_committed():
                 await asyncio.sleep(0.05)
         for first, disk in enumerate(b.spec.disks, 1):
-            assert _holds(disk.path.read_bytes(), range(first, 201, 2)), disk
+            assert holds(disk.path.read_bytes(), range(first, 201, 2)), disk
 
 
 async def test_hosts_with_different_disks_are_not_paired(tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ async def test_the_primary_goes_on_alone_with_both_disks(tmp_path: Path) -> None
         await a.vm.continue_alone()
         await asyncio.to_thread(entries.append, 10)
         for first, disk in enumerate(a.spec.disks, 1):
-            assert _holds(disk.path.read_bytes(), range(first, 21, 2)), disk
+            assert holds(disk.path.read_bytes(), range(first, 21, 2)), disk
         with pytest.raises(Exception, match="disk 0 is not replicated"):
             await a.vm.lend_images()
 

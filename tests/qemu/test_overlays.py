@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.control.checkpoints import of_peer
-from colo_ebpf.control.fitness import ROOM_BYTES, Fitness
+from colo_ebpf.control.core.vm_health import ROOM_BYTES, Fitness
+from colo_ebpf.control.interfaces import of_peer
 from colo_ebpf.model import VmEvent, VmEventKind
 from tests.capabilities import require
 from tests.qemu.pair import Ledger, Pair, Side, checkpoint

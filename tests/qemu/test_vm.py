@@ -6,15 +6,20 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import secrets
+import shutil
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from colo_ebpf.control.machine import QemuMachine
-from colo_ebpf.datapath import netdev
+from colo_ebpf.control.qemu import support
+from colo_ebpf.control.qemu.process import QemuMachine
+from colo_ebpf.control.qemu.support import Use
+from colo_ebpf.datapath.net import netdev
 from colo_ebpf.errors import StorageError, VmError
 from colo_ebpf.model import Settled, VmEventKind, VmRole
 from tests.capabilities import require
@@ -41,11 +46,14 @@ async def test_checkpoints_then_the_secondary_takes_over(tmp_path: Path) -> None
                 await asyncio.sleep(0.05)
 
 
-async def test_a_stranger_at_the_disks_port_delays_no_takeover(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
+async def test_a_stranger_at_the_disks_port_delays_no_takeover(
+    tmp_path: Path, address: str
+) -> None:
     """As found: one that had connected and said nothing, and QEMU waited for it for ever."""
-    async with Pair(tmp_path) as (a, b):
+    async with Pair(tmp_path, secondary=address) as (a, b):
         await checkpoint(a, b)
-        strangers = [socket.create_connection(("127.0.0.2", b.spec.nbd_port)) for _ in range(2)]
+        strangers = [socket.create_connection((address, b.spec.nbd_port)) for _ in range(2)]
         assert strangers[0].recv(8) == b"NBDMAGIC", "the server has begun to talk"
         os.kill(a.vm.pid, signal.SIGKILL)
         await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
@@ -152,6 +160,34 @@ async def test_adoption_finds_the_running_instance(tmp_path: Path) -> None:
         await adopted.kill()
 
 
+async def test_a_replica_that_dies_before_its_memory_came_leaves_its_ports_free(
+    tmp_path: Path,
+) -> None:
+    async with Pair(tmp_path).place():
+        machine = QemuMachine(spec_of("b", tmp_path))
+        for _ in range(2):
+            vm = await machine.start(VmRole.SECONDARY, f"b/{secrets.token_hex(8)}")
+            try:
+                await vm.listen()
+                os.kill(vm.pid, signal.SIGKILL)
+                assert await vm.ended(within_s=30)
+            except BaseException:
+                await vm.kill()
+                raise
+        await vm.kill()
+
+
+async def test_nobody_waits_for_an_event_of_a_qemu_that_is_gone(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    async with pair.place():
+        b = await pair.start("b", VmRole.SECONDARY)
+        waiting = asyncio.create_task(b.vm._expect(VmEventKind.COLO_EXIT, 20_000, "take over"))
+        await asyncio.sleep(0)
+        os.kill(b.vm.pid, signal.SIGKILL)
+        with pytest.raises(VmError, match="it ended while COLO_EXIT was waited for"):
+            await waiting
+
+
 async def test_the_end_of_colo_that_no_daemon_heard_is_told_to_the_next(tmp_path: Path) -> None:
     async with Pair(tmp_path) as (a, b):
         await b.vm._qmp.close()
@@ -180,10 +216,52 @@ async def test_a_qemu_that_cannot_start_says_why(tmp_path: Path) -> None:
         await QemuMachine(spec).start(VmRole.PRIMARY, "a/0000000000000000")
 
 
+async def test_a_qemu_that_ends_at_once_is_told_so(tmp_path: Path) -> None:
+    """Before anybody could look at it: as found, that was no VmError."""
+    spec = dataclasses.replace(spec_of("a", tmp_path), qemu="/bin/true")
+    with pytest.raises(VmError, match="did not start: it ended at once"):
+        await QemuMachine(spec).start(VmRole.PRIMARY, "a/0000000000000000")
+
+
 async def test_a_qemu_without_colo_is_refused(tmp_path: Path) -> None:
     fake = Path(__file__).with_name("fake_qemu.py")
     spec = dataclasses.replace(spec_of("a", tmp_path), qemu=str(fake), preload="")
     with pytest.raises(VmError, match="has no x-colo capability; install a QEMU built with COLO"):
+        await QemuMachine(spec).start(VmRole.PRIMARY, "a/0000000000000000")
+
+
+async def test_a_qemu_without_replication_is_refused(tmp_path: Path) -> None:
+    """It lists the capability, and refuses it when it is set."""
+    qemu = shutil.which("qemu-system-x86_64-microvm")
+    if qemu is None:
+        pytest.skip("needs qemu-system-x86_64-microvm, which Debian has since 13")
+    with pytest.raises(VmError, match=r"cannot run COLO, install .* built with COLO and replicat"):
+        await support.probe(Use(qemu))
+
+
+async def test_the_qemu_here_can_run_colo_but_not_every_machine() -> None:
+    qemu = "qemu-system-x86_64"
+    version = await support.probe(Use(qemu))
+    if version < (11, 0, 0):
+        with pytest.raises(VmError, match=r"machine q35: QEMU before 11\.0 can crash"):
+            await support.probe(Use(qemu, machine="q35"))
+
+
+async def test_a_machine_the_qemu_cannot_carry_is_never_started(tmp_path: Path) -> None:
+    if await support.probe(Use("qemu-system-x86_64")) >= (11, 0, 0):
+        pytest.skip("needs a QEMU before 11.0: since then q35 is carried")
+    spec = dataclasses.replace(spec_of("a", tmp_path), machine="q35")
+    with pytest.raises(VmError, match=r'machine q35: .* set machine = "pc"'):
+        await QemuMachine(spec).start(VmRole.PRIMARY, "a/0000000000000000")
+
+
+async def test_a_qemu_that_the_tcg_helper_cannot_mend_says_so(tmp_path: Path) -> None:
+    program = tmp_path / "qemu-system-x86_64"
+    source = tmp_path / "program.c"
+    source.write_text("int qemu_init(void) { return 0; }\nint main(void) { return 0; }\n")
+    await asyncio.to_thread(subprocess.run, ["gcc", "-rdynamic", "-o", program, source], check=True)
+    spec = dataclasses.replace(spec_of("a", tmp_path), qemu=str(program))
+    with pytest.raises(VmError, match="libtcgdirty: this QEMU has no qemu_get_cpu: under TCG"):
         await QemuMachine(spec).start(VmRole.PRIMARY, "a/0000000000000000")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from colo_ebpf.control.watch import Work
+from colo_ebpf.control.checkpoint.watch import Work
 from colo_ebpf.model import (
     FRESH_NS,
     FlushReport,
@@ -165,7 +165,7 @@ class Answers:
     def waiting(self) -> Waiting:
         """What is held."""
         oldest_ns = min((frame.at_ns for frame in self.held), default=None)
-        return Waiting(answer_ns=oldest_ns, frames=len(self.held), compared=self.compared)
+        return Waiting(oldest_ns, oldest_ns, frames=len(self.held), compared=self.compared)
 
     def ages(self) -> tuple[int, int]:
         """Of all that is held."""

@@ -6,146 +6,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from colo_ebpf.control import facts
-from colo_ebpf.control.core import Core
-from colo_ebpf.control.datagram import Seal
-from colo_ebpf.control.epoch import Command, Do
-from colo_ebpf.control.epoch_secondary import Note
-from colo_ebpf.control.pause import Pause
-from colo_ebpf.control.peer import Path, PeerView, Speech
-from colo_ebpf.control.ports import SwapUnknown
-from colo_ebpf.control.record import Record
+from colo_ebpf.control.checkpoint.primary import Command, Do
+from colo_ebpf.control.checkpoint.secondary import Note
+from colo_ebpf.control.core.core import Core
+from colo_ebpf.control.decision import actions, snapshot
+from colo_ebpf.control.decision.record import Record
+from colo_ebpf.control.peer.envelope import Seal
+from colo_ebpf.control.peer.pause import Pause
+from colo_ebpf.control.peer.state import Path, PeerView, Speech
 from colo_ebpf.errors import (
     ArbiterError,
     CannotFenceError,
     ColoError,
     FenceError,
+    SwapUnknownError,
     VmError,
 )
 from colo_ebpf.model import (
     Endpoints,
-    FlushReport,
-    HeldReport,
-    Lateness,
-    Mode,
-    Pairing,
-    Phase,
-    PlaneEvent,
-    Turn,
     VmEvent,
     VmEventKind,
     VmRole,
-    Waiting,
 )
+from tests.sim.plane import ToyPlane
 from tests.sim.vm import Session, ToyVm
-from tests.sim.world import MS, World
+from tests.sim.world import MS, TIMING, World
 
 if TYPE_CHECKING:
-    from tests.sim.answers import Answers
+    pass
 
 SEAL = Seal(b"simulated key....")
-TIMING = facts.Timing(
-    heartbeat_ns=50 * MS,
-    peer_timeout_ns=250 * MS,
-    qmp_timeout_ns=500 * MS,
-    checkpoint_timeout_ns=1_000 * MS,
-    daemon_grace_ns=2_000 * MS,
-)
-
-
-class ToyPlane:
-    """Mode, turn, pairing. It outlives the daemon."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._mode, self._turn = Mode.WITHHOLD, Turn(0, Phase.OPEN)
-        self.pairing: Pairing | None = None
-        self.heard_ns = 0
-        self._beats, self._beats_until_ns, self.beats_alone = False, 0, True
-        self.answers: Answers | None = None
-
-    def set_mode(self, mode: Mode) -> None:
-        self._mode = mode
-
-    def mode(self) -> Mode:
-        return self._mode
-
-    def set_turn(self, epoch: int, phase: Phase) -> None:
-        self._turn = Turn(epoch, phase)
-
-    def turn(self) -> Turn:
-        return self._turn
-
-    def set_pairing(self, pairing: Pairing | None) -> None:
-        self.pairing, self.heard_ns = pairing, 0
-
-    def keep_offsets(self, epoch: int) -> None: ...
-
-    def learn_offsets(self, entries: list[bytes]) -> None: ...
-
-    def flush(self) -> FlushReport:
-        return self.answers.flush() if self.answers else FlushReport(0, 0)
-
-    def repeat(self) -> int:
-        return 0
-
-    def held(self) -> HeldReport:
-        return HeldReport(0, 0, None, 1)
-
-    def held_frames(self) -> int:
-        return len(self.answers.held) if self.answers else 0
-
-    def waiting(self) -> Waiting:
-        return self.answers.waiting() if self.answers else Waiting()
-
-    def held_ages(self) -> tuple[int, int]:
-        return self.answers.ages() if self.answers else (0, 0)
-
-    def held_ever(self) -> int:
-        return self.answers.heads if self.answers else 0
-
-    def compared_frames(self) -> int:
-        return self.answers.compared if self.answers else 0
-
-    def lateness(self) -> Lateness:
-        return self.answers.lateness() if self.answers else Lateness()
-
-    def loaded(self, at_ns: int) -> None:
-        if self.answers:
-            self.answers.loaded_ns = at_ns
-
-    def rearm_held(self) -> None:
-        if self.answers:
-            self.answers.armed = True
-
-    def link_heard_ns(self) -> int:
-        return self.heard_ns
-
-    def beat(self, now_ns: int) -> None:
-        """By itself, until its daemon has been away for some heartbeats."""
-        self._beats_until_ns = now_ns + 5 * TIMING.heartbeat_ns
-        if not self._beats:
-            self._beats = True
-            self._beat()
-
-    def _beat(self) -> None:
-        """To the other plane, if both are of one pairing."""
-        host, world = self._host, self._host.world
-        gone = host.plane is not self or host.now_ns >= self._beats_until_ns
-        self._beats = not gone and self.pairing is not None and self._mode is not Mode.SOLO
-        if self.pairing is None or not self._beats:
-            return
-        other, vni = host.other.plane, self.pairing.vni
-
-        def arrive() -> None:
-            if other.pairing is not None and other.pairing.vni == vni:
-                other.heard_ns = host.other.now_ns
-
-        if (host.name, Path.LINK) not in world.cut:
-            world.after(world.delay_ns(0.05, 1), arrive)
-        world.after(world.delay_ns(49, 51), self._beat)
-
-    def subscribe(self, callback: Callable[[PlaneEvent], None]) -> None: ...
+LOOK_NS = 100 * MS  # between two looks at the arbiter
 
 
 class Host:
@@ -187,10 +78,25 @@ class Host:
             return
         self._run += 1
         self._beaten_ns = self.now_ns - TIMING.heartbeat_ns
+        self._look_ns = 0
         self._speech = Speech(SEAL)
         boot = f"{self.name}{self._run}-{self.world.random.getrandbits(32):x}"
-        peer = PeerView(vm="v", host=self.peer_name, boot=boot, seal=SEAL, started_ns=self.now_ns)
-        who = facts.Who("v", self.name, self.peer_name, "192.0.2.9", starts=self.name == "a")
+        peer = PeerView(
+            vm="v",
+            host=self.peer_name,
+            boot=boot,
+            seal=SEAL,
+            started_ns=self.now_ns,
+            silence_ns=TIMING.peer_timeout_ns,
+        )
+        who = snapshot.Who(
+            "v",
+            self.name,
+            self.peer_name,
+            "192.0.2.9",
+            starts=self.name == "a",
+            shares_disk=self.world.shares_disk,
+        )
         self.core = Core(
             who,
             TIMING,
@@ -201,7 +107,7 @@ class Host:
             note=self.note,
             pause=self.pause_file,
             fence=self.world.fence,
-            log=lambda sentence: self.world.note(f"{self.name}: {sentence}"),
+            log=lambda sentence, level: self.world.note(f"{self.name}: {sentence}"),
         )
         if self.vm is not None and self.vm.alive:
             vm, now_ns = self.vm, self.now_ns
@@ -217,17 +123,24 @@ class Host:
     def _beat(self, run: int) -> None:
         if run != self._run or self.core is None:
             return
-        if not self.paused and self.now_ns >= self.core.calm.next_beat_ns(self._beaten_ns):
+        if not self.paused and self.now_ns >= self.core.idle_detector.next_beat_ns(self._beaten_ns):
             self._beaten_ns = self.now_ns
             self.plane.beat(self.now_ns)
+            self._look_at_arbiter(self.core)
             self._decide(self.core)
             self.publish(1)
         self.world.after(self.world.delay_ns(10, 30), lambda: self._beat(run))
 
+    def _look_at_arbiter(self, core: Core) -> None:
+        if self.now_ns >= self._look_ns:
+            self._look_ns = self.now_ns + LOOK_NS
+            cut = self.name in self.world.arbiter_cut
+            core.arbiter_looked_at("it does not answer" if cut else "", self.now_ns)
+
     def _decide(self, core: Core) -> None:
         """In every other history what a beat leaves out is done all the same: nothing may come of
         it."""
-        calm = core.calm.holds(self.now_ns)
+        calm = core.idle_detector.holds(self.now_ns)
         self.beats += 1
         self.calm_beats += calm
         if not calm or self.world.seed % 2:
@@ -241,7 +154,13 @@ class Host:
     def _all_that_a_cycle_changes(self, core: Core) -> tuple[object, ...]:
         plane, points = self.plane, core.checkpoints
         return (
-            (core.decision, core.my_state(), core.running, core.record, core.wishes.wish),
+            (
+                core.decision,
+                core.my_state(),
+                core.attempt.running,
+                core.record,
+                core.requests.request,
+            ),
             (plane.mode(), plane.turn(), plane.pairing, self.effects),
             (points.primary.stage, points.primary.pending, points.flush_wanted, points.want),
             (self.note, self.pause_file, tuple(core.history)),
@@ -354,11 +273,13 @@ class Host:
 
         self.world.after(self.world.delay_ns(0.1, 3), lambda: self.deliver(answer))
 
-    def start_step(self, step: facts.Step) -> None:
+    def start_step(self, step: actions.Step) -> None:
         """In its time."""
         self.effects += 1
         run = self._run
-        slow = isinstance(step, facts.StartVm | facts.Synchronise | facts.EnterColo | facts.Fence)
+        slow = isinstance(
+            step, actions.StartVm | actions.Synchronise | actions.EnterColo | actions.Fence
+        )
         delay_ns = self.world.delay_ns(30, 200) if slow else self.world.delay_ns(0.3, 20)
 
         def finish() -> None:
@@ -367,7 +288,7 @@ class Host:
 
         self.world.after(delay_ns, lambda: self.deliver(finish))
 
-    def _finish(self, step: facts.Step) -> None:
+    def _finish(self, step: actions.Step) -> None:
         assert self.core is not None
         record: Record | None = None
         error: ColoError | None = None
@@ -377,20 +298,20 @@ class Host:
             error = e
         self.core.step_done(step, record, error, self.now_ns)
 
-    def _carry_out(self, step: facts.Step) -> Record | None:
+    def _carry_out(self, step: actions.Step) -> Record | None:
         match step:
-            case facts.Read():
+            case actions.Read():
                 self._reach_arbiter()
                 return self.world.record
-            case facts.Swap(old, new):
+            case actions.Swap(old, new):
                 return self._swap(old, new)
-            case facts.StartVm(role, instance):
+            case actions.StartVm(role, instance):
                 self._start(role, instance)
-            case facts.EndVm(instance):
+            case actions.EndVm(instance):
                 if self.vm is not None and self.vm.instance == instance:
                     self.vm.die()
                     self.vm = None
-            case facts.Fence(peer):
+            case actions.Fence(peer):
                 assert peer == self.peer_name
                 self._fence()
             case _:
@@ -405,7 +326,7 @@ class Host:
         if self.name in self.world.arbiter_cut:
             if self.world.random.random() < 0.3:  # it was written, and nobody was told
                 self.world.swap(self.name, old, new)
-            raise SwapUnknown("the arbiter does not answer")
+            raise SwapUnknownError("the arbiter does not answer")
         return self.world.swap(self.name, old, new)
 
     def _fence(self) -> None:
@@ -430,29 +351,44 @@ class Host:
     def _start(self, role: VmRole, instance: str) -> None:
         if self.vm is not None and self.vm.alive:
             raise VmError("image in use")
+        between = self.world.between if role is VmRole.PRIMARY else ""
+        assert not between, f"started from a disk that {between} was writing to"
         self.yanked, self.merged = False, role is VmRole.PRIMARY
         self.vm = ToyVm(self, role, instance, self.image)
         assert self.core is not None
         endpoints = Endpoints("192.0.2.9", 1, 2) if role is VmRole.SECONDARY else None
         self.core.vm_started(self.vm, endpoints)  # type: ignore[arg-type]
 
-    def _with_vm(self, step: facts.Step) -> None:
+    def _with_vm(self, step: actions.Step) -> None:
         vm = self.vm
         if vm is None or not vm.alive:
             raise VmError("there is no VM here")
         match step:
-            case facts.Synchronise():
+            case actions.Synchronise():
                 self._need_peer_vm()
                 self.yanked = False
-            case facts.EnterColo():
+            case actions.EnterColo():
                 Session(vm, self._need_peer_vm())
-            case facts.LeavePair() | facts.ContinueAlone() | facts.Yank():
-                self._leave(vm, runs=not isinstance(step, facts.Yank))
-            case facts.TakeOver():
+            case actions.LeavePair() | actions.ContinueAlone() | actions.Yank():
+                alone = not isinstance(step, actions.Yank)
+                if alone:
+                    self.world.writes_alone(vm, takes_over=False)
+                self._leave(vm, runs=alone)
+            case actions.TakeOver():
                 assert vm.complete, "an SVM without a state was told to take over"
+                self.world.writes_alone(vm, takes_over=True)
+                vm.replica = False
                 self._leave(vm, runs=True)
-            case facts.Committed():
-                self.image, self.merged = vm.state, True
+            case actions.Committed():
+                assert not vm.replica, "a replica has nothing to merge"
+                self.merged, self.world.between = True, ""
+                self.keep(vm.state)
+
+    def keep(self, state: int) -> None:
+        """The image boots into that."""
+        self.image = state
+        if self.world.shares_disk:
+            self.other.image = state
 
     def _need_peer_vm(self) -> ToyVm:
         peer = self.other.vm

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from colo_ebpf.control.record import host_of
+from colo_ebpf.control.decision.record import host_of
 from tests.sim.host import Host
 from tests.sim.test_pair import _check, _until_protected
 from tests.sim.world import World

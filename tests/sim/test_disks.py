@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from colo_ebpf.control.record import Kind, host_of
+from colo_ebpf.control.decision.record import Kind, host_of
 from colo_ebpf.model import VmEventKind
 from tests.sim.host import Host
 from tests.sim.test_pair import _until_protected
@@ -17,8 +17,8 @@ from tests.sim.world import MS, World
 
 @pytest.fixture
 def world() -> World:
-    """A protected pair, a the primary."""
-    world = World(4)
+    """A protected pair, a the primary. No load goes wrong: that is a fault of its own."""
+    world = World(4, bad_loads=0.0)
     for host in [Host(world, name) for name in "ab"]:
         host.start_daemon()
     assert _until_protected(world, 20_000)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from colo_ebpf.control import operations
-from colo_ebpf.control.epoch import Reason
-from colo_ebpf.control.facts import State
-from colo_ebpf.control.peer import Answer
-from colo_ebpf.control.record import Kind, host_of
+from colo_ebpf.control.admin import operations
+from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.decision.actions import State
+from colo_ebpf.control.decision.record import Kind, host_of
+from colo_ebpf.control.peer.state import Answer
 from colo_ebpf.errors import ControlError
 from tests.sim.host import Host
 from tests.sim.test_pair import _check, _until_protected
@@ -35,7 +35,7 @@ def _switch_over(world: World, host: Host) -> Answer:
     token = operations.switch_over(core, host.now_ns)
     for _ in range(_LIMIT_MS // 10):
         world.run(10 * MS, lambda: _check(world))
-        answer = core.wishes.answer
+        answer = core.requests.answer
         if answer is not None and answer.token == token:
             return answer
     raise AssertionError("a switchover is not answered")
@@ -57,6 +57,25 @@ def test_the_hosts_change_places_and_back(seed: int, asked: str) -> None:
         assert host_of(world.record.owner) == primary
 
 
+@pytest.mark.parametrize("asked", ["a", "b"])
+def test_an_operator_is_asked_about_what_would_happen(asked: str) -> None:
+    host = _pair(1).hosts[asked]
+    assert host.core is not None
+    question = operations.switchover_question(host.core, host.now_ns)
+    assert question == "Let the VM on b take over, and make a new replica on a?"
+    assert host.core.requests.request is None
+
+
+def test_an_operator_is_not_asked_about_what_cannot_be() -> None:
+    world = _pair(1)
+    a = world.hosts["a"]
+    world.hosts["b"].crash()
+    world.run(_LIMIT_MS * MS, lambda: None)
+    assert a.core is not None
+    with pytest.raises(ControlError, match="no switchover: there is no protected pair"):
+        operations.switchover_question(a.core, a.now_ns)
+
+
 def test_busy_with_checkpoints_it_still_finds_its_moment() -> None:
     world = _pair(3)
     a = world.hosts["a"]
@@ -65,7 +84,7 @@ def test_busy_with_checkpoints_it_still_finds_its_moment() -> None:
     for _ in range(2_000):
         a.core.checkpoints.primary.ask(Reason.MISMATCH, a.now_ns)
         world.run(MS, lambda: _check(world))
-    answer = a.core.wishes.answer
+    answer = a.core.requests.answer
     assert answer is not None
     assert (answer.token, answer.done) == (token, True)
 
@@ -88,7 +107,7 @@ def test_a_secondary_that_dies_first_ends_it() -> None:
     operations.switch_over(a.core, a.now_ns)
     b.crash()
     world.run(3_000 * MS, lambda: _check(world))
-    answer = a.core.wishes.answer
+    answer = a.core.requests.answer
     assert answer is not None
     assert not answer.done
     assert answer.sentence.startswith("no switchover: ")
@@ -169,8 +188,8 @@ def test_while_paused_it_can_be_forced() -> None:
     operations.fail_over(b.core, world.record.generation, b.now_ns)
     _rests(world, 3)
     assert b.core.decision.state is State.SOLO
-    assert b.core.wishes.answer is not None
-    assert b.core.wishes.answer.sentence == "b serves now"
+    assert b.core.requests.answer is not None
+    assert b.core.requests.answer.sentence == "b serves now"
 
 
 def test_a_primary_that_was_a_replica_once_is_not_unfit_for_what_failed_then() -> None:

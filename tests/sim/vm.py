@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from colo_ebpf.control.eventlog import Past, follow
-from colo_ebpf.control.watch import Work
+from colo_ebpf.control.checkpoint.watch import Work
+from colo_ebpf.control.interfaces import Past
+from colo_ebpf.control.qemu.event_log import follow
 from colo_ebpf.model import OverlayUse, Settled, VmEvent, VmEventKind, VmRole
 
 if TYPE_CHECKING:
@@ -30,10 +31,12 @@ class ToyVm:
         self.pid = 1
         self.alive = True
         self.complete = role is VmRole.PRIMARY  # a secondary is nothing before COLO
+        self.replica = role is VmRole.SECONDARY  # until it is told to take over
         self.off = False  # its guest ended it, and nothing has made it run since
         self.ended = False  # its guest ended it, and no load has undone that
         self.stopped = self.loading = self.received = self.new = self.exited = False
         self.loaded = 0
+        self.told = 0  # loads that its secondary has said
         self.sick = self.ever_sick = False  # a request to its disk failed since the last load
         self.session: Session | None = None
         self.answers: Answers | None = None
@@ -51,6 +54,10 @@ class ToyVm:
         """Checkpoints loaded."""
         return self.loaded
 
+    def peer_loads(self) -> int:
+        """Of its secondary."""
+        return self.told
+
     def work(self) -> Work:
         """Idle, unless clients ask something of it."""
         return self.answers.work() if self.answers else Work((0,))
@@ -60,9 +67,25 @@ class ToyVm:
         return ()
 
     def fail_disk(self) -> None:
-        """A request fails; the daemon hears of it, if there is one."""
-        self.sick = self.ever_sick = True
-        self.emit(VmEventKind.BLOCK_ERROR)
+        """A request fails; the daemon hears of it, if there is one. To a shared disk it is done
+        again, but by a replica: there no load takes it away."""
+        if self.host.world.shares_disk:
+            self.sick = self.sick or self.replica
+            self.waits_for_disk()
+        else:
+            self.sick = self.ever_sick = True
+            self.emit(VmEventKind.BLOCK_ERROR)
+
+    def waits_for_disk(self) -> None:
+        """A request to a shared disk cannot be done: the guest sees no error, and stands."""
+        if self.alive and not self.stopped:
+            self.emit(VmEventKind.BLOCK_ERROR, action="stop")
+            self.stopped = True
+            self.emit(VmEventKind.STOP)
+
+    def last_words(self) -> str:
+        """In its log."""
+        return "last words"
 
     def past(self) -> Past:
         """As QEMU's own log of its events says."""
@@ -158,7 +181,8 @@ class Session:
     def _checkpoint(self) -> Iterator[Callable[[], None]]:
         yield self._secondary_stops
         yield self._primary_stops
-        yield lambda: self.primary.emit(VmEventKind.MIGRATION_PASS)
+        if self.world.tells_passes:
+            yield lambda: self.primary.emit(VmEventKind.MIGRATION_PASS)
         yield self._received
         yield self._loads
         yield self._primary_resumes
@@ -173,22 +197,34 @@ class Session:
         self.secondary.received = True
 
     def _loads(self) -> None:
-        s = self.secondary
-        if self.world.random.random() < self.world.bad_loads:
+        if self.world.bad_loads and self.world.random.random() < self.world.bad_loads:
             self.world.lost_vms += 1
-            self.end()
+            self._ends()
             return
-        s.state, s.new, s.sick, s.ended = self.primary.state, True, False, False
+        self._load()
+
+    def _load(self) -> None:
+        s = self.secondary
+        s.state, s.new, s.ended = self.primary.state, True, False
+        s.sick = s.sick and self.world.shares_disk
         s.runs()
         s.loaded += 1
         if s.answers is not None:
             s.answers.loaded()
 
     def _primary_resumes(self) -> None:
+        self.primary.told += 1
         self.primary.runs()
 
     def end(self) -> None:
-        """The sockets are gone; each side learns of it when it can."""
+        """The sockets are gone; each side learns of it when it can. What the secondary has received
+        it loads all the same."""
+        s = self.secondary
+        if self.alive and s.alive and s.loading and s.received and not s.new:
+            self._load()
+        self._ends()
+
+    def _ends(self) -> None:
         if not self.alive:
             return
         self.alive = False

@@ -7,18 +7,28 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from colo_ebpf.control import record
-from colo_ebpf.control.facts import FenceWhen
-from colo_ebpf.control.peer import Path
-from colo_ebpf.control.record import Kind, Record
+from colo_ebpf.control.decision import record
+from colo_ebpf.control.decision.record import Kind, Record
+from colo_ebpf.control.decision.snapshot import FenceWhen
+from colo_ebpf.control.peer.state import Path
+from tests.deadlines import DEADLINES
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
+    from tests.sim.vm import ToyVm
 
 MS = 1_000_000
+TIMING = replace(
+    DEADLINES,
+    heartbeat_ns=50 * MS,
+    peer_timeout_ns=250 * MS,
+    qmp_timeout_ns=500 * MS,
+    checkpoint_timeout_ns=1_000 * MS,
+    daemon_grace_ns=2_000 * MS,
+)
 
 
 @dataclass
@@ -29,6 +39,7 @@ class World:
     now_ns: int = 1_000_000 * MS
     hosts: dict[str, Host] = field(default_factory=dict)
     cut: set[tuple[str, Path]] = field(default_factory=set)  # (from, path): one way each
+    frames_cut: set[str] = field(default_factory=set)  # of these hosts' planes none arrives
     arbiter_cut: set[str] = field(default_factory=set)
     loss: float = 0.0
     bad_loads: float = 0.01  # that leave new RAM on the old disk
@@ -37,6 +48,8 @@ class World:
     fence_works: bool = True  # else it fails at random
     fenced: set[str] = field(default_factory=set)  # since the last claim: switched off by the other
     given: bool = False  # the last claim was written by its loser
+    shares_disk: bool = False
+    between: str = ""  # who takes over is writing to the shared disk
     wanted: bool = False  # an operator has asked to start a VM that is off
     client_seen: int = 0  # the newest state a client was ever told of without a replica
     log: list[str] = field(default_factory=list)
@@ -46,6 +59,11 @@ class World:
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._serial = itertools.count()
         self.record: Record = record.sealed(record.cold("a"), "first")
+
+    @property
+    def tells_passes(self) -> bool:
+        """QEMU 11 sends no MIGRATION_PASS in a checkpoint: half of the histories are of such."""
+        return self.seed % 2 == 0
 
     def after(self, ns: int, do: Callable[[], None]) -> None:
         """Do it later."""
@@ -73,12 +91,30 @@ class World:
         whole = not any(path is Path.LINK for _, path in self.cut)
         return whole and all(h.up and not h.paused for h in self.hosts.values())
 
+    def carries_frames(self, source: str) -> bool:
+        """Of this host's plane, now: of two equal ones at least one arrives."""
+        cut = (source, Path.LINK) in self.cut or source in self.frames_cut
+        return not cut and (not self.loss or self.random.random() >= self.loss**2)
+
     def send(self, source: str, path: Path, datagram: bytes) -> None:
         """A datagram to the other host; lost, late, or refused by a host without a daemon."""
         target = self.hosts["b" if source == "a" else "a"]
         if (source, path) in self.cut or self.random.random() < self.loss or not target.up:
             return
         self.after(self.delay_ns(0.05, 3), lambda: target.datagram(datagram, path))
+
+    # -- a shared disk -------------------------------------------------------------------
+
+    def writes_alone(self, vm: ToyVm, *, takes_over: bool) -> None:
+        """From here on the disk is of no use to the other VM."""
+        if not self.shares_disk:
+            return
+        entitled = self.record.kind is Kind.ACTIVE and self.record.owner == vm.instance
+        assert entitled, f"{vm.instance} writes alone while {self.record.describe()}"
+        if takes_over:
+            other = vm.host.other.vm
+            assert other is None or not other.alive, "two VMs write to one disk"
+            self.between = vm.instance
 
     # -- the arbiter ---------------------------------------------------------------------
 

@@ -10,29 +10,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from colo_ebpf.storage.connection import ExportAddress
+from colo_ebpf import addresses
+from colo_ebpf.storage.nbd import ExportAddress
 
 _START_S = 20
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+def free_port(address: str = "127.0.0.1") -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket(addresses.family(address)) as s:
+        s.bind((address, 0))
         return int(s.getsockname()[1])
 
 
 @contextmanager
 def serve(
-    image: Path, *options: str, name: str = "parent0"
+    image: Path, *options: str, name: str = "parent0", address: str = "127.0.0.1"
 ) -> Iterator[tuple[ExportAddress, subprocess.Popen[bytes]]]:
     """qemu-nbd with the image, until left. It has forked when its socket is there."""
-    port = free_port()
+    port = free_port(address)
     pid_file = image.with_suffix(".pid")
     pid_file.unlink(missing_ok=True)
     process = subprocess.Popen(
         [
-            *("qemu-nbd", "-t", "-e", "8", "-f", "raw", "-x", name, "-b", "127.0.0.1"),
+            *("qemu-nbd", "-t", "-e", "8", "-f", "raw", "-x", name, "-b", address),
             *("-p", str(port), "--pid-file", str(pid_file), *options, str(image)),
         ],
         stdin=subprocess.DEVNULL,
@@ -40,7 +41,7 @@ def serve(
     )
     try:
         _wait(process, pid_file)
-        yield ExportAddress(name, "127.0.0.1", port), process
+        yield ExportAddress(name, address, port), process
     finally:
         process.kill()
         process.wait()

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from colo_ebpf.errors import StorageError
-from colo_ebpf.storage.compare import Comparison, Range, compare
-from colo_ebpf.storage.connection import Connection, ExportAddress
+from colo_ebpf.storage.nbd import Connection, ExportAddress
+from colo_ebpf.storage.verify import Comparison, Range, compare
 from tests.capabilities import require
 from tests.storage.servers import image, serve
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from colo_ebpf.errors import StorageError
-from colo_ebpf.storage.export import LocalDisk, facts, preflight
+from colo_ebpf.storage.preflight import LocalDisk, facts, preflight
 from tests.capabilities import require
 from tests.storage.servers import free_port, image, serve
 
 SIZE = 4 << 20
-DISKS = (LocalDisk("parent0", "raw", SIZE),)
+DISKS = (LocalDisk("parent0", "raw", SIZE, 512),)
 TIMEOUT_MS = 1000
 
 
@@ -26,8 +26,9 @@ def _needs() -> None:
     require("qemu-nbd")
 
 
-async def test_a_good_one_is_accepted(tmp_path: Path) -> None:
-    with serve(image(tmp_path / "i", SIZE)) as (at, _):
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_a_good_one_is_accepted(tmp_path: Path, address: str) -> None:
+    with serve(image(tmp_path / "i", SIZE), address=address) as (at, _):
         await preflight(DISKS, at.host, at.port, TIMEOUT_MS)
         found = facts(at.name, at.host, at.port, TIMEOUT_MS)
         assert (found.size_bytes, found.read_only, found.can_flush) == (SIZE, False, True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from colo_ebpf import model
-from colo_ebpf.datapath import abi
+from colo_ebpf.datapath.bpf import abi
 from tests.capabilities import ROOT
 
 HEADER = ROOT / "bpf" / "include" / "colo_abi.h"

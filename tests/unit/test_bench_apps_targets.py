@@ -8,17 +8,17 @@ import math
 import pytest
 from msgspec.structs import replace
 
-from colo_ebpf.bench import report, tables
 from colo_ebpf.bench.apps import names, rows, summary
 from colo_ebpf.bench.apps.lane import Checkpoints, Measured
 from colo_ebpf.bench.apps.loads import LOADS, Load, Lockstep, chosen
+from colo_ebpf.bench.apps.part_applications import without
 from colo_ebpf.bench.apps.readings import Reading
 from colo_ebpf.bench.apps.rounds import Found, Rounds
 from colo_ebpf.bench.apps.targets import APPLICATIONS, needless, of_lockstep, of_stock, of_twins
-from colo_ebpf.bench.part_applications import without
+from colo_ebpf.bench.pair.stock import pauses_ms
+from colo_ebpf.bench.report import html_page, tables
+from colo_ebpf.bench.report.target import Outcome
 from colo_ebpf.bench.results import Recorder, Results, Row
-from colo_ebpf.bench.stock import pauses_ms
-from colo_ebpf.bench.target import Outcome
 from colo_ebpf.model import VmEvent, VmEventKind
 
 _PAGE = chosen("http-keepalive-1")[0]
@@ -165,7 +165,7 @@ def test_a_load_that_lockstep_has_no_figure_of_says_why() -> None:
     cells = dict(zip(summary.HEAD, line, strict=True))
     assert cells["lockstep"] == Lockstep.KEYS.value
     assert cells["ours/lockstep"] == "-"
-    assert Lockstep.KEYS.value in report._page(found, [])
+    assert Lockstep.KEYS.value in html_page._page(found, [])
 
 
 def test_lockstep_has_what_one_plain_client_asks() -> None:
@@ -229,7 +229,7 @@ def test_the_table_has_a_line_for_each_load_that_was_measured() -> None:
 def test_the_report_shows_it_before_the_lanes() -> None:
     found = _found(_PAGE, {names.OURS: [90], names.TWINS: [100]})
     lanes = Row(part="lanes", measure="bulk download", lane="plain", unit="MB/s", values=(1.0,))
-    page = report._page(replace(found, rows=(lanes, *found.rows)), [])
+    page = html_page._page(replace(found, rows=(lanes, *found.rows)), [])
     assert page.index("ours/twins") < page.index("All figures") < page.index("of plain</th>")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from colo_ebpf.bench import failover, idle, reaction, stall
+from colo_ebpf.bench.pair import failover, idle, reaction, stall
 from colo_ebpf.errors import BenchError
 from colo_ebpf.lab.workload import Gaps
 

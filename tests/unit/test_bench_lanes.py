@@ -9,12 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.bench import cpu, lane_qemu, names, workload
-from colo_ebpf.bench.lane import Lane
-from colo_ebpf.bench.part_lanes import Plan, Reading, Readings, measure_load
+from colo_ebpf.bench import names
+from colo_ebpf.bench.lanes import cpu, qemu, workload
+from colo_ebpf.bench.lanes.lane import Lane
+from colo_ebpf.bench.lanes.part_lanes import Plan, Reading, Readings, measure_load
+from colo_ebpf.bench.lanes.workload import (
+    DOWNLOAD,
+    LOADS,
+    REQUEST,
+    Outcome,
+    distribution,
+    percentile,
+)
 from colo_ebpf.bench.results import Recorder
-from colo_ebpf.bench.workload import DOWNLOAD, LOADS, REQUEST, Outcome, distribution, percentile
-from colo_ebpf.datapath import netdev
+from colo_ebpf.datapath.net import rps
 from colo_ebpf.errors import BenchError
 
 
@@ -146,14 +154,14 @@ def test_a_few_stalled_connections_are_no_wedge() -> None:
     ("number", "mask"), [(0, "1"), (5, "20"), (31, "80000000"), (32, "1,00000000")]
 )
 def test_a_cpu_as_a_mask(number: int, mask: str) -> None:
-    assert netdev.cpu_mask((number,)) == mask
+    assert rps.cpu_mask((number,)) == mask
 
 
 @pytest.mark.parametrize(
     ("cpus", "mask"), [(0, "0"), (2, "3"), (32, "ffffffff"), (40, "ff,ffffffff")]
 )
 def test_all_cpus_as_a_mask(cpus: int, mask: str) -> None:
-    assert netdev.cpu_mask(range(cpus)) == mask
+    assert rps.cpu_mask(range(cpus)) == mask
 
 
 def test_loads_have_names_of_their_own() -> None:
@@ -164,8 +172,8 @@ def test_loads_have_names_of_their_own() -> None:
 def test_qemus_chardevs_meet() -> None:
     """Whatever the secondary and the primary's own clients connect to, the primary serves."""
     directory = Path("/d")
-    primary = lane_qemu.primary_arguments(directory)
-    both = primary + lane_qemu.secondary_arguments(directory)
+    primary = qemu.primary_arguments(directory)
+    both = primary + qemu.secondary_arguments(directory)
     served = {one.split("path=")[1].split(",")[0] for one in primary if "server=on" in one}
     wanted = {one.split("path=")[1].split(",")[0] for one in both if "path=" in one}
     assert wanted == served

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.bench import names_kernel as kernel
-from colo_ebpf.bench import report, results, suite, tables
+from colo_ebpf.bench import results, suite
+from colo_ebpf.bench.kernel import names as kernel
+from colo_ebpf.bench.report import html_page, tables
+from colo_ebpf.bench.report.target import Outcome, Target, Verdict
+from colo_ebpf.bench.report.targets import TARGETS
 from colo_ebpf.bench.results import Curve, Recorder
-from colo_ebpf.bench.target import Outcome, Target, Verdict
-from colo_ebpf.bench.targets import TARGETS
 from colo_ebpf.errors import BenchError
 
 
@@ -68,7 +69,7 @@ def test_an_unknown_part_is_refused() -> None:
 
 def test_the_report_shows_every_row_and_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    page = report.write(_recorder().results(quick=False), tmp_path).read_text()
+    page = html_page.write(_recorder().results(quick=False), tmp_path).read_text()
     for words in ("bulk download", "0.50x", "wedged", "2,000 MB/s", "p.png"):
         assert words in page
     assert sorted(p.name for p in tmp_path.glob("*.png")) == [
@@ -85,7 +86,7 @@ def test_the_tables_have_a_line_for_each_measure() -> None:
 
 def test_every_outcome_of_a_target_can_be_shown() -> None:
     shown = [Verdict("m", "t", "f", one) for one in Outcome]
-    table = report._targets(shown)
+    table = html_page._targets(shown)
     assert all(f">{one.value}</td>" in table for one in Outcome)
 
 

@@ -9,22 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo_ebpf import config
+from colo_ebpf import defaults
+from colo_ebpf.config.example import EXAMPLE
+from colo_ebpf.config.reading import check_paths, load_config, parse_config
+from colo_ebpf.config.schema import Link, Name
 from colo_ebpf.control import settings
-from colo_ebpf.control.arbiter_etcd import EtcdArbiter
-from colo_ebpf.control.arbiter_file import FileArbiter
-from colo_ebpf.control.arbiters import arbiter_of
+from colo_ebpf.control.arbiter.etcd import EtcdArbiter
+from colo_ebpf.control.arbiter.factory import arbiter_of
+from colo_ebpf.control.arbiter.file import FileArbiter
+from colo_ebpf.datapath.net.tunnel import Security
 from colo_ebpf.errors import ConfigError
 
 FILE = Path("/etc/colo-ebpf/config.toml")
 
 
 def test_the_example_is_in_order_and_reaches_every_part() -> None:
-    parsed = config.parse(config.EXAMPLE, FILE)
+    parsed = parse_config(EXAMPLE, FILE)
     assert settings.who(parsed).starts
-    assert settings.plane_spec(parsed).nics[0].tap == "tapweb"
+    assert settings.plane_spec(parsed, security=Security.IPSEC).nics[0].tap == "tapweb"
     assert settings.vm_spec(parsed, "kvm").memory_mib == 2048
-    assert settings.timing(parsed).peer_timeout_ns == 150_000_000
+    assert settings.deadlines(parsed.timing, parsed.checkpoint).peer_timeout_ns == 150_000_000
 
 
 _SECOND_NIC = """[[vm.nic]]
@@ -37,8 +41,8 @@ mtu = 9000
 
 
 def test_a_vm_may_have_several_nics_of_any_mtu() -> None:
-    parsed = config.parse(config.EXAMPLE.replace("[[vm.disk]]", _SECOND_NIC), FILE)
-    spec = settings.plane_spec(parsed)
+    parsed = parse_config(EXAMPLE.replace("[[vm.disk]]", _SECOND_NIC), FILE)
+    spec = settings.plane_spec(parsed, security=Security.IPSEC)
     assert [nic.tap for nic in spec.nics] == ["tapweb", "tapweb1"]
     assert spec.mtu == 9000
     assert spec.sizes.frame_bytes > 9000 + 256
@@ -50,26 +54,39 @@ def _with_disks(count: int) -> str:
     more = "".join(
         f'[[vm.disk]]\npath = "/d{n}"\noverlay-dir = "/dev/shm"\n\n' for n in range(1, count)
     )
-    return config.EXAMPLE.replace("[host]", more + "[host]")
+    return EXAMPLE.replace("[host]", more + "[host]")
 
 
 def test_a_vm_has_one_to_eight_disks() -> None:
-    parsed = config.parse(_with_disks(8), FILE)
+    parsed = parse_config(_with_disks(8), FILE)
     assert [disk.number for disk in settings.vm_spec(parsed, "tcg").disks] == list(range(8))
     with pytest.raises(ConfigError, match=r"vm\.disk: .*length <= 8"):
-        config.parse(_with_disks(9), FILE)
+        parse_config(_with_disks(9), FILE)
 
 
 def test_two_disks_are_two() -> None:
     twice = _with_disks(2).replace("/d1", "/var/lib/colo-ebpf/web.raw")
     with pytest.raises(ConfigError, match="two disks have the same"):
-        config.parse(twice, FILE)
+        parse_config(twice, FILE)
 
 
 def test_two_nics_are_two() -> None:
     twice = _SECOND_NIC.replace("tapweb1", "tapweb")
     with pytest.raises(ConfigError, match="two NICs have the same"):
-        config.parse(config.EXAMPLE.replace("[[vm.disk]]", twice), FILE)
+        parse_config(EXAMPLE.replace("[[vm.disk]]", twice), FILE)
+
+
+def test_no_two_parts_share_a_place() -> None:
+    def text(nic: int, disk: int, vga: str = "") -> str:
+        said = EXAMPLE.replace("mtu = 1500", f"mtu = 1500\nslot = {nic}")
+        said = said.replace('format = "raw"', f'format = "raw"\nslot = {disk}')
+        return said.replace("[vm]\n", f"[vm]\n{vga}\n")
+
+    assert parse_config(text(2, 3), FILE).vm.disk[0].slot == 3
+    with pytest.raises(ConfigError, match=r"two NICs or disks have the same one: \[4, 4\]"):
+        parse_config(text(4, 4), FILE)
+    with pytest.raises(ConfigError, match="slot: 2 is taken; NICs and disks have 3 to 31"):
+        parse_config(text(2, 4, "vga = true"), FILE)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +104,17 @@ def test_two_nics_are_two() -> None:
         ('mac = "52:', 'mac = "53:', "is a multicast address"),
         ('mac = "52:54', 'mac = "xx', "vm.nic.*mac: "),
         ('accel = "auto" ', 'accel = "fast" ', "vm.accel: "),
+        ("mtu = 1500", "mtu = 1500\nslot = 1", "slot: 1 is taken; NICs and disks have 2 to 31"),
+        ("mtu = 1500", "mtu = 1500\nslot = 32", "vm.nic.*slot: .*<= 31"),
+        ('format = "raw"', 'format = "raw"\nboot-order = 1', "boot-order does not go with vm.ker"),
+        ("mtu = 1500", "mtu = 1500\nvlan = 4095", "vm.nic.*vlan: .*<= 4094"),
+        ("mtu = 1500", "mtu = 1500\nvlan = 7\ntrunk = [7]", "VLAN 7 is vm.nic.vlan"),
+        ('format = "raw"', 'format = "raw"\nserial = "a b"', "vm.disk.*serial: "),
         ('underlay = "eth1" ', "", "link: .*`underlay`"),
-        ('address = "192.0.2.1"', 'address = "peer.example"', "is not an IPv4 address"),
+        ('address = "192.0.2.1"', 'address = "peer.example"', "is not an IPv4 or IPv6 address"),
+        ('"192.0.2.1"', '"fe80::1%eth1"', "link.address: 'fe80::1%eth1' is a link-local address"),
+        ('"192.0.2.1"', '"2001:db8::1"', "link.address .* IPv6, peer.link-address .* IPv4: both"),
+        ('"198.51.100.2"', '"::2"', "management.address .* IPv4, peer.management-address .* IPv6"),
         ('name = "b"', 'name = "a"', "host.name and peer.name are both 'a'"),
         ('role = "primary"', 'role = "boss"', "start.role: "),
         ("mtu = 1500", "mtu = 9001", "mtu: .*<= 9000"),
@@ -104,10 +130,23 @@ def test_two_nics_are_two() -> None:
     ],
 )
 def test_a_wrong_value_is_named(old: str, new: str, message: str) -> None:
-    assert old in config.EXAMPLE
+    assert old in EXAMPLE
     with pytest.raises(ConfigError, match=message) as caught:
-        config.parse(config.EXAMPLE.replace(old, new, 1), FILE)
+        parse_config(EXAMPLE.replace(old, new, 1), FILE)
     assert str(FILE) in str(caught.value)
+
+
+def test_either_path_may_be_of_ipv6() -> None:
+    link = {"192.0.2.1": "2001:db8::1", "192.0.2.2": "2001:db8:0::2"}
+    management = {"198.51.100.1": "fd00::1", "198.51.100.2": "fd00::2"}
+    for changes in (link, management, link | management):
+        text = EXAMPLE
+        for old, new in changes.items():
+            text = text.replace(f'"{old}"', f'"{new}"')
+        parsed = parse_config(text, FILE)
+        assert settings.plane_spec(parsed, security=Security.IPSEC).link_address == changes.get(
+            "192.0.2.1", "192.0.2.1"
+        )
 
 
 FILE_ARBITER = '[arbiter]\npath = "/mnt/arbiter/web" '
@@ -121,25 +160,25 @@ key-file = "/etc/client.key"
 
 
 def _with_arbiter(text: str) -> str:
-    assert FILE_ARBITER in config.EXAMPLE
-    return config.EXAMPLE.replace(FILE_ARBITER, text)
+    assert FILE_ARBITER in EXAMPLE
+    return EXAMPLE.replace(FILE_ARBITER, text)
 
 
 def test_the_arbiter_is_a_directory_or_an_etcd_cluster() -> None:
-    assert isinstance(arbiter_of(config.parse(config.EXAMPLE, FILE)), FileArbiter)
-    assert isinstance(arbiter_of(config.parse(_with_arbiter(ETCD), FILE)), EtcdArbiter)
+    assert isinstance(arbiter_of(parse_config(EXAMPLE, FILE)), FileArbiter)
+    assert isinstance(arbiter_of(parse_config(_with_arbiter(ETCD), FILE)), EtcdArbiter)
     plain = '[arbiter]\nkind = "etcd"\nendpoints = ["http://127.0.0.1:2379"]\n'
-    assert isinstance(arbiter_of(config.parse(_with_arbiter(plain), FILE)), EtcdArbiter)
+    assert isinstance(arbiter_of(parse_config(_with_arbiter(plain), FILE)), EtcdArbiter)
 
 
 def test_the_commented_etcd_keys_of_the_example_are_in_order() -> None:
     """As an operator would use them: `path` goes, they come."""
-    kept = [line for line in config.EXAMPLE.splitlines() if not line.startswith('path = "/mnt/')]
+    kept = [line for line in EXAMPLE.splitlines() if not line.startswith('path = "/mnt/')]
     start = kept.index("[arbiter]")
     text = "\n".join(
         line.removeprefix("# ") if number > start else line for number, line in enumerate(kept)
     )
-    table = config.parse(text, FILE).arbiter
+    table = parse_config(text, FILE).arbiter
     assert (table.kind, len(table.endpoints), table.prefix) == ("etcd", 3, "/colo-ebpf")
     assert table.ca_file
     assert table.cert_file
@@ -169,13 +208,13 @@ def test_the_commented_etcd_keys_of_the_example_are_in_order() -> None:
 def test_a_wrong_arbiter_is_named(old: str, new: str, message: str) -> None:
     assert old in ETCD
     with pytest.raises(ConfigError, match=message) as caught:
-        config.parse(_with_arbiter(ETCD.replace(old, new, 1)), FILE)
+        parse_config(_with_arbiter(ETCD.replace(old, new, 1)), FILE)
     assert str(FILE) in str(caught.value)
 
 
 def test_a_directory_needs_its_path() -> None:
     with pytest.raises(ConfigError, match=r'kind = "file" needs arbiter\.path'):
-        config.parse(_with_arbiter("[arbiter]\n#"), FILE)
+        parse_config(_with_arbiter("[arbiter]\n#"), FILE)
 
 
 def test_missing_certificates_are_named_before_anything_starts(tmp_path: Path) -> None:
@@ -185,21 +224,21 @@ def test_missing_certificates_are_named_before_anything_starts(tmp_path: Path) -
     for line in ("/var/lib/colo-ebpf/vmlinuz", "/var/lib/colo-ebpf/web.raw", "/etc/colo-ebpf/key"):
         text = text.replace(line, str(there))
     with pytest.raises(ConfigError, match=r"arbiter\.cert-file: /etc/client\.pem does not exist"):
-        config.check_paths(config.parse(text, FILE), FILE)
+        check_paths(parse_config(text, FILE), FILE)
 
 
 @given(st.text())
 def test_any_text_is_parsed_or_refused(text: str) -> None:
     with pytest.raises(ConfigError):
-        config.parse(text, FILE)
+        parse_config(text, FILE)
 
 
 def test_missing_files_are_named_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
-        config.load(tmp_path / "none.toml")
-    parsed = config.parse(config.EXAMPLE, FILE)
+        load_config(tmp_path / "none.toml")
+    parsed = parse_config(EXAMPLE, FILE)
     with pytest.raises(ConfigError, match=r"vm\.kernel: .* does not exist"):
-        config.check_paths(parsed, FILE)
+        check_paths(parsed, FILE)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +254,46 @@ def test_a_bad_key_is_refused(tmp_path: Path, mode: int, data: bytes | None, mes
     if data is not None:
         key.write_bytes(data)
         key.chmod(mode)
-    text = config.EXAMPLE.replace("/etc/colo-ebpf/key", str(key))
+    text = EXAMPLE.replace("/etc/colo-ebpf/key", str(key))
     with pytest.raises(ConfigError, match=message):
-        settings.key(config.parse(text, FILE))
+        settings.key(parse_config(text, FILE))
+
+
+def _named(vm: str) -> Link:
+    return parse_config(EXAMPLE.replace('name = "web"', f'name = "{vm}"'), FILE).link
+
+
+def test_what_the_link_is_follows_from_the_name_of_the_vm() -> None:
+    """Two VMs of a host have nothing in common though nobody picked a port."""
+    one, other = _named("web1"), _named("web2")
+    assert one == _named("web1")
+    ports = ("vxlan_port", "nbd_port", "migration_port", "heartbeat_port", "wireguard_port")
+    for name in ("device", *ports):
+        assert getattr(one, name) != getattr(other, name)
+    for link in (one, other):
+        udp = {link.vxlan_port, link.heartbeat_port, link.wireguard_port}
+        assert len(udp) == 3, "all are UDP"
+        assert link.nbd_port != link.migration_port, "both are TCP"
+
+
+def test_what_the_configuration_says_of_the_link_stands() -> None:
+    said = EXAMPLE.replace('underlay = "eth1"', 'underlay = "eth1"\nnbd-port = 10809')
+    assert parse_config(said, FILE).link.nbd_port == 10809
+
+
+@given(st.from_regex(Name.__metadata__[0].pattern, fullmatch=True))
+def test_what_is_derived_is_allowed(vm: str) -> None:
+    device = defaults.device(vm)
+    assert len(device) <= 15
+    ports = (defaults.vxlan_port, defaults.heartbeat_port, defaults.nbd_port)
+    assert all(20_000 <= port(vm) < 28_000 for port in ports)
+    assert 28_000 <= defaults.wireguard_port(vm) < 32_000
+
+
+@pytest.mark.parametrize("key", ["append", "initrd"])
+def test_words_for_a_kernel_need_one(key: str) -> None:
+    text = EXAMPLE.replace('append = "root=/dev/vda1"', f'{key} = "x"')
+    parse_config(text, FILE)
+    text = text.replace('kernel = "/var/lib/colo-ebpf/vmlinuz"', "")
+    with pytest.raises(ConfigError, match=rf"vm\.{key} goes with vm\.kernel"):
+        parse_config(text, FILE)

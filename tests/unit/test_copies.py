@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
-from colo_ebpf import config
-from colo_ebpf.control import diskcopy, settings
-from colo_ebpf.control.cmdline import DiskSpec, VmSpec
-from colo_ebpf.control.diskcopy import DiskCopy
-from colo_ebpf.control.lineage import Lineage
+from colo_ebpf.config.example import EXAMPLE
+from colo_ebpf.config.reading import parse_config
+from colo_ebpf.control import settings
+from colo_ebpf.control.qemu import resync
+from colo_ebpf.control.qemu.cmdline import DiskSpec, VmSpec
+from colo_ebpf.control.qemu.resync import DiskCopy
+from colo_ebpf.control.qemu.vm import data_generation_of
+from colo_ebpf.control.state.images import DataGeneration
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import Endpoints, Progress
 
@@ -182,6 +185,12 @@ class ToyQemu:
             shown.append(one | ({"error": job.error} if job.error else {}))
         return shown
 
+    def _query_blockstats(self, query_nodes: bool) -> list[dict[str, Any]]:
+        assert query_nodes
+        return [
+            {"node-name": f"nbd{disk}", "stats": {"wr_highest_offset": 0}} for disk in range(_DISKS)
+        ]
+
     def _block_job_cancel(self, device: str, force: bool = False) -> None:
         job = self.jobs.get(device)
         if job is None:
@@ -212,22 +221,22 @@ class History:
 
     def _start(self) -> ToyQemu:
         """A primary writes to the images, be it from a start or after a takeover."""
-        self._lineage(self.serving).end()
+        self._data_generation(self.serving).end()
         return ToyQemu(self.rng, self.images[self.serving])
 
-    def _lineage(self, host: int) -> Lineage:
-        return Lineage.of(self.specs[host])
+    def _data_generation(self, host: int) -> DataGeneration:
+        return data_generation_of(self.specs[host])
 
     async def pair(self) -> None:
         """Make a replica on the other host; whether that goes well is chance."""
         other, qemu = 1 - self.serving, self.qemu
         self.number += 1
         instance = f"{'ab'[other]}/{self.number:016x}"
-        self._lineage(other).begin(instance)
+        self._data_generation(other).begin(instance)
         qemu.peer = self.images[other]
         qemu.doom = self.rng.randrange(1, 120) if self.rng.random() < 0.4 else -1
         qemu.shaky = self.rng.random() < 0.2
-        to = Endpoints("192.0.2.2", 1, 2, self._lineage(other).replicas())
+        to = Endpoints("192.0.2.2", 1, 2, self._data_generation(other).replicas())
         monitors: Any = qemu
         copy = DiskCopy(self.specs[self.serving], "P", monitors)
         try:
@@ -270,7 +279,7 @@ class History:
 
     def _handed_back(self, host: int) -> None:
         """It took over, wrote, and could not go on: the old primary does, with its bitmaps."""
-        self._lineage(host).end()
+        self._data_generation(host).end()
         for image in self.images[host]:
             image[self.rng.randrange(_BLOCKS)] = -1
         self.qemu.lose()
@@ -288,7 +297,7 @@ def _nothing(progress: Progress) -> None:
 
 def _spec(directory: Path) -> VmSpec:
     directory.mkdir()
-    spec = settings.vm_spec(config.parse(config.EXAMPLE, Path("example")), "kvm")
+    spec = settings.vm_spec(parse_config(EXAMPLE, Path("example")), "kvm")
     disks = [replace(spec.disks[0], number=n, path=directory / f"disk{n}") for n in range(_DISKS)]
     for disk in disks:
         assert isinstance(disk, DiskSpec)
@@ -300,7 +309,7 @@ def _spec(directory: Path) -> VmSpec:
 async def test_disks_that_are_called_equal_are(
     batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diskcopy, "_POLL_S", 0.0)
+    monkeypatch.setattr(resync, "_POLL_S", 0.0)
     whole, ways = 0, set()
     for seed in range(batch * 8, batch * 8 + 8):
         history = History(seed, _made(tmp_path / str(seed)))

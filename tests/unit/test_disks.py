@@ -13,10 +13,14 @@ from typing import cast
 
 import pytest
 
-from colo_ebpf import config
-from colo_ebpf.control import cmdline, settings
-from colo_ebpf.control.disks import Disks, in_use
-from colo_ebpf.control.qmp import Monitors
+from colo_ebpf.config.example import EXAMPLE
+from colo_ebpf.config.reading import parse_config
+from colo_ebpf.control import settings
+from colo_ebpf.control.interfaces import is_peer_node
+from colo_ebpf.control.qemu import cmdline
+from colo_ebpf.control.qemu.block import Disks, in_use
+from colo_ebpf.control.qemu.monitor import Monitors
+from colo_ebpf.control.qemu.starter import Starter
 from colo_ebpf.errors import VmError
 from colo_ebpf.model import VmRole
 from tests.capabilities import require
@@ -74,7 +78,7 @@ def connection() -> Iterator[socket.socket]:
 def _disks(connection: socket.socket, qmp: _Monitors, **spec: int) -> Disks:
     """Of a QEMU that has taken it at its disk's port."""
     of_port = dataclasses.replace(_spec(), nbd_port=connection.getsockname()[1], **spec)
-    return Disks(of_port, "b/1", os.getpid(), cast(Monitors, qmp))
+    return Disks(of_port, "b/1", os.getpid(), cast(Monitors, qmp), Starter())
 
 
 async def test_the_disks_port_is_closed_once_qemu_has_hung_up_on_all(
@@ -95,15 +99,16 @@ async def test_a_port_that_qemu_does_not_close_is_left_and_said(connection: sock
 
 _SECOND_DISK = """[[vm.disk]]
 path = "/var/lib/colo-ebpf/data.qcow2"
-overlay-dir = "/dev/shm/colo-ebpf"
+overlay-dir = "/dev/shm/colo-ebpf/web"
 format = "qcow2"
+sector-bytes = 4096
 
 [host]"""
 
 
 def _spec() -> cmdline.VmSpec:
-    text = config.EXAMPLE.replace("[host]", _SECOND_DISK)
-    return settings.vm_spec(config.parse(text, Path("example")), "kvm")
+    text = EXAMPLE.replace("[host]", _SECOND_DISK)
+    return settings.vm_spec(parse_config(text, Path("example")), "kvm")
 
 
 def test_each_disk_has_its_own_parts() -> None:
@@ -114,19 +119,24 @@ def test_each_disk_has_its_own_parts() -> None:
         for d in (one, two)
     ]
     assert not set(names[0]) & set(names[1])
-    assert {d.overlay_dir for d in (one, two)} == {Path("/dev/shm/colo-ebpf")}
+    assert {d.overlay_dir for d in (one, two)} == {Path("/dev/shm/colo-ebpf/web")}
 
 
 @pytest.mark.parametrize("role", VmRole)
 def test_each_disk_is_on_the_command_line_in_order(role: VmRole) -> None:
-    line = cmdline.command_line(_spec(), role, "a/0123456789abcdef", (3,))
+    protocols = ("file", "host_device")
+    line = cmdline.command_line(_spec(), role, "a/0123456789abcdef", protocols)
     devices = [word for word in line if word.startswith("virtio-blk-pci")]
-    assert devices == [f"virtio-blk-pci,id=disk{n},drive=colo-disk{n}" for n in (0, 1)]
+    assert devices == [
+        f"virtio-blk-pci,id=disk{n},drive=colo-disk{n},"
+        f"logical_block_size={sector},physical_block_size={sector}"
+        for n, sector in ((0, 512), (1, 4096))
+    ]
     drives = [line[i + 1] for i, word in enumerate(line) if word == "-drive"]
     for n, form in ((0, "raw"), (1, "qcow2")):
         own = [drive for drive in drives if f"id=parent{n}," in drive]
         assert len(own) == 1
-        assert f"driver={form}," in own[0]
+        assert f"driver={form},file.driver={protocols[n]}," in own[0]
         child = f"childs{n}" if role is VmRole.SECONDARY else f"parent{n}"
         assert any(drive.endswith(f"file.children.0={child}") for drive in drives)
     replicas = [drive for drive in drives if "driver=replication" in drive]
@@ -142,4 +152,4 @@ def test_each_disk_is_on_the_command_line_in_order(role: VmRole) -> None:
     [("nbd0", True), ("nbd7", True), ("nbd", False), ("parent0", False), ("#block114", False)],
 )
 def test_which_nodes_are_the_peers(name: str, is_peers: bool) -> None:
-    assert cmdline.is_peer_node(name) is is_peers
+    assert is_peer_node(name) is is_peers

@@ -9,12 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from colo_ebpf import config
 from colo_ebpf.cli.doctor import _configured
-from colo_ebpf.config import Config, FenceTable, WatchdogTable
-from colo_ebpf.errors import FenceError, WatchdogError
+from colo_ebpf.config.example import EXAMPLE
+from colo_ebpf.config.reading import parse_config
+from colo_ebpf.config.schema import Config, FenceTable, WatchdogTable
+from colo_ebpf.errors import ConfigError, WatchdogError
 
-BASE = config.parse(config.EXAMPLE, Path("example"))
+BASE = parse_config(EXAMPLE, Path("example"))
 
 
 def _with(**tables: object) -> Config:
@@ -39,17 +40,17 @@ def test_what_is_not_asked_for_is_not_looked_at() -> None:
 
 def test_the_fence_command_is_looked_at_and_never_run(tmp_path: Path) -> None:
     program = tmp_path / "fence"
-    with pytest.raises(FenceError, match="cannot be run: is it there and executable"):
+    with pytest.raises(ConfigError, match="cannot be run: is it there and executable"):
         _fence(program)
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\n")
-    with pytest.raises(FenceError, match="cannot be run"):
+    with pytest.raises(ConfigError, match="cannot be run"):
         _fence(program)
     program.chmod(0o722)
-    with pytest.raises(FenceError, match="can be written by others"):
+    with pytest.raises(ConfigError, match="can be written by others"):
         _fence(program)
     program.chmod(0o700)
     assert _fence(program).startswith(f"before-solo: {program} can be run")
-    with pytest.raises(FenceError, match="cannot be run"):
+    with pytest.raises(ConfigError, match="cannot be run"):
         _fence(tmp_path)
     assert not (tmp_path / "was-run").exists()
 

@@ -8,20 +8,21 @@ import os
 import stat
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from colo_ebpf import config
-from colo_ebpf.control import record, settings
-from colo_ebpf.control.facts import Fence, FenceWhen
-from colo_ebpf.control.fence import FenceCommand
-from colo_ebpf.control.fencing import FenceMemory
-from colo_ebpf.control.record import GenerationFloor, Record
-from colo_ebpf.control.steps import Steps
-from colo_ebpf.control.unfinished import Unfinished
+from colo_ebpf.config.example import EXAMPLE
+from colo_ebpf.config.reading import parse_config
+from colo_ebpf.control import settings
+from colo_ebpf.control.decision import record
+from colo_ebpf.control.decision.actions import Fence
+from colo_ebpf.control.decision.fencing import FenceMemory
+from colo_ebpf.control.decision.record import Record
+from colo_ebpf.control.decision.snapshot import FenceWhen
+from colo_ebpf.control.host.fence import FenceCommand
 from colo_ebpf.errors import CannotFenceError, FenceError
 from tests.capabilities import ROOT
+from tests.unit.toy_steps import steps_of
 
 FENCE = Fence("b", 5, "b is not heard")
 LONG_MS = 60_000
@@ -169,26 +170,15 @@ async def test_a_command_that_cannot_be_run_is_a_failure(tmp_path: Path) -> None
 
 
 async def test_the_step_runs_the_command_also_without_a_vm(tmp_path: Path) -> None:
-    nothing: Any = None
-    steps = Steps(
-        nothing,
-        nothing,
-        nothing,
-        floor=GenerationFloor(tmp_path),
-        unfinished=Unfinished(tmp_path),
-        peer_address="192.0.2.2",
-        current=lambda: None,
-        started=lambda vm, endpoints: None,
-        folded=lambda entries: None,
-        fence=_command(tmp_path, f"echo $COLO_PEER > {tmp_path}/told").run,
-    )
+    run = _command(tmp_path, f"echo $COLO_PEER > {tmp_path}/told").run
+    steps = steps_of(None, tmp_path, fence=run)
     assert await steps.run(FENCE) is None
     assert (tmp_path / "told").read_text() == "b\n"
 
 
 def test_the_table_of_the_configuration_reaches_the_command() -> None:
-    text = f'{config.EXAMPLE}\n[fence]\ncommand = ["/bin/f", "x"]\nwhen = "before-solo"\n'
-    parsed = config.parse(text, Path("file"))
+    text = f'{EXAMPLE}\n[fence]\ncommand = ["/bin/f", "x"]\nwhen = "before-solo"\n'
+    parsed = parse_config(text, Path("file"))
     assert settings.fence(parsed) == FenceCommand(("/bin/f", "x"), 10_000, "web", "a")
     assert FenceWhen(parsed.fence.when) is FenceWhen.BEFORE_SOLO
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from colo_ebpf.control.hangup import closed, hang_up
+from colo_ebpf.control.qemu.hangup import closed, hang_up
 from colo_ebpf.errors import VmError
 from tests.capabilities import require
 

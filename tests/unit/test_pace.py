@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from colo_ebpf.control.facts import Wanted
-from colo_ebpf.control.pace import Bound, Cycle, Gather, Pace, Way
+from colo_ebpf.control.checkpoint.pace import Bound, Cycle, Gather, Pace, Wanted, Way
 
 MS = 1_000_000
 PAUSE = 15 * MS

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo_ebpf.control.datagram import VERSION, Refusal, RefusedError, Seal
-from colo_ebpf.control.peer import (
+from colo_ebpf.control.peer.envelope import VERSION, Seal
+from colo_ebpf.control.peer.state import (
     AHEAD,
     GREET_AFTER_NS,
     VOUCHED_NS,
@@ -21,8 +21,10 @@ from colo_ebpf.control.peer import (
     Speech,
     words,
 )
+from colo_ebpf.errors import Refusal, RefusedError
 
 SEAL = Seal(b"0123456789abcdef")
+RUN = SEAL.begin()
 MS = 1_000_000
 
 
@@ -32,7 +34,11 @@ def _view(boot: str = "mine") -> PeerView:
 
 def _said(seq: int = 1, *, boot: str = "theirs", echo: str = "mine", **more: object) -> bytes:
     fields: dict[str, object] = {"vm": "web", "host": "b", **more}
-    return SEAL.close(seq, words(PeerState(boot=boot, echo=echo, **fields)))  # type: ignore[arg-type]
+    return RUN.close(seq, words(PeerState(boot=boot, echo=echo, **fields)))  # type: ignore[arg-type]
+
+
+def _spoilt(datagram: bytes) -> bytes:
+    return datagram[:-1] + bytes((datagram[-1] ^ 1,))
 
 
 def test_the_same_on_both_paths_is_news_once() -> None:
@@ -52,7 +58,7 @@ def test_the_same_on_both_paths_is_news_once() -> None:
             Refusal.VERSION,
             f"theirs {VERSION + 1}, ours {VERSION}",
         ),
-        (_said()[:-1] + b"\0", Refusal.KEY, "key files of the two hosts differ"),
+        (_spoilt(_said()), Refusal.KEY, "key files of the two hosts differ"),
         (_said(vm="db"), Refusal.VM, "theirs 'db', ours 'web'"),
         (_said(host="c"), Refusal.HOST, "it says 'c', not 'b'"),
     ],
@@ -75,7 +81,7 @@ def test_what_is_not_for_us_is_told_once_and_changes_nothing(
 def test_no_bytes_make_it_fail(data: bytes) -> None:
     view = _view()
     assert not view.receive(data, Path.LINK, MS)
-    assert not view.receive(SEAL.close(1, b"")[:37] + data, Path.LINK, MS)
+    assert not view.receive(RUN.close(1, b"")[:37] + data, Path.LINK, MS)
 
 
 def test_a_recording_of_the_past_is_worth_nothing() -> None:
@@ -108,6 +114,47 @@ def test_a_refused_port_means_a_daemon_away_for_a_while() -> None:
     assert view.away_since_ns(60_000 * MS) is None
     view.receive(_said(2), Path.LINK, 70 * MS)
     assert view.away_since_ns(71 * MS) is None
+
+
+def test_frames_are_missed_only_where_heartbeats_come() -> None:
+    """And both begin anew together: behind a silence the first state may come before a frame."""
+    view, within_ns = _view(), 150 * MS
+    for number, at_ms in enumerate(range(10, 300, 20)):
+        view.plane_heard_ns = (at_ms - 5) * MS
+        view.receive(_said(number), Path.LINK, at_ms * MS)
+    assert view.hears_plane(within_ns, 400 * MS)
+    view.receive(_said(100), Path.LINK, 900 * MS)  # the first for long
+    assert view.hears_plane(within_ns, 900 * MS)
+    assert view.frames_until_ns == 900 * MS
+    for number, at_ms in enumerate(range(920, 1_060, 20), 101):
+        view.receive(_said(number), Path.LINK, at_ms * MS)
+    assert not view.hears_plane(within_ns, 1_060 * MS)
+    view.plane_heard_ns = 1_061 * MS
+    assert view.hears_plane(within_ns, 1_062 * MS)
+
+
+def test_without_a_first_frame_nothing_is_heard() -> None:
+    view = _view()
+    view.receive(_said(), Path.LINK, 10 * MS)
+    assert not view.hears_plane(150 * MS, 20 * MS)
+    view.plane_heard_ns = 21 * MS
+    assert view.hears_plane(150 * MS, 25 * MS)
+    view.listen_anew(30 * MS)
+    assert not view.hears_plane(150 * MS, 35 * MS), "it was of another pairing"
+    assert view.frames_until_ns == 30 * MS
+
+
+def test_how_long_it_says_that_it_does_not_hear_us() -> None:
+    view = _view()
+    view.receive(_said(1, hears=True), Path.LINK, 10 * MS)
+    assert view.unheard_ns(500 * MS) == 0
+    view.receive(_said(2, hears=False), Path.MANAGEMENT, 20 * MS)
+    view.receive(_said(3, hears=False), Path.LINK, 60 * MS)
+    assert view.unheard_ns(100 * MS) == 80 * MS
+    view.receive(_said(1, hears=False, boot="restarted"), Path.LINK, 200 * MS)
+    assert view.unheard_ns(210 * MS) == 10 * MS
+    view.receive(_said(2, hears=True, boot="restarted"), Path.LINK, 220 * MS)
+    assert view.unheard_ns(230 * MS) == 0
 
 
 def test_the_longest_silence_is_that_of_one_run_of_the_daemon() -> None:
@@ -148,7 +195,7 @@ def test_what_was_said_in_between_is_said_anew() -> None:
 
 def test_every_byte_is_sealed() -> None:
     datagram = _said(258)
-    assert SEAL.open(datagram)[0] == 258
+    assert SEAL.open(datagram)[1] == 258
     for at in range(len(datagram)):
         changed = bytearray(datagram)
         changed[at] ^= 1
@@ -158,11 +205,32 @@ def test_every_byte_is_sealed() -> None:
 
 @pytest.mark.parametrize("key", [b"another key......", b"0123456789abcde", b"k" * 500])
 def test_only_the_same_key_opens_it(key: bytes) -> None:
-    assert Seal(key).open(Seal(key).close(1, b"said")) == (1, b"said")
+    assert Seal(key).open(Seal(key).begin().close(1, b"said"))[1:] == (1, b"said")
     with pytest.raises(RefusedError, match="wrong key"):
-        SEAL.open(Seal(key).close(1, b"said"))
+        SEAL.open(Seal(key).begin().close(1, b"said"))
     with pytest.raises(RefusedError, match="wrong key"):
-        Seal(key + b"k").open(Seal(key).close(1, b"said"))
+        Seal(key + b"k").open(Seal(key).begin().close(1, b"said"))
+
+
+def test_nobody_else_can_read_what_is_said() -> None:
+    datagram = _said(state="PRIMARY", instance="0123456789")
+    for word in (b"web", b"theirs", b"PRIMARY", b"0123456789", b"generation"):
+        assert word not in datagram
+
+
+def test_no_run_repeats_what_another_has_sealed() -> None:
+    """Not even with the same number: each has a key of its own, and so no nonce is used twice."""
+    one, two = SEAL.begin(), SEAL.begin()
+    assert one.close(1, b"said")[29:] != two.close(1, b"said")[29:]
+    assert SEAL.open(one.close(1, b"said"))[0] is SEAL.open(one.close(2, b"more"))[0]
+
+
+def test_strange_runs_do_not_crowd_out_those_that_are_known() -> None:
+    known, _, _ = SEAL.open(RUN.close(1, b"said"))
+    for _ in range(20):
+        with pytest.raises(RefusedError):
+            SEAL.open(Seal(b"another key......").begin().close(1, b"said"))
+    assert SEAL.open(RUN.close(2, b"said"))[0] is known
 
 
 def test_what_is_repeated_is_opened_ahead_and_no_more_is_believed_for_that() -> None:

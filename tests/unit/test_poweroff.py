@@ -8,26 +8,14 @@ from typing import Any
 
 import pytest
 
-from colo_ebpf.control import poweroff, record
-from colo_ebpf.control.decide import decide
-from colo_ebpf.control.facts import (
-    MS,
-    Committed,
-    EndVm,
-    Failure,
-    Read,
-    Snapshot,
-    State,
-    Swap,
-    Task,
-    TaskKind,
-    VmFacts,
-    Wish,
-)
-from colo_ebpf.control.guest import Guest
-from colo_ebpf.control.peer import Answer
-from colo_ebpf.control.record import Kind, Record
-from colo_ebpf.control.wishes import Wishes
+from colo_ebpf.control.core.guest_events import Guest
+from colo_ebpf.control.core.requests import Requests
+from colo_ebpf.control.decision import poweroff, record
+from colo_ebpf.control.decision.actions import Committed, EndVm, Read, State, Swap, Task, TaskKind
+from colo_ebpf.control.decision.decide import decide
+from colo_ebpf.control.decision.record import Kind, Record
+from colo_ebpf.control.decision.snapshot import MS, Failure, Request, Snapshot, VmFacts
+from colo_ebpf.control.peer.state import Answer
 from colo_ebpf.model import Mode, VmEvent, VmEventKind, VmRole
 from tests.unit.test_decide import ACTIVE, COLD, NOW, PAIRED, A, B, _at, _silent
 
@@ -136,11 +124,11 @@ def test_when_it_was_is_not_always_known() -> None:
 
 # --- started again ----------------------------------------------------------------------------
 
-WISH = Wish("t1", NOW - 100 * MS, NEW, starts=True)
+REQUEST = Request("t1", NOW - 100 * MS, NEW, starts=True)
 
 
-def _wished(r: Record, **change: Any) -> Snapshot:
-    return _at("a", r, **({"vm": None, "wish": WISH} | change))
+def _requested(r: Record, **change: Any) -> Snapshot:
+    return _at("a", r, **({"vm": None, "request": REQUEST} | change))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +139,7 @@ def _wished(r: Record, **change: Any) -> Snapshot:
         (_at("a", PAIRED), "the VM is not off: paired a/"),
         (_at("a", COLD, vm=None), "the VM is not off: cold"),
         (_at("a", None, read_error="away"), "the record is not known: away"),
-        (_wished(OFF), "another planned operation is under way"),
+        (_requested(OFF), "another planned operation is under way"),
     ],
 )
 def test_where_it_can_be_started(s: Snapshot, why: str) -> None:
@@ -161,27 +149,27 @@ def test_where_it_can_be_started(s: Snapshot, why: str) -> None:
 
 def test_the_operators_word_starts_it_once() -> None:
     started = record.start(OFF, NEW)
-    assert _swap(_wished(OFF)) == started
+    assert _swap(_requested(OFF)) == started
     assert (started.kind, started.vni, started.off_at_s) == (Kind.CLAIMED, 0, 0)
-    assert decide(_wished(OFF)).answer is None
-    assert decide(_wished(started)).answer is None
-    done = decide(_wished(record.activate(started)))
+    assert decide(_requested(OFF)).answer is None
+    assert decide(_requested(started)).answer is None
+    done = decide(_requested(record.activate(started)))
     assert done.answer == Answer("t1", True, "a serves now")
 
 
 def test_why_it_was_not_started() -> None:
     failure = Failure(Swap(OFF, OFF), "etcd is away", NOW)
-    answer = decide(_wished(OFF, failure=failure)).answer
+    answer = decide(_requested(OFF, failure=failure)).answer
     assert answer == Answer("t1", False, "not started: the record cannot be changed: etcd is away")
-    answer = decide(_wished(record.start(OFF, "a/00000000000000bb"))).answer
+    answer = decide(_requested(record.start(OFF, "a/00000000000000bb"))).answer
     assert answer is not None
     assert not answer.done
 
 
 def test_it_is_no_switchover() -> None:
-    wishes = Wishes("a")
-    wishes.wish = WISH
-    assert wishes.asked_of_peer == ""
+    requests = Requests("a")
+    requests.request = REQUEST
+    assert requests.asked_of_peer == ""
 
 
 # --- what QEMU says -----------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from colo_ebpf.control.probe import Probe
+from colo_ebpf.control.checkpoint.probe import Probe
 
 MS = 1_000_000
 WORTH = 30 * MS
@@ -88,3 +88,13 @@ def test_a_checkpoint_for_another_reason_says_nothing() -> None:
     probe.cleared()
     assert not probe.enough
     assert probe.puts_off(0, WORTH, MS), "the next is put off"
+
+
+def test_that_a_connection_is_accepted_tells_nothing() -> None:
+    """Clients that connect, one for each answer, would look as if the VMs agreed."""
+    probe = Probe()
+    for now_ms in range(100):
+        assert not probe.puts_off(None, WORTH, now_ms * MS)
+        probe.loaded()
+    assert not probe.enough
+    assert probe.puts_off(0, WORTH, 0)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from colo_ebpf.datapath.reap import REST_NS, Reaper
+from colo_ebpf.datapath.maps.reap import REST_NS, Reaper
 
 
 class _Table:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.control import record
-from colo_ebpf.control.arbiter_file import FileArbiter
-from colo_ebpf.control.record import Disk, GenerationFloor, Kind, Record
+from colo_ebpf.control.arbiter.file import FileArbiter
+from colo_ebpf.control.decision import record
+from colo_ebpf.control.decision.record import Disk, Kind, Record
+from colo_ebpf.control.state.files import GenerationFloor
 from colo_ebpf.errors import ArbiterError
 from colo_ebpf.lab import mounts
 from tests.capabilities import require
@@ -74,6 +75,15 @@ def test_the_way_of_a_switchover_there_and_back() -> None:
 def test_an_illegal_move_is_never_made(move: Callable[[], Record]) -> None:
     with pytest.raises(ArbiterError):
         move()
+
+
+@pytest.mark.parametrize("seconds", [-1, record.LATEST_S, 10**18])
+def test_a_time_that_cannot_be_told_is_an_error(seconds: int) -> None:
+    """As found: status ended in OSError."""
+    text = record.encode(record.power_off(PAIRED, 1_700_000_000))
+    with pytest.raises(ArbiterError, match="malformed"):
+        record.decode(text.replace(b"1700000000", b"%d" % seconds), "x")
+    assert "off, by its guest at" in record.power_off(PAIRED, record.LATEST_S - 1).describe()
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"not json", b'{"generation":0}', b"[1]"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""docs/states.md says what the code says, and the snapshots it is made from reach all of it."""
+"""docs/reference/states.md says what the code says; the snapshots it is made from reach all."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from types import FrameType, ModuleType
 from typing import Any
 
-from colo_ebpf.control import decide, fencing, pairing, planned, poweroff, relay
-from colo_ebpf.control.facts import State
+from colo_ebpf.control.decision import decide, fencing, operator, pairing, poweroff, relay
+from colo_ebpf.control.decision.actions import State
 from tests import states
 
-MODULES = (decide, pairing, planned, fencing, poweroff, relay)
+MODULES = (decide, pairing, operator, fencing, poweroff, relay)
 
 
 def test_the_document_has_every_sentence() -> None:

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from colo_ebpf.errors import StorageError
 from colo_ebpf.storage import image, overlay
-from colo_ebpf.storage.compare import Range, differing, merged, to_read
-from colo_ebpf.storage.connection import Extent, clipped
-from colo_ebpf.storage.export import ExportFacts, LocalDisk, objections, wrong_names
+from colo_ebpf.storage.nbd import Extent, clipped
+from colo_ebpf.storage.preflight import ExportFacts, LocalDisk, objections, wrong_names
+from colo_ebpf.storage.verify import Range, differing, merged, to_read
 from tests.capabilities import require
 
-LOCAL = LocalDisk("parent0", "raw", 1 << 20)
+LOCAL = LocalDisk("parent0", "raw", 1 << 20, 512)
 REMOTE = ExportFacts(
     where="export parent0 on 192.0.2.2:10809",
     size_bytes=1 << 20,
@@ -37,6 +37,8 @@ def test_a_qemus_export_of_the_same_size_is_accepted() -> None:
     assert objections(LOCAL, REMOTE) == []
     assert objections(replace(LOCAL, format="qcow2"), replace(REMOTE, minimum_bytes=512)) == []
     assert objections(LOCAL, replace(REMOTE, minimum_bytes=0, maximum_bytes=0)) == []
+    of_4096 = replace(LOCAL, sector_bytes=4096)
+    assert objections(of_4096, replace(REMOTE, minimum_bytes=4096)) == []
 
 
 @pytest.mark.parametrize(
@@ -148,14 +150,23 @@ def _image(path: Path, image_format: str, size: str) -> Path:
 
 def test_images_are_looked_at_while_they_are_in_use(tmp_path: Path) -> None:
     raw, qcow2 = _image(tmp_path / "r", "raw", "1M"), _image(tmp_path / "q", "qcow2", "2M")
-    assert image.look(raw, "raw") == image.ImageFacts("raw", 1 << 20)
-    assert image.look(qcow2, "qcow2") == image.ImageFacts("qcow2", 2 << 20)
+    assert image.look(raw, "raw", 512) == image.ImageFacts("raw", 1 << 20, "file")
+    assert image.look(qcow2, "qcow2", 512) == image.ImageFacts("qcow2", 2 << 20, "file")
     with pytest.raises(StorageError, match='holds a qcow2 image, but its format is "raw"'):
-        image.look(qcow2, "raw")
+        image.look(qcow2, "raw", 512)
     with pytest.raises(StorageError, match="not in qcow2 format"):
-        image.look(raw, "qcow2")
+        image.look(raw, "qcow2", 512)
     with pytest.raises(StorageError, match="does not exist; create it"):
-        image.look(tmp_path / "none", "raw")
+        image.look(tmp_path / "none", "raw", 512)
+    with pytest.raises(StorageError, match="is no regular file and no block device"):
+        image.look(tmp_path, "raw", 512)
+
+
+def test_an_image_is_a_whole_number_of_the_guests_sectors(tmp_path: Path) -> None:
+    odd = _image(tmp_path / "r", "raw", str(9 * 512))
+    image.look(odd, "raw", 512)
+    with pytest.raises(StorageError, match="4608 bytes are no whole number of sectors of 4096"):
+        image.look(odd, "raw", 4096)
 
 
 def test_the_room_for_overlays_is_that_of_the_nearest_directory(tmp_path: Path) -> None:

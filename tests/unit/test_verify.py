@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from colo_ebpf.cli import verify
-from colo_ebpf.cli.main import parser
-from colo_ebpf.storage.compare import Comparison, Range
+from colo_ebpf.cli.parser import parser
+from colo_ebpf.storage.verify import Comparison, Range
 
 MIB = 1 << 20
 EQUAL = Comparison(64 * MIB, 16 * MIB, 48 * MIB, 0, (), complete=True)

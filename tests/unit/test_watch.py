@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.control import vcpus
-from colo_ebpf.control.watch import EVERY_NS, Watch, Work
+from colo_ebpf.control.checkpoint.watch import EVERY_NS, Watch, Work
+from colo_ebpf.control.qemu import vcpus
 
 MS = 1_000_000
 WORTH = 60 * MS
@@ -141,3 +141,16 @@ def test_what_cannot_be_read_is_not_known(schedstat: str, monkeypatch: pytest.Mo
 
 def test_a_process_that_is_gone_is_not_known() -> None:
     assert vcpus.look(2**22 + 1, (1,)) == vcpus.UNKNOWN
+
+
+def test_a_main_loop_that_waits_for_a_processor_is_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input has not come to the guest yet: the vCPUs sleep, and will not for long."""
+    states = {"1": "R", "2": "S"}
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter([self / "1", self / "2"]))
+
+    def read(path: Path) -> str:
+        state = states[path.parent.name]
+        return "5 0 1\n" if path.name == "schedstat" else f"1 (x) {state} 1 1 0\n"
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert vcpus.look(1, (2,)).ready

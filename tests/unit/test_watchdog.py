@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf import config
-from colo_ebpf.control import settings, watchdog
-from colo_ebpf.control.watchdog import Watchdog
+from colo_ebpf.config.example import EXAMPLE
+from colo_ebpf.config.reading import parse_config
+from colo_ebpf.control import settings
+from colo_ebpf.control.host import watchdog
+from colo_ebpf.control.host.watchdog import Watchdog
 from colo_ebpf.errors import ConfigError, WatchdogError
 from colo_ebpf.model import Mode
 
@@ -190,9 +192,9 @@ def test_without_a_device_nothing_is_done() -> None:
 
 
 def test_the_table_of_the_configuration_reaches_it(device: Device) -> None:
-    text = f'{config.EXAMPLE}\n[watchdog]\ndevice = "{device.path}"\ntimeout-s = 20\n'
-    dog = settings.watchdog(config.parse(text, Path("file")))
+    text = f'{EXAMPLE}\n[watchdog]\ndevice = "{device.path}"\ntimeout-s = 20\n'
+    dog = settings.watchdog(parse_config(text, Path("file")))
     with pytest.raises(WatchdogError, match="a timeout of 20 s"):
         dog.check()
     with pytest.raises(ConfigError, match=r"watchdog\.timeout-s: .*>= 10"):
-        config.parse(text.replace("= 20", "= 9"), Path("file"))
+        parse_config(text.replace("= 20", "= 9"), Path("file"))

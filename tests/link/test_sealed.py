@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What an observer on the link learns and can do: nothing. Run on Debian's kernel, in one boot."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.capabilities import require
+from tests.link import machine, scenarios, tunnels
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], str]:
+    require("guest-link", "qemu")
+    return machine.run(tmp_path_factory.mktemp("link"))
+
+
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("name", [one.__name__ for one in scenarios.ALL])
+def test_on_a_kernel_that_has_ipsec(outcome: tuple[dict[str, str], str], name: str) -> None:
+    found, printed = outcome
+    assert found.get(name, f"it did not end:\n{printed[-3000:]}") == ""
+
+
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("name", [one.__name__ for one in tunnels.ALL])
+def test_on_a_kernel_that_has_wireguard(outcome: tuple[dict[str, str], str], name: str) -> None:
+    found, printed = outcome
+    assert found.get(name, f"it did not end:\n{printed[-3000:]}") == ""

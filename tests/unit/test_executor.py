@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the steps do around a VM, on toy parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colo_ebpf.control.decision.actions import StartVm
+from colo_ebpf.model import VmRole
+from tests.unit.toy_steps import steps_of
+
+
+class _Parts:
+    """Plane, machine, arbiter and the VM before, in one: writes down what is asked of them."""
+
+    def __init__(self, *, alive: bool) -> None:
+        self.alive, self.did = alive, list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        async def noted(*_args: object) -> _Parts:
+            self.did.append(name)
+            return self
+
+        return noted
+
+
+@pytest.mark.parametrize(("alive", "ends"), [(False, 1), (True, 0)])
+async def test_a_vm_that_ended_by_itself_lets_go_of_all_before_the_next_starts(
+    tmp_path: Path, alive: bool, ends: int
+) -> None:
+    """Of its files and sockets in the daemon. One that lives is never ended in passing."""
+    parts = _Parts(alive=alive)
+    await steps_of(parts, tmp_path, before=parts).run(
+        StartVm(VmRole.SECONDARY, "b/00000000000000bb")
+    )
+    assert parts.did[: parts.did.index("start")].count("kill") == ends

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The monitors of a QEMU that ends: no traceback, whoever notices first."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colo_ebpf.control.qemu.monitor import Monitors
+from colo_ebpf.errors import QmpError
+from colo_ebpf.model import VmEvent, VmEventKind
+
+_ASKED_BYTES = 1 << 10
+_GREETING = {"QMP": {"version": {"qemu": {"major": 7}, "package": ""}, "capabilities": ["oob"]}}
+
+
+class _Monitor:
+    """Greets, agrees on capabilities, and answers nothing else."""
+
+    def __init__(self) -> None:
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def serve(self, path: Path) -> asyncio.Server:
+        return await asyncio.start_unix_server(self._greet, path)
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        self._say(writer, _GREETING)
+        await reader.read(_ASKED_BYTES)
+        self._say(writer, {"return": {}})
+
+    def _say(self, writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
+        writer.write(json.dumps(message).encode() + b"\n")
+
+    def die(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_qemu_that_dies_leaves_no_traceback(tmp_path: Path, asks: bool) -> None:
+    unforeseen: list[dict[str, Any]] = []
+    events: list[VmEvent] = []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, found: unforeseen.append(found))
+        qemu, lost = _Monitor(), asyncio.Event()
+
+        def on_event(event: VmEvent) -> None:
+            events.append(event)
+            lost.set()
+
+        servers = [await qemu.serve(tmp_path / name) for name in ("main", "oob")]
+        monitors = Monitors("v", 5_000, on_event)
+        await monitors.connect(tmp_path / "main", tmp_path / "oob")
+        asked = asyncio.create_task(monitors.run("query-status")) if asks else None
+        await asyncio.sleep(0)
+        qemu.die()
+        await lost.wait()
+        if asked is not None:
+            with pytest.raises(QmpError, match="monitor lost"):
+                await asked
+        await monitors.close()
+        with pytest.raises(QmpError):
+            await monitors.run_oob("query-yank")
+        for server in servers:
+            server.close()
+        del monitors, asked
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    gc.collect()
+    assert [event.kind for event in events] == [VmEventKind.MONITOR_LOST]
+    assert [str(found["message"]) for found in unforeseen] == []
