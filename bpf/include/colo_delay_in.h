@@ -41,7 +41,8 @@
 /* Frames of this flow were parked a moment ago: one that is not parked would overtake them. */
 static __always_inline int colo_park_now(struct colo_flow *flow)
 {
-	return flow->seen_ns - flow->parked_ns < COLO_PARK_RECENT_NS;
+	/* Signed: another CPU may have parked one after this frame was taken its time. */
+	return (__s64)(flow->seen_ns - flow->parked_ns) < (__s64)COLO_PARK_RECENT_NS;
 }
 
 /* Is the frame to be parked? The walk has hashed all of it. */

@@ -446,8 +446,8 @@ def test_one_that_was_lost_is_given_up(cut: Rig) -> None:
 
 
 def _just_now(rig: Rig) -> None:
-    """Something was parked, however slow this test is."""
-    rig.change_flows(parked_ns=boot_ns())
+    """Something was parked, however slow this test is: on another CPU, a moment from now."""
+    rig.change_flows(parked_ns=boot_ns() + 60 * 10**9)
 
 
 def _later(rig: Rig) -> None:
