@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from colo_ebpf.control.decision.record import Kind, host_of
+from colo_ebpf.control.decision.snapshot import FenceWhen
 from colo_ebpf.model import VmEventKind
 from tests.sim.host import Host
 from tests.sim.test_pair import _until_protected
@@ -128,3 +129,36 @@ def test_a_write_that_fails_while_the_replica_is_made_ends_the_attempt(world: Wo
     assert core.my_state().vni != attempt
     assert "gave up pairing: a write to the secondary's disk failed" in [t for _, t in core.history]
     assert _until_protected(world, 40_000)
+
+
+@pytest.fixture
+def shared() -> World:
+    """The same with one disk for both; b has taken over from a, and a is its secondary."""
+    world = World(4, bad_loads=0.0, fence=FenceWhen.BEFORE_SOLO, shares_disk=True)
+    for host in [Host(world, name) for name in "ab"]:
+        host.start_daemon()
+    assert _until_protected(world, 20_000)
+    world.hosts["a"].crash()
+    _until(world, lambda: world.record.kind is Kind.ACTIVE)
+    world.hosts["a"].boot()
+    assert _until_protected(world, 20_000)
+    return world
+
+
+def test_who_took_over_once_is_fit_though_its_disk_waits_before_the_record_is_read(
+    shared: World,
+) -> None:
+    b = shared.hosts["b"]
+    assert host_of(shared.record.owner) == "b"
+    b.kill_daemon()
+    shared.arbiter_cut.add("b")
+    b.start_daemon()
+    shared.run(100 * MS, lambda: None)
+    assert b.core is not None
+    assert b.core.record is None
+    _vm(shared, "b").waits_for_disk()
+    shared.run(100 * MS, lambda: None)
+    assert not b.core.unfit()
+    shared.arbiter_cut.clear()
+    _until(shared, lambda: not _vm(shared, "b").stopped)
+    assert _until_protected(shared, 20_000)

@@ -183,6 +183,7 @@ LEFT = {"event": "COLO_EXIT", "data": {"mode": "secondary"}}
         ([STANDS], Past(waits=True, spoilt=True)),
         ([STANDS, {"event": "RESUME"}], Past(spoilt=True)),
         ([STANDS, LEFT], Past(waits=True, spoilt=True, left=True)),
+        ([LEFT, STANDS], Past(waits=True, left=True)),  # no load will come
     ],
 )
 def test_what_a_daemon_learns_that_was_not_there(events: list[dict[str, Any]], past: Past) -> None:

@@ -88,7 +88,7 @@ class Core(Facts):
         if past.disk and (past.left or vm.role is VmRole.PRIMARY):
             self.fitness.failed(f"its disk failed ({past.disk})", None)
         self._waits_ns = now_ns if past.waits else None
-        if past.spoilt and not past.left and vm.role is VmRole.SECONDARY:
+        if past.spoilt and vm.role is VmRole.SECONDARY:
             self.fitness.failed("its disk failed", None)
         if failed and vm.role is VmRole.SECONDARY:
             self.fitness.failed("its disk failed at some time", vm.loads())
@@ -168,17 +168,20 @@ class Core(Facts):
         """A request of the guest, or one to the image here that the peer's image could answer."""
         reason = event.data.get("reason") or event.data.get("error") or "no reason given"
         why = f"its disk failed ({reason})"
-        replica = self._is_replica(vm)
-        begun = max(vm.loads(), self.checkpoints.secondary.loads) if replica else None
+        begun = max(vm.loads(), self.checkpoints.secondary.loads) if self._loads(vm) else None
         self.fitness.failed(why, begun)
 
     def _stands_for_its_disk(self, vm: Vm, event: VmEvent, now_ns: int) -> None:
         """The guest has seen no error. A replica is lost: a load leaves the request in its device,
         to be done on what was loaded."""
         self._waits_ns = now_ns
-        if self._is_replica(vm):
+        if self._loads(vm):
             reason = event.data.get("reason") or "no reason given"
             self.fitness.failed(f"its disk failed ({reason})", None)
+
+    def _loads(self, vm: Vm) -> bool:
+        """Checkpoints are loaded into it. Its own log says so where the record is not known."""
+        return self._is_replica(vm) and not vm.past().left
 
     def _fresh(self) -> None:
         self.checkpoints.fitness, self.checkpoints.guest = Fitness(), Guest()

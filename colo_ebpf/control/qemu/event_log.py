@@ -34,7 +34,7 @@ def follow(past: Past, events: Iterable[dict[str, Any]]) -> Past:
         if not isinstance(data, dict):
             continue
         if name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
-            past = change(past, waits=True, spoilt=True)
+            past = change(past, waits=True, spoilt=past.spoilt or not past.left)
         elif name == "BLOCK_IO_ERROR":
             past = change(past, disk=past.disk or str(data.get("reason", "no reason given")))
         elif name == "QUORUM_REPORT_BAD":
