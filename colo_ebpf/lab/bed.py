@@ -100,7 +100,10 @@ class LoadedPlane:
 
     def map(self, name: str) -> RawMap:
         """One of the VM's pinned maps."""
-        return RawMap(obj_get(str(self.pins / name)))
+        pin = self.pins / name
+        if pin not in self._opened:
+            self._opened[pin] = RawMap(obj_get(str(pin)))
+        return self._opened[pin]
 
     def from_vm_raw(self, frame: bytes) -> None:
         """The local VM sends."""

@@ -123,7 +123,6 @@ class Rig:
     def _open(self) -> None:
         self._events: list[str] = []
         self._hold = self._bed.map("colo_hold")
-        self._stack.callback(os.close, self._hold.fd)
         self._ring = Ring(self.plane._code.maps["colo_ring"], self._on_event)
         self._stack.callback(self._ring.close)
         self._out = {name: packet_socket(name, 0) for name in (UPLINK, "tap0", "tap1")}
