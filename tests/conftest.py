@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return _TOGETHER.get(file.parent.name, str(file))
 
     return ByFile(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure on a lab comes with what its daemons said."""
+    report = yield
+    if report.failed and "tests.lab" in sys.modules:
+        report.sections += sys.modules["tests.lab"].logs()
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

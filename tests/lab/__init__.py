@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 from colo_ebpf.lab.client import Lines
 from colo_ebpf.lab.guest import Wanted, choose
@@ -16,11 +17,24 @@ from colo_ebpf.lab.topology import Guest, Place
 from colo_ebpf.lab.workload import PATIENCE_S
 from tests.capabilities import require
 
+_LOG_BYTES = 12_000
+_labs: WeakSet[Lab] = WeakSet()
+
 
 def clean(lab: Lab) -> Lab:
     """The lab, with nothing of its name left."""
     lab.down()
+    _labs.add(lab)
     return lab
+
+
+def logs() -> Iterator[tuple[str, str]]:
+    """What the daemons of the labs that are up have said last: the file's path, its end."""
+    for lab in _labs:
+        for place in lab.places.values():
+            if place.log.exists():
+                end = place.log.read_bytes()[-_LOG_BYTES:]
+                yield str(place.log), end.decode(errors="replace")
 
 
 Prepare = Callable[[Lab, Place], object]  # changes a host before its daemon starts
@@ -50,6 +64,10 @@ def protected(
             lab.start_daemon(place)
         lab.wait_protected()
         yield lab
+    except BaseException:
+        for path, end in logs():  # they go with the lab, before the failure is reported
+            print(f"--- {path}\n{end}")
+        raise
     finally:
         lab.down()
 
