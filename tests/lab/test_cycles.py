@@ -15,7 +15,7 @@ import pytest
 from colo_ebpf.lab import faults
 from tests.matrix.pair import Pair, working
 
-_CYCLES = int(os.environ.get("COLO_CYCLES", "20"))
+_CYCLES = int(os.environ.get("COLO_CYCLES", "10"))
 
 
 @dataclass(frozen=True, slots=True)
