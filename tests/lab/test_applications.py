@@ -56,13 +56,14 @@ def test_keep_alive_http_goes_on_behind_a_checkpoint(lab: Lab) -> None:
 
     A host whose processors are busy with other VMs may deliver a request late to one of the two:
     such a checkpoint is right, and must not beget the next. With eight tasks for two processors it
-    was one in four seconds.
+    was one in four seconds. Dates that differ longer there may end comparing for four seconds.
     """
     assert lab.ask("a", "checkpoint") is not None
     reading, causes = _under(lab, "http-keepalive-1", _LOAD_S)
     aged = causes.get("hold-age", 0)
     assert aged <= _LOAD_S, f"{causes}: {_checkpoints(lab)['for_age']}"
-    assert sum(causes.values()) <= 4 * _LOAD_S, "the date differs, twice a second at most"
+    compared = {cause: count for cause, count in causes.items() if cause != "output"}
+    assert sum(compared.values()) <= 4 * _LOAD_S, f"the date differs, twice a second: {causes}"
     assert reading.rate > 0
 
 
