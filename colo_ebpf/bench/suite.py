@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -38,8 +38,14 @@ class Part(Protocol):
         """Measure; raises BenchError, or what the parts of the product raise."""
 
 
-def run(names: Sequence[str], recorder: Recorder, quick: bool) -> None:
-    """The named parts and lanes, or all. A lane's name means the lanes part with it."""
+def _nothing() -> None: ...
+
+
+def run(
+    names: Sequence[str], recorder: Recorder, quick: bool, done: Callable[[], None] = _nothing
+) -> None:
+    """The named parts and lanes, or all. A lane's name means the lanes part with it. `done` is
+    called after each part: what was measured for half an hour is not lost with the next."""
     if unknown := [name for name in names if name not in (*PARTS, *LANES)]:
         raise BenchError(f"{unknown[0]}: not one of {', '.join((*PARTS, *LANES))}")
     lanes = tuple(name for name in LANES if name in names) or LANES
@@ -50,3 +56,4 @@ def run(names: Sequence[str], recorder: Recorder, quick: bool) -> None:
             module = f"colo_ebpf.bench.{package}.part_{name}"
             part = cast(Part, importlib.import_module(module))
             part.run(recorder, Effort(quick, lanes))
+            done()

@@ -48,11 +48,7 @@ def _bench(args: argparse.Namespace) -> int:
     if args.lanes or args.loads:
         return _try_out(args)
     saved = args.out / "results.json"
-    if args.draw:
-        found = results.load(saved)
-    else:
-        found = _measure(args)
-        results.save(found, saved)
+    found = results.load(saved) if args.draw else _measure(args, saved)
     tables.write(found, args.out)
     page = html_page.write(found, args.out)
     verdicts = html_page.verdicts(found)
@@ -92,9 +88,14 @@ def _require_root() -> None:
         raise BenchError("the benchmarks make namespaces and load programs: run them as root")
 
 
-def _measure(args: argparse.Namespace) -> results.Results:
+def _measure(args: argparse.Namespace, saved: Path) -> results.Results:
     _require_root()
     recorder = results.Recorder()
     with taken_down_first():
-        suite.run(args.names, recorder, args.quick)
+        suite.run(
+            args.names,
+            recorder,
+            args.quick,
+            done=lambda: results.save(recorder.results(args.quick), saved),
+        )
     return recorder.results(args.quick)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,6 +66,23 @@ def test_bad_files_are_refused(tmp_path: Path, content: str | None, words: str) 
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(BenchError, match="speed: not one of applications, lanes"):
         suite.run(["speed"], Recorder(lambda _: None), quick=True)
+
+
+def test_what_was_measured_is_kept_though_the_next_part_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(recorder: Recorder, effort: suite.Effort) -> None:
+        if recorder.results(quick=True).rows:
+            raise BenchError("the machine is gone")
+        recorder.add("lanes", "download", "ours", "MB/s", values=[1.0])
+
+    monkeypatch.setattr(suite.importlib, "import_module", lambda _: SimpleNamespace(run=run))
+    path, recorder = tmp_path / "results.json", Recorder(lambda _: None)
+    with pytest.raises(BenchError, match="gone"):
+        suite.run(
+            ["lanes", "alone"], recorder, True, lambda: results.save(recorder.results(True), path)
+        )
+    assert [row.measure for row in results.load(path).rows] == ["download"]
 
 
 def test_the_report_shows_every_row_and_picture(tmp_path: Path) -> None:
