@@ -125,15 +125,21 @@ def _dice() -> Iterator[Load]:
         yield Load(f"dice-{count}", name, run, differs=True, least_s=_SETTLES_S, lockstep=lockstep)
 
 
-LOADS: tuple[Load, ...] = (
-    *_redis(),
-    *_web(),
-    *_files(),
-    *_database(),
-    Load("ssh-login", "ssh login", clients.login, lockstep=Lockstep.KEYS),
-    Load("ssh-echo", "typed character's echo over ssh", clients.typing, lockstep=Lockstep.KEYS),
-    *_dice(),
-)
+def _all() -> Iterator[Load]:
+    yield from _redis()
+    yield from _web()
+    yield from _files()
+    yield from _database()
+    yield Load("ssh-login", "ssh login", clients.login, lockstep=Lockstep.KEYS)
+    yield Load(
+        "ssh-echo", "typed character's echo over ssh", clients.typing, lockstep=Lockstep.KEYS
+    )
+    yield from _dice()
+
+
+# Those in which the VMs differ come last: for a second or two the daemon still takes checkpoints
+# as they asked for, and that would be the next load's figure.
+LOADS: tuple[Load, ...] = tuple(sorted(_all(), key=lambda load: load.differs))
 
 
 def chosen(keys: str) -> tuple[Load, ...]:
