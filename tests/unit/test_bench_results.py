@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from colo_ebpf.bench import results, suite
+from colo_ebpf.bench.apps import names as apps
+from colo_ebpf.bench.apps.loads import LOADS
 from colo_ebpf.bench.kernel import names as kernel
 from colo_ebpf.bench.report import html_page, tables
 from colo_ebpf.bench.report.target import Outcome, Target, Verdict
@@ -27,6 +29,15 @@ def _recorder() -> Recorder:
         Curve(part="growth", plot="p", line="l", x="flows", y="ns", points=((1, 2.5), (2, 3.0)))
     )
     return recorder
+
+
+def test_every_lane_of_the_applications_is_in_the_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    recorder = _recorder()
+    for lane in apps.LANES:
+        recorder.add(apps.PART, LOADS[0].name, lane, "/s", values=(1.0, 2.0))
+    html_page.write(recorder.results(quick=False), tmp_path)
+    assert (tmp_path / "applications-relative-to-twins.png").exists()
 
 
 def test_what_is_saved_is_read_again(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ _COLOURS = {
     "alone": "#bdbdbd",
     "twins": "#7f7f7f",
     "lockstep": "#7570b3",
+    "ours-compare": "#66c2a5",
+    "ours-periodic": "#a6d854",
     "stock": "#d95f02",
     "stock-500": "#e6ab02",
 }
