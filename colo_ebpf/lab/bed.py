@@ -100,10 +100,7 @@ class LoadedPlane:
 
     def map(self, name: str) -> RawMap:
         """One of the VM's pinned maps."""
-        pin = self.pins / name
-        if pin not in self._opened:
-            self._opened[pin] = RawMap(obj_get(str(pin)))
-        return self._opened[pin]
+        return _open_once(self.pins / name, self._opened)
 
     def from_vm_raw(self, frame: bytes) -> None:
         """The local VM sends."""
@@ -213,9 +210,13 @@ def empty_maps(pins: Path, opened: dict[Path, RawMap]) -> None:
     for pin in pins.iterdir():
         if pin.name == "colo_conf" or pin.is_dir():
             continue
-        if pin not in opened:
-            opened[pin] = RawMap(obj_get(str(pin)))
-        opened[pin].clear()
+        _open_once(pin, opened).clear()
+
+
+def _open_once(pin: Path, opened: dict[Path, RawMap]) -> RawMap:
+    if pin not in opened:
+        opened[pin] = RawMap(obj_get(str(pin)))
+    return opened[pin]
 
 
 def without_ipv6() -> None:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -259,13 +259,15 @@ class Lab:
             told[host] = status["sentence"]
             self.say(f"{host}: {told[host]}")
 
-    def _tails(self) -> str:
-        text = ""
+    def logs(self, most_bytes: int = _LOG_TAIL_BYTES) -> Iterator[tuple[str, str]]:
+        """What the daemons have said last: the file's path, and its end."""
         for place in self.places.values():
             if place.log.exists():
-                tail = place.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
-                text += f"\n--- {place.log}\n{tail}"
-        return text
+                end = place.log.read_bytes()[-most_bytes:]
+                yield str(place.log), end.decode(errors="replace")
+
+    def _tails(self) -> str:
+        return "".join(f"\n--- {path}\n{end}" for path, end in self.logs())
 
     def wait_protected(self, timeout_s: float = PROTECT_S) -> None:
         """Both sides say that the pair is protected."""

@@ -288,7 +288,9 @@ def config_text(place: Place, guest: Guest, arbiter: str, security: str) -> str:
         "checkpoint": {"mode": guest.checkpoint_mode} if guest.checkpoint_mode else {},
     }
     lines = []
-    for table, values in ((name, values) for name, values in tables.items() if values):
+    for table, values in tables.items():
+        if not values:
+            continue
         lines.append(f"[{table}]")
         lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         lines.append("")

@@ -29,12 +29,9 @@ def clean(lab: Lab) -> Lab:
 
 
 def logs() -> Iterator[tuple[str, str]]:
-    """What the daemons of the labs that are up have said last: the file's path, its end."""
+    """`Lab.logs` of all labs that are up."""
     for lab in _labs:
-        for place in lab.places.values():
-            if place.log.exists():
-                end = place.log.read_bytes()[-_LOG_BYTES:]
-                yield str(place.log), end.decode(errors="replace")
+        yield from lab.logs(_LOG_BYTES)
 
 
 Prepare = Callable[[Lab, Place], object]  # changes a host before its daemon starts
