@@ -157,19 +157,27 @@ def _heartbeats(
     return Heartbeats(wires, selector, heard, lambda path: None)
 
 
+def _until_heard(
+    count: int, heard: list[tuple[bytes, Path]]
+) -> tuple[asyncio.Future[None], Callable[[bytes, Path], bool]]:
+    """Done once so many datagrams came; what takes them."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def take(datagram: bytes, path: Path) -> bool:
+        heard.append((datagram, path))
+        if len(heard) == count:
+            done.set_result(None)
+        return len(heard) == count
+
+    return done, take
+
+
 def test_a_datagram_goes_over_both_paths_and_is_heard_on_both() -> None:
     selector = BeatSelector()
     heard: list[tuple[bytes, Path]] = []
 
     async def run() -> None:
-        done = asyncio.get_running_loop().create_future()
-
-        def take(datagram: bytes, path: Path) -> bool:
-            heard.append((datagram, path))
-            if len(heard) == 4:
-                done.set_result(None)
-            return len(heard) == 4
-
+        done, take = _until_heard(4, heard)
         a = _heartbeats(selector, "127.0.0.8", "127.0.0.9", 17460, take)
         b = _heartbeats(selector, "127.0.0.9", "127.0.0.8", 17460, take)
         a.send(b"nobody listens yet")
@@ -190,14 +198,7 @@ def test_a_path_may_be_of_ipv6() -> None:
     heard: list[tuple[bytes, Path]] = []
 
     async def run() -> None:
-        done = asyncio.get_running_loop().create_future()
-
-        def take(datagram: bytes, path: Path) -> bool:
-            heard.append((datagram, path))
-            if len(heard) == 2:
-                done.set_result(None)
-            return len(heard) == 2
-
+        done, take = _until_heard(2, heard)
         a = _heartbeats(selector, "::1", "::1", 17462, take)
         a.send(b"one")
         async with asyncio.timeout(5):
