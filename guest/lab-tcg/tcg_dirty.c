@@ -15,8 +15,13 @@
  *    a mixture of old and new memory, and its guest crashes. Here every vCPU flushes its TLB
  *    before the wait ends, so before any page of this round is sent.
  *
+ * A checkpoint without the big lock may not wait at all: a vCPU that is quick has done the empty
+ * item before it is looked for. So its kick of the vCPU queues the flush, too. The VM stands then,
+ * and a vCPU does all that is queued before it runs on. With the big lock no vCPU is as quick.
+ *
  * The calls are told from all others by their thread: a waiter that is neither the main thread nor
  * a vCPU, and has the big lock or a mutex that is not its own, is QEMU's migration or COLO thread.
+ * They are one thread, and it waits with the big lock before the first page of all.
  *
  * A QEMU in which it does not find what it calls ends before it starts, and says so: it would hang
  * at its first checkpoint, or lose pages. Programs that are no QEMU are let alone.
@@ -40,6 +45,7 @@ struct CPUState;
 typedef void (*work_fn)(struct CPUState *cpu, void *data);
 
 static int (*real_wait)(pthread_cond_t *cond, pthread_mutex_t *mutex);
+static int (*real_broadcast)(pthread_cond_t *cond);
 static struct CPUState *(*get_cpu)(int index);
 static void (*flush_tlb)(struct CPUState *cpu);
 static void (*run_on)(struct CPUState *cpu, work_fn work, void *data);
@@ -48,6 +54,7 @@ static bool (*have_big_lock)(void);
 static bool (*in_vcpu_thread)(void);
 static bool in_qemu;
 static __thread bool nested;
+static __thread bool migrates;
 
 static void *need(const char *name, const char *old_name)
 {
@@ -66,6 +73,7 @@ static void *need(const char *name, const char *old_name)
 __attribute__((constructor)) static void find_symbols(void)
 {
 	real_wait = dlvsym(RTLD_NEXT, "pthread_cond_wait", "GLIBC_2.3.2");
+	real_broadcast = dlvsym(RTLD_NEXT, "pthread_cond_broadcast", "GLIBC_2.3.2");
 	in_qemu = dlsym(RTLD_DEFAULT, "qemu_init") ||
 		  !strncmp(program_invocation_short_name, "qemu-system-", 12);
 	if (!in_qemu)
@@ -128,8 +136,16 @@ int pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex)
 		return real_wait(cond, mutex);
 	if (owner && !have_big_lock())
 		return real_wait(cond, mutex);
+	migrates = true;
 	flush_all(owner ? run_on : run_later_on);
 	if (!owner)
 		wait_without_lock(cond, mutex);
 	return 0;		/* the caller looks at its condition again */
+}
+
+int pthread_cond_broadcast(pthread_cond_t *cond)
+{
+	if (migrates && !nested && !have_big_lock())
+		flush_all(run_later_on);
+	return real_broadcast(cond);
 }

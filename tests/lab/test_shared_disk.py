@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A pair whose hosts have one disk: the loser is turned off, nothing is copied, all is there.
-
-A switchover is not in it: see docs/decisions/shared-disk.md.
-"""
+"""A pair whose hosts have one disk: the loser is turned off, nothing is copied, all is there."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.workload import LEDGER, until_serving
 from tests import qemu_choice
 from tests.capabilities import require
-from tests.lab import Entries, clean
+from tests.lab import Entries, clean, cli
 
 
 class _SharedLab(Lab):
@@ -79,6 +76,13 @@ async def _work(lab: _SharedLab) -> None:
     await asyncio.to_thread(lab.until_whole, "b")
     assert _missing(lab.disk.read_bytes(), entries.number) == []
     await asyncio.to_thread(lab.heal)
+    await asyncio.to_thread(lab.wait_protected)
+    await entries.append(40)
+
+    done = await asyncio.to_thread(cli, lab, "b", "switchover", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("a serves now")
+    await entries.append(40)
     await asyncio.to_thread(lab.wait_protected)
     await entries.append(40)
     assert (lab.fenced("a"), lab.fenced("b")) == (0, 1)
