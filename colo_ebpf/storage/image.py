@@ -21,8 +21,8 @@ from typing import BinaryIO
 from colo_ebpf.errors import StorageError
 
 _TIMEOUT_S = 20
-_F_OFD_GETLK = 36
-_WRITE_LOCK_BYTE = 101
+_F_OFD_GETLK, _F_OFD_SETLK = 36, 37
+_WRITE_LOCK_BYTE, _NO_WRITER_LOCK_BYTE = 101, 201
 _BLKROGET = 0x125E
 _QCOW2_MAGIC = b"QFI\xfb"
 _PIECES, _PIECE_BYTES = 16, 1 << 20  # of a digest
@@ -190,11 +190,33 @@ def _refusal(path: Path, error: int | None) -> StorageError:
     return StorageError(f"image {path}: {os.strerror(error or 0)}; {what_to_do}")
 
 
+def _lock(file: BinaryIO, command: int, kind: int, byte: int) -> bytes:
+    return fcntl.fcntl(file, command, struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0))
+
+
+@contextmanager
+def no_other_writer(path: Path) -> Iterator[int]:
+    """A descriptor; no other QEMU opens the image for writing while any process has it. For a
+    shared disk, whose QEMUs take no lock themselves.
+
+    QEMU locks byte 200 + n of an image for which it shares permission n with nobody. Who opens it
+    looks for that lock. Any number of processes may have it, on both hosts.
+
+    Raises StorageError if another QEMU writes to it already.
+    """
+    with _opened(path, readonly=True) as file:
+        try:
+            _lock(file, _F_OFD_SETLK, fcntl.F_RDLCK, _NO_WRITER_LOCK_BYTE)
+        except OSError as e:
+            raise StorageError(f"image {path}: cannot be locked: {e.strerror}") from e
+        _refuse_if_written(path, readonly=True)
+        yield file.fileno()
+
+
 def _refuse_if_written(path: Path, readonly: bool) -> None:
     """QEMU locks byte 100 + n of an image it holds permission n for; writing is 1 (block/file)."""
-    query = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _WRITE_LOCK_BYTE, 1, 0)
     with _opened(path, readonly) as file:
-        answer = fcntl.fcntl(file, _F_OFD_GETLK, query)
+        answer = _lock(file, _F_OFD_GETLK, fcntl.F_WRLCK, _WRITE_LOCK_BYTE)
     if struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK:
         raise StorageError(
             f"image {path}: in use by another process; stop the QEMU that has it open"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 
 from colo_ebpf.control.qemu import cmdline
 from colo_ebpf.control.qemu.cmdline import DiskSpec, VmSpec
-from colo_ebpf.errors import VmError
+from colo_ebpf.errors import StorageError, VmError
 from colo_ebpf.lab import ledger
 from colo_ebpf.model import VmEventKind, VmRole
 from colo_ebpf.storage.nbd import Connection, ExportAddress
@@ -210,6 +211,40 @@ async def test_nobody_takes_over_before_the_first_checkpoint(tmp_path: Path, dis
         await checkpoint(a, b)
         await _take_over(a, b)
         assert await b.vm.running()
+
+
+def _writes(path: Path) -> subprocess.CompletedProcess[str]:
+    """Another QEMU's tool, started by hand."""
+    words = ["qemu-io", "-f", "raw", "-c", f"write 0 {BYTES}", str(path)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+
+
+async def test_no_other_qemu_writes_to_it_as_long_as_one_of_ours_runs(
+    tmp_path: Path, disk: Path
+) -> None:
+    async with Pair(tmp_path, change=on(disk)) as (a, b):
+        assert 'Failed to get "write" lock' in _writes(disk).stderr
+        os.kill(b.vm.pid, signal.SIGKILL)
+        await until(lambda: not b.vm.alive, "the replica's end")
+        assert 'Failed to get "write" lock' in _writes(disk).stderr
+        await a.vm.kill()
+        assert _writes(disk).returncode == 0
+
+
+async def test_it_is_not_begun_beside_another_qemu_that_writes(tmp_path: Path, disk: Path) -> None:
+    with subprocess.Popen(
+        ["qemu-io", "-f", "raw", str(disk)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdin is not None and other.stdout is not None
+        other.stdin.write(b"length\n")
+        other.stdin.flush()
+        other.stdout.readline()
+        try:
+            with pytest.raises(StorageError, match="in use by another process"):
+                async with Pair(tmp_path, change=on(disk)):
+                    pass
+        finally:
+            other.stdin.close()
 
 
 async def test_one_disk_is_shared_and_the_other_one_copied(tmp_path: Path, disk: Path) -> None:

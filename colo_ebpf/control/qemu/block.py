@@ -76,9 +76,7 @@ class Disks:
     async def _lay_over(self, disk: DiskSpec) -> None:
         """Put what the guest uses above the hidden overlay, which its export keeps open. It must
         be no drive any more: what a drive reads could not be merged at a takeover."""
-        command = f"drive_del {disk.hidden_drive}"
-        if said := await self._qmp.run("human-monitor-command", command_line=command):
-            raise VmError(f"{self._instance}: {command}: {said.strip()}")
+        await self._qmp.run("eject", device=disk.hidden_drive)
         active = {"driver": "file", "filename": str(disk.overlays[0])}
         await self._qmp.run(
             "blockdev-add",

@@ -167,8 +167,9 @@ class QemuMachine:
                 (cmdline.CONSOLE_FD, cmdline.console_path(spec)),
             ):
                 fds[number] = stack.enter_context(listen(path)).fileno()
-            inherited = (*self._taps.fds, *stack.enter_context(vhost.opened(spec.nics)))
-            fds |= {cmdline.TAP_FD + n: fd for n, fd in enumerate(inherited)}
+            devices = (*self._taps.fds, *stack.enter_context(vhost.opened(spec.nics)))
+            locks = [stack.enter_context(image.no_other_writer(d.path)) for d in spec.shared_disks]
+            fds |= {cmdline.TAP_FD + n: fd for n, fd in enumerate((*devices, *locks))}
             try:
                 env = support.environment(support.use_of(spec))
                 return await self._starter.start(argv, env, fds)
