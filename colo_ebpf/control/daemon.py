@@ -190,6 +190,7 @@ class Daemon:
             boot=secrets.token_hex(8),
             seal=self._seal,
             started_ns=now_ns,
+            listening=False,
             silence_ns=self.timing.peer_timeout_ns,
             long_ns=self.timing.long_silence_ns,
             report=_log.warning,

@@ -72,8 +72,9 @@ class Host:
 
     # -- life ----------------------------------------------------------------------------
 
-    def start_daemon(self) -> None:
-        """A new run: adopts the VM and the plane it finds."""
+    def start_daemon(self, listens_after_ms: int = 0) -> None:
+        """A new run: adopts the VM and the plane it finds. Events reach it before the peer does, if
+        it is slow to listen."""
         if self.core is not None or not self.up:
             return
         self._run += 1
@@ -88,6 +89,7 @@ class Host:
             seal=SEAL,
             started_ns=self.now_ns,
             silence_ns=TIMING.peer_timeout_ns,
+            listening=False,
         )
         who = snapshot.Who(
             "v",
@@ -118,7 +120,20 @@ class Host:
                 off=vm.off,
                 now_ns=now_ns,
             )
-        self._beat(self._run)
+        run = self._run
+        if listens_after_ms:
+            self.world.after(listens_after_ms * MS, lambda: self._listen(run))
+        else:
+            self._listen(run)
+
+    def _listen(self, run: int) -> None:
+        if run == self._run and self.core is not None:
+            self.core.peer.listens(self.now_ns)
+            self._beat(run)
+
+    @property
+    def _listens(self) -> bool:
+        return self.core is not None and self.core.peer.listening
 
     def _beat(self, run: int) -> None:
         if run != self._run or self.core is None:
@@ -207,7 +222,7 @@ class Host:
 
     def datagram(self, datagram: bytes, path: Path) -> None:
         """From the other daemon."""
-        if self.core is None and self.up and not self.paused:
+        if not self._listens and self.up and not self.paused:
             sender = self.other
             self.world.after(MS, lambda: sender.deliver(lambda: sender.refused(path)))
             return

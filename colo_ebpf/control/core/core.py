@@ -322,7 +322,10 @@ class Core(Facts):
         return True
 
     def cycle(self, now_ns: int) -> None:
-        """Decide and make it so, until nothing changes any more."""
+        """Decide and make it so, until nothing changes any more. Not before the peer can be heard:
+        it would be missed."""
+        if not self.peer.listening:
+            return
         self.requests.hear(self.peer.state, self.record, now_ns)
         if self.peer.state is not None and self.peer.state.pause.newer_than(self.pause):
             self.take_pause(self.peer.state.pause, now_ns)

@@ -185,6 +185,7 @@ class PeerView:
     boot: str  # ours, which it has to echo
     seal: Seal
     started_ns: int
+    listening: bool = True  # until then silence tells nothing, and nothing may be decided
     silence_ns: int = 150_000_000  # a path that was silent for longer begins anew
     long_ns: int = 126_000_000  # a silence that is longer is counted
     report: Callable[[str], None] = lambda sentence: None
@@ -310,7 +311,7 @@ class PeerView:
 
     def listens(self, now_ns: int) -> None:
         """Datagrams come from now on: silence before, while the daemon started, tells nothing."""
-        self.started_ns = now_ns
+        self.started_ns, self.listening = now_ns, True
 
     def listen_anew(self, now_ns: int) -> None:
         """Our plane listens to another pairing from now on."""
