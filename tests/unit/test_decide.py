@@ -253,6 +253,17 @@ def test_an_unreachable_arbiter_keeps_everything_withheld() -> None:
     assert "output stays withheld: no answer" in d.sentence
 
 
+def test_bids_and_looks_do_not_take_turns_while_the_arbiter_cannot_be_reached() -> None:
+    s = replace(_silent(_at("b", PAIRED)), read_error="no route", arbiter_error="")
+    bid = decide(s).step
+    assert isinstance(bid, Swap)
+    looks = decide(replace(s, failure=snapshot.Failure(bid, "no route", NOW - 1)))
+    assert looks.step == Read()
+    rests = replace(s, failure=snapshot.Failure(Read(), "no route", NOW - 1))
+    assert decide(rests).step is None
+    assert isinstance(decide(replace(rests, now_ns=NOW + rests.timing.retry_ns)).step, Swap)
+
+
 # --- won and lost ---------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from colo_ebpf.control.decision import compatibility
-from colo_ebpf.control.decision.actions import Decision, Read, Step
+from colo_ebpf.control.decision.actions import Decision, Read, Step, Swap
 from colo_ebpf.control.decision.snapshot import Snapshot
 from colo_ebpf.model import Pairing
 
@@ -26,10 +26,12 @@ def unlike(s: Snapshot) -> str:
 
 
 def rested(s: Snapshot, step: Step, rest_ns: int | None = None) -> Step | None:
-    """The step, unless one of its kind has just failed."""
+    """The step, unless one of its kind has just failed. A swap rests after a failed read, too: the
+    two would take turns without an end while the arbiter cannot be reached."""
     rest_ns = s.timing.retry_ns if rest_ns is None else rest_ns
+    kinds = (Swap, Read) if isinstance(step, Swap) else type(step)
     failed = s.failure
-    if failed and type(failed.step) is type(step) and s.now_ns - failed.at_ns < rest_ns:
+    if failed and isinstance(failed.step, kinds) and s.now_ns - failed.at_ns < rest_ns:
         return None
     return step
 
