@@ -46,6 +46,7 @@ class World:
     lost_vms: int = 0
     fence: FenceWhen = FenceWhen.OFF
     fence_works: bool = True  # else it fails at random
+    primary: str = ""  # of the last pair
     fenced: set[str] = field(default_factory=set)  # since the last claim: switched off by the other
     given: bool = False  # the last claim was written by its loser
     shares_disk: bool = False
@@ -138,12 +139,16 @@ class World:
             self.wanted = False
 
     def _check_fence(self, by: str, new: Record) -> None:
-        """Who goes on alone unasked has turned the other off since it claimed."""
+        """Who goes on alone unasked has turned the other off since it claimed. Not so a primary
+        with one disk: the loser only reads it."""
+        if self.record.kind is Kind.PAIRED:
+            self.primary = self.record.owner
         if new.kind is Kind.CLAIMED:
             self.fenced.clear()
             self.given = self.record.kind is Kind.PAIRED and by != record.host_of(new.owner)
         claimed = self.record.kind is Kind.CLAIMED and self.record.other != ""
-        unasked = claimed and not self.given
+        harmless = self.shares_disk and new.owner == self.primary
+        unasked = claimed and not self.given and not harmless
         if new.kind is Kind.ACTIVE and unasked and self.fence is FenceWhen.BEFORE_SOLO:
             loser = record.host_of(self.record.other)
             assert loser in self.fenced, f"active while {loser} was not fenced"

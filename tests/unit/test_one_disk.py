@@ -23,6 +23,7 @@ from colo_ebpf.control.decision.actions import (
     Fence,
     GoPublic,
     State,
+    Step,
     Swap,
     TakeOver,
     Yank,
@@ -57,25 +58,28 @@ def _won(me: str, r: Record, **change: Any) -> Snapshot:
 # --- decisions ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("me", "claimed", "acts", "mode"),
-    [
-        ("a", CLAIMED_A, ContinueAlone(), Mode.PRIMARY),
-        ("b", CLAIMED_B, TakeOver(), Mode.WITHHOLD),
-    ],
-)
-def test_the_loser_is_off_and_the_winner_active_before_it_writes(
-    me: str, claimed: Record, acts: object, mode: Mode
-) -> None:
-    s = _won(me, claimed)
-    assert decide(s).step == Fence(s.who.peer, claimed.generation, "silent")
-    active = record.activate(claimed)
-    d = decide(replace(s, done=frozenset({Fence})))
-    assert d.step == Swap(claimed, active)
+def test_the_old_primary_is_off_and_the_winner_active_before_it_writes() -> None:
+    s = _won("b", CLAIMED_B)
+    assert decide(s).step == Fence("a", CLAIMED_B.generation, "silent")
+    assert decide(replace(s, done=frozenset({Fence}))).step == Swap(
+        CLAIMED_B, record.activate(CLAIMED_B)
+    )
+    _acts_before_anything_leaves(s, TakeOver(), Mode.WITHHOLD)
 
+
+def test_a_secondary_that_lost_is_not_turned_off() -> None:
+    """It only reads the disk, and other VMs may run on its host."""
+    s = _won("a", CLAIMED_A)
+    assert decide(s).step == Swap(CLAIMED_A, record.activate(CLAIMED_A))
+    _acts_before_anything_leaves(s, ContinueAlone(), Mode.PRIMARY)
+
+
+def _acts_before_anything_leaves(won: Snapshot, acts: Step, mode: Mode) -> None:
+    me, active = won.who.host, record.activate(won.record) if won.record else None
+    assert active is not None
     d = decide(_won(me, active))
-    assert (d.state, d.mode, d.step) == (State.CLAIMED, mode, acts), "nothing leaves yet"
-    clean = replace(s.vm, clean=True) if s.vm else None
+    assert (d.state, d.mode, d.step) == (State.CLAIMED, mode, acts)
+    clean = replace(won.vm, clean=True) if won.vm else None
     assert decide(_won(me, active, vm=clean)).step == GoPublic()
 
 
