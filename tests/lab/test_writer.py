@@ -223,8 +223,11 @@ def _words(one: Kill) -> str:
     return f"{one.role}'s {what}, {one.after_s:.2f} s {one.moment.value}"
 
 
+@pytest.mark.parametrize("disks", ["two disks", "one disk"])
 @pytest.mark.timeout(180 + 30 * _KILLS)
-def test_nothing_told_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_told_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], disks: str
+) -> None:
     require("root", "bpf", "qemu", "guest", "e2fsprogs")
 
     def say(text: str) -> None:
@@ -233,7 +236,7 @@ def test_nothing_told_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
     image = tmp_path / "ext4.raw"
     records.make(image, _DISK_BYTES)
-    guest = choose(Wanted())
+    guest = choose(Wanted(shared_disk=disks == "one disk"))
     guest = replace(guest, disk=str(image), append=f"{guest.append} colo.fs=vda")
     with protected("colotestw", guest) as lab:
         say(f"seed {_SEED}, COLO_SEED sets it")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from colo_ebpf.lab.lab import Lab
-from colo_ebpf.lab.topology import HOSTS
+from colo_ebpf.lab.lab import Lab, daemons_of
+from colo_ebpf.lab.topology import HOSTS, Guest
 from tests.lab import Prepare, as_it_is, cli, protected
 from tests.matrix.clients import Clients
 from tests.matrix.rows import Place
@@ -20,8 +20,9 @@ _LIMIT_S = 60.0
 class Pair:
     """The lab and its clients."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab, self.clients = lab, Clients(lab)
+    def __init__(self, lab: Lab, *, fences: bool) -> None:
+        """`fences`: who goes on alone turns the other host off."""
+        self.lab, self.clients, self._fences = lab, Clients(lab), fences
 
     def status(self, host: str) -> dict[str, Any]:
         """Of a daemon; empty if it does not answer."""
@@ -41,6 +42,20 @@ class Pair:
         """Bounded; says what the daemons said."""
         self.lab.wait(condition, what, _LIMIT_S)
 
+    def heal(self) -> None:
+        """Until it is protected. A host that is turned off meanwhile is turned on again."""
+        self.lab.heal()
+        if not self._fences:
+            self.lab.wait_protected()
+            return
+
+        def protected() -> bool:
+            if not all(daemons_of(place) for place in self.lab.places.values()):
+                self.lab.heal()
+            return all(self.status(host).get("protected") for host in HOSTS)
+
+        self.until(protected, "the pair is not protected")
+
     def until_growth(self) -> None:
         """Somebody answers."""
         wanted = self.entries() + _GROWTH
@@ -58,10 +73,12 @@ class Pair:
 
 
 @contextmanager
-def working(name: str, arbiter: str = "file", prepare: Prepare = as_it_is) -> Iterator[Pair]:
+def working(
+    name: str, arbiter: str = "file", prepare: Prepare = as_it_is, guest: Guest | None = None
+) -> Iterator[Pair]:
     """A lab of this name with its clients; at the end everything a client was told is there."""
-    with protected(name, arbiter=arbiter, prepare=prepare) as lab:
-        pair, wrong = Pair(lab), []
+    with protected(name, guest, arbiter, prepare) as lab:
+        pair, wrong = Pair(lab, fences=guest is not None and guest.shared_disk), []
         try:
             pair.clients.begin()
             yield pair

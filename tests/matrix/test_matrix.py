@@ -12,23 +12,17 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from colo_ebpf.control.admin import control_socket
-from colo_ebpf.lab import faults, processes
-from colo_ebpf.lab.topology import HOSTS, arbiter_namespace
 from tests.capabilities import ROOT, require
 from tests.matrix import hosts
-from tests.matrix.clients import Load
+from tests.matrix.carrying_out import carry_out
 from tests.matrix.pair import Pair, working
-from tests.matrix.rows import ROWS, Moment, Place, Row, Then, stop_etcd
+from tests.matrix.rows import ROWS, Moment, Row
 
 _CHOSEN = [row for row in ROWS if row.often or "COLO_MATRIX" in os.environ]
-_SILENCE_S = 1.0
 _TABLE = ROOT / "docs" / "reference" / "failure-scenarios.md"
 
 
@@ -40,104 +34,9 @@ def pair() -> Iterator[Pair]:
         yield made
 
 
-def _pairing(pair: Pair, place: Place) -> bool:
-    """A replica is being made, and its QEMU is there."""
-    there = processes.pids_of(place.lab.places[place.secondary].namespace, "vm")
-    return bool(there) and pair.status(place.primary).get("state") == "pairing"
-
-
-def _prepare(pair: Pair, place: Place, moment: Moment) -> None:
-    lab = place.lab
-    if moment is Moment.CHECKPOINT:  # the SVM cannot answer: the request stays open
-        faults.hang(lab, place.secondary, "vm")
-        control_socket.ask(lab.places[place.primary].run_dir / "ctl.sock", "checkpoint")
-        pair.until(
-            lambda: pair.status(place.primary)["checkpoints"]["stage"] == "triggered",
-            "no checkpoint was triggered",
-        )
-    elif moment is Moment.RESYNC:
-        faults.kill(lab, place.secondary, "vm")
-        pair.until(lambda: _pairing(pair, place), "no new pairing begins")
-    elif moment is Moment.FAILOVER:  # won by nobody yet: the arbiter is asked and does not answer
-        stop_etcd(place)
-        faults.kill(lab, place.primary, "vm")
-        pair.until(
-            lambda: "bidding" in pair.status(place.secondary).get("sentence", ""), "nobody bids"
-        )
-
-
-def _inject(row: Row, place: Place) -> None:
-    row.inject(place)
-    if row.moment is Moment.CHECKPOINT:
-        pids = processes.pids_of(place.lab.places[place.secondary].namespace, "vm")
-        processes.send(pids, signal.SIGCONT)
-    if row.moment is Moment.FAILOVER:
-        processes.resume(arbiter_namespace(place.lab.name))
-
-
-def _then(pair: Pair, row: Row, place: Place, since: float) -> None:
-    if row.then in (Then.NOBODY, Then.COLD):
-        pair.until(lambda: pair.clients.silent_s() > _SILENCE_S, "somebody speaks")
-        return
-    if row.then is Then.OTHER:
-        pair.until_taken_over(place.secondary, since)
-    pair.until_growth()
-
-
-def _said(pair: Pair, row: Row, place: Place) -> None:
-    if row.says:
-        history = pair.status(place.primary)["history"]
-        assert any(row.says in one["sentence"] for one in history), history
-    if row.attempt:
-        why = row.attempt.format(place.secondary)
-        for host in HOSTS:
-            pair.until(
-                lambda host=host: why in pair.status(host)["last_attempt"]["given_up"],
-                f"the status of {host} does not say: {why}",
-            )
-
-
-def _served(row: Row, place: Place, turns: list[tuple[str, int, int]]) -> str:
-    """Complaint about who has spoken, in order: each of the two at most once."""
-    order = [host for host, _, _ in turns]
-    allowed = {
-        Then.SAME: [[place.primary], []],
-        Then.OTHER: [[place.secondary], [place.primary, place.secondary]],
-        Then.COLD: [[place.primary]],
-    }
-    either = [[], [place.primary], [place.secondary], [place.primary, place.secondary]]
-    good = order in allowed.get(row.then, either)
-    return "" if good else f"{row.then.value} was to serve; who spoke, from ms to ms: {turns}"
-
-
 @pytest.mark.parametrize("row", _CHOSEN, ids=lambda row: row.name)
-def test_row(row: Row, pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
-    begun = time.monotonic()
-    pair.lab.wait_protected()
-    place = pair.place()
-    load: Load | None = pair.clients.load() if row.moment is Moment.LOAD else None
-    pair.until_growth()
-    _prepare(pair, place, row.moment)
-    since = time.monotonic()
-    _inject(row, place)
-    _then(pair, row, place, since)
-    _said(pair, row, place)
-    if row.then is Then.COLD:
-        pair.clients.lose()
-    row.mend(place)
-    pair.lab.heal()
-    pair.lab.wait_protected()
-    healed = time.monotonic()
-    if row.then is Then.COLD:
-        pair.clients.again()
-    pair.until_growth()
-    wrong = pair.clients.finish(load) if load else []
-    outage_ms = pair.clients.ledger.gaps.longest_ms(since, time.monotonic())
-    with capsys.disabled():
-        took = f"protected after {healed - since:.1f} s, row {healed - begun:.1f} s"
-        print(f"\n  {row.name}: ledger silent {outage_ms:.0f} ms, {took}", end=" ", flush=True)
-    assert wrong + pair.clients.ledger.wrong == []
-    assert _served(row, place, pair.clients.turns(since)) == ""
+def test_row(row: Row, pair: Pair, say: Callable[[str], None]) -> None:
+    carry_out(row, pair, say)
 
 
 def test_the_images_are_equal(pair: Pair) -> None:

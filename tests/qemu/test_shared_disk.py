@@ -7,8 +7,8 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,20 +231,26 @@ async def test_no_other_qemu_writes_to_it_as_long_as_one_of_ours_runs(
         assert _writes(disk).returncode == 0
 
 
-async def test_it_is_not_begun_beside_another_qemu_that_writes(tmp_path: Path, disk: Path) -> None:
+@contextmanager
+def _other_qemu(path: Path) -> Iterator[None]:
+    """It has the disk open for writing."""
     with subprocess.Popen(
-        ["qemu-io", "-f", "raw", str(disk)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ["qemu-io", "-f", "raw", str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdin is not None and other.stdout is not None
         other.stdin.write(b"length\n")
         other.stdin.flush()
         other.stdout.readline()
         try:
-            with pytest.raises(StorageError, match="in use by another process"):
-                async with Pair(tmp_path, change=on(disk)):
-                    pass
+            yield
         finally:
             other.stdin.close()
+
+
+async def test_it_is_not_begun_beside_another_qemu_that_writes(tmp_path: Path, disk: Path) -> None:
+    with _other_qemu(disk), pytest.raises(StorageError, match="in use by another process"):
+        async with Pair(tmp_path, change=on(disk)):
+            pass
 
 
 async def test_one_disk_is_shared_and_the_other_one_copied(tmp_path: Path, disk: Path) -> None:
