@@ -1270,8 +1270,8 @@ MUTANTS = [
     Mutant(
         "an SVM that is slow after a load differs",
         WAITS_PY,
-        "(one.cause is Reason.HOLD_AGE and self._idle)",
-        "one.cause is Reason.HOLD_AGE",
+        "(one.cause is Cause.HOLD_AGE and self._idle)",
+        "one.cause is Cause.HOLD_AGE",
         WAITS,
     ),
     Mutant(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from colo_ebpf.control.checkpoint.primary import Loaded, Reason
+from colo_ebpf.control.checkpoint.primary import Cause, Loaded
 from colo_ebpf.control.decision import actions, record
 from colo_ebpf.control.decision import snapshot as values
 from colo_ebpf.control.decision.actions import Decision, State, Task
@@ -209,7 +209,7 @@ class _Draw:
 
     def _loaded(self) -> Loaded:
         armed = not self._seldom()
-        return Loaded(1, self._at_ns(), _NOW, 0, 0, armed=armed, cause=Reason.MISMATCH)
+        return Loaded(1, self._at_ns(), _NOW, 0, 0, armed=armed, cause=Cause.MISMATCH)
 
     def _failure(self) -> Failure | None:
         rng = self._rng

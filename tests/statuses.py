@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from colo_ebpf.control.admin import status as daemon_status
-from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.datapath.bpf.abi import LiveWord
 from colo_ebpf.model import Counter
 from tests.sim.host import Host
@@ -66,7 +66,7 @@ def _of_a_pair() -> dict[str, dict[str, Any]]:
     core = world.hosts["a"].core
     assert core is not None
     for _ in range(200):
-        core.checkpoints.primary.ask(Reason.OPERATOR, world.hosts["a"].now_ns)
+        core.checkpoints.primary.ask(Cause.OPERATOR, world.hosts["a"].now_ns)
         world.run(10 * MS, lambda: None)
     return {name: of_host(host) for name, host in world.hosts.items()}
 

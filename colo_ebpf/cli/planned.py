@@ -67,7 +67,7 @@ def readable_checkpoint(one: dict[str, Any]) -> str:
     """For people."""
     return (
         f"epoch {one['epoch']} is loaded: the VM stood for {one['pause_ms']:.1f} ms, "
-        f"{one['reaction_ms']:.1f} ms after the reason, {one['cause']}"
+        f"{one['reaction_ms']:.1f} ms after its cause, {one['cause']}"
     )
 
 

@@ -56,7 +56,7 @@ def status(s: dict[str, Any]) -> str:
     ]
     if last:
         pause, reaction = last["pause_ms"], last["reaction_ms"]
-        text = f"pause {pause:.1f} ms, {reaction:.1f} ms after its reason ({last['cause']})"
+        text = f"pause {pause:.1f} ms, {reaction:.1f} ms after its cause ({last['cause']})"
         rows.append(("last one", text))
     rows += [
         ("held now", f"{held['frames']} frames of {held['slots']}, {held['bytes']} bytes"),

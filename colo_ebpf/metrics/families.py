@@ -20,7 +20,7 @@ from prometheus_client.core import (
     StateSetMetricFamily,
 )
 
-from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.control.decision.actions import State
 from colo_ebpf.metrics.answers import Answer, Status, legible, protected, serves
 from colo_ebpf.model import Mode
@@ -129,7 +129,7 @@ def _by(read: Callable[[Status], dict[str, float]]) -> Callable[[Status], Rows]:
 
 def _causes(status: Status) -> dict[str, float]:
     """Those that never were are 0: a rate needs them from the start."""
-    never: dict[str, float] = {reason.value: 0 for reason in Reason}
+    never: dict[str, float] = {cause.value: 0 for cause in Cause}
     return never | dict(status["checkpoints"]["by_cause"])
 
 
@@ -254,7 +254,7 @@ _MEASURES: tuple[_Values | _States | _Spans, ...] = (
     ),
     _Spans(
         "checkpoint_reaction_seconds",
-        "From the first reason for a checkpoint to its trigger.",
+        "From the first cause of a checkpoint to its trigger.",
         lambda s: dict(s["checkpoints"]["reactions"]),
     ),
     _Values("checkpoint_age_seconds", "Since the last checkpoint was loaded.", _one(_age_of_last)),

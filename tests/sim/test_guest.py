@@ -162,7 +162,7 @@ def test_a_reboot_is_no_end_and_takes_a_checkpoint() -> None:
     _rests(world, 2)
     assert _states(world) == [State.PRIMARY, State.SECONDARY]
     assert world.record.generation == generation
-    causes = {reason.value for reason in a.core.checkpoints.primary.by_cause}
+    causes = {cause.value for cause in a.core.checkpoints.primary.by_cause}
     assert "guest-reset" in causes
     assert "the guest reboots" in [sentence for _, sentence in a.core.history]
 

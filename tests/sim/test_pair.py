@@ -243,10 +243,10 @@ class History:
             operations.fail_over(core, core.record.generation, host.now_ns)
 
     def _checkpoint(self, host: Host) -> None:
-        from colo_ebpf.control.checkpoint.primary import Reason
+        from colo_ebpf.control.checkpoint.primary import Cause
 
         assert host.core is not None
-        host.core.checkpoints.primary.ask(Reason.OPERATOR, host.now_ns)
+        host.core.checkpoints.primary.ask(Cause.OPERATOR, host.now_ns)
         host.core.cycle(host.now_ns)
 
     def _heal(self) -> None:

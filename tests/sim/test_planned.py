@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from colo_ebpf.control.admin import operations
-from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.control.decision.actions import State
 from colo_ebpf.control.decision.record import Kind, host_of
 from colo_ebpf.control.peer.state import Answer
@@ -82,7 +82,7 @@ def test_busy_with_checkpoints_it_still_finds_its_moment() -> None:
     assert a.core is not None
     token = operations.switch_over(a.core, a.now_ns)
     for _ in range(2_000):
-        a.core.checkpoints.primary.ask(Reason.MISMATCH, a.now_ns)
+        a.core.checkpoints.primary.ask(Cause.MISMATCH, a.now_ns)
         world.run(MS, lambda: _check(world))
     answer = a.core.requests.answer
     assert answer is not None

@@ -12,7 +12,7 @@ import dataclasses
 import pytest
 
 from colo_ebpf.control.checkpoint.pace import Wanted, Way
-from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.checkpoint.primary import Cause
 from tests.sim import host as hosts
 from tests.sim.answers import Answers, Manners
 from tests.sim.host import Host
@@ -22,7 +22,7 @@ from tests.sim.world import MS, World
 _SEEDS = range(6)
 _LONGEST_MS = hosts.TIMING.pacing.longest_wait_ns / MS
 _CHECKPOINT_MS = 1_000  # and all that goes before it: beats, arming
-_AT_REST = Reason.OPERATOR
+_AT_REST = Cause.OPERATOR
 
 
 def _pair(seed: int, manners: Manners, clients: int = 1) -> Answers:
@@ -38,7 +38,7 @@ def _pair(seed: int, manners: Manners, clients: int = 1) -> Answers:
     return answers
 
 
-def _run(answers: Answers, seconds: float) -> dict[Reason, int]:
+def _run(answers: Answers, seconds: float) -> dict[Cause, int]:
     """Checkpoints taken meanwhile, by cause."""
     core = answers.primary.core
     assert core is not None
@@ -79,7 +79,7 @@ def test_an_svm_that_is_slower_after_a_load_than_anyone_thought_is_learnt_of(see
     _checkpoint(answers)
     _run(answers, 20)
     found = _run(answers, 20)
-    assert found.get(Reason.HOLD_AGE, 0) == 0, "the rate of checkpoints falls to none"
+    assert found.get(Cause.HOLD_AGE, 0) == 0, "the rate of checkpoints falls to none"
 
 
 @pytest.mark.parametrize("seed", _SEEDS)

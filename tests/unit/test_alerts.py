@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.control.decision.actions import State
 from colo_ebpf.metrics.families import sample_names
 from tests.capabilities import ROOT
@@ -289,7 +289,7 @@ def test_every_rule_is_tried() -> None:
 
 def test_every_name_in_a_rule_exists() -> None:
     known = sample_names() | {"colo_ebpf_state"}
-    states, causes = {one.value for one in State}, {one.value for one in Reason}
+    states, causes = {one.value for one in State}, {one.value for one in Cause}
     for name, rule in _rules().items():
         used = set(re.findall(r"\bcolo_ebpf_\w+", rule["expr"]))
         assert used <= known, name

@@ -117,7 +117,7 @@ def test_a_wedge_is_said_with_how_often() -> None:
     assert always.values("/s") == []
 
 
-def test_reasons_for_checkpoints_are_summed() -> None:
+def test_causes_of_checkpoints_are_summed() -> None:
     assert Readings([_reading(), _reading()]).why() == "4 mismatch"
     assert Readings([]).why() == ""
 

@@ -16,27 +16,27 @@ from colo_ebpf.model import Phase, Turn, VmEvent, VmEventKind
 
 MS, S = 1_000_000, 1_000_000_000
 LIMITS = Limits(arm_ns=200 * MS, checkpoint_ns=10_000 * MS, longest_epoch_ns=60_000 * MS)
-_REASONS = sorted(OF_AN_EPOCH, key=lambda one: one.value)
+_CAUSES = sorted(OF_AN_EPOCH, key=lambda one: one.value)
 
 
-def test_any_number_of_reasons_is_one_checkpoint() -> None:
+def test_any_number_of_causes_is_one_checkpoint() -> None:
     """As found: a frame with a newer tag, or an odd segment, asked for one each."""
     machine = PrimaryCheckpoints(LIMITS)
     machine.begin(Turn(5, Phase.OPEN), 0, restarted=False)
     done: list[object] = []
     for at_ns in range(0, 100 * MS, 10_000):
-        for reason in _REASONS:
-            machine.ask(reason, at_ns, 5)
+        for cause in _CAUSES:
+            machine.ask(cause, at_ns, 5)
         done += machine.look(at_ns, taken=0, armed=0, listening=True)
     assert done == [Announce(6)]
-    assert machine.pending == set(_REASONS), "none is kept twice"
+    assert machine.pending == set(_CAUSES), "none is kept twice"
 
 
 def test_what_was_asked_for_in_a_past_epoch_asks_for_nothing() -> None:
     machine = PrimaryCheckpoints(LIMITS)
     machine.begin(Turn(6, Phase.OPEN), 0, restarted=False)
-    for reason in _REASONS:
-        machine.ask(reason, 1, 5)
+    for cause in _CAUSES:
+        machine.ask(cause, 1, 5)
     assert machine.look(2, taken=0, armed=0, listening=True) == []
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from colo_ebpf.control.checkpoint.primary import (
     Announce,
+    Cause,
     Command,
     Do,
     Flush,
     Limits,
     PrimaryCheckpoints,
-    Reason,
     WriteTurn,
     next_epoch,
 )
@@ -45,8 +45,8 @@ class Primary:
         (command,) = [a for a in actions if isinstance(a, Command)]
         return list(self.machine.replied(command, stopped, self.told))
 
-    def triggered(self, reason: Reason = Reason.MISMATCH) -> Primary:
-        self.machine.ask(reason, 1, 5)
+    def triggered(self, cause: Cause = Cause.MISMATCH) -> Primary:
+        self.machine.ask(cause, 1, 5)
         assert self.look() == [Announce(6)]
         actions = self.look(armed=6)
         assert actions[0] == WriteTurn(5, Phase.TURNING)
@@ -64,7 +64,7 @@ def test_a_proven_turn_opens_the_epoch_and_flushes_at_resume() -> None:
     assert p.on(VmEventKind.RESUME, 22 * MS) == [Flush()]
     loaded = p.machine.loaded
     assert loaded is not None
-    assert (loaded.epoch, loaded.pause_ns, loaded.cause) == (6, 12 * MS, Reason.MISMATCH)
+    assert (loaded.epoch, loaded.pause_ns, loaded.cause) == (6, 12 * MS, Cause.MISMATCH)
     assert p.machine.settled_epoch
 
 
@@ -82,7 +82,7 @@ def test_a_resume_without_a_pass_is_an_operators_cont() -> None:
     p = Primary().triggered()
     p.answer(p.on(VmEventKind.STOP))
     assert Flush() not in p.on(VmEventKind.RESUME)
-    assert p.machine.pending == {Reason.MISMATCH, Reason.UNPROVEN}
+    assert p.machine.pending == {Cause.MISMATCH, Cause.UNPROVEN}
 
 
 def _resumed(p: Primary) -> list[object]:
@@ -113,7 +113,7 @@ def test_a_word_that_may_be_of_a_later_checkpoint_proves_nothing() -> None:
     assert p.answer(asked, stopped=True) == []
     assert p.on(VmEventKind.RESUME, 24 * MS) == []
     assert p.machine.loaded is None
-    assert p.machine.pending == {Reason.MISMATCH, Reason.UNPROVEN}
+    assert p.machine.pending == {Cause.MISMATCH, Cause.UNPROVEN}
 
 
 def test_a_word_from_before_the_stop_proves_nothing() -> None:
@@ -121,7 +121,7 @@ def test_a_word_from_before_the_stop_proves_nothing() -> None:
     p.told += 1
     p.answer(p.on(VmEventKind.STOP))
     assert p.on(VmEventKind.RESUME) == [WriteTurn(6, Phase.TURNING)]
-    assert p.machine.pending == {Reason.MISMATCH, Reason.UNPROVEN}
+    assert p.machine.pending == {Cause.MISMATCH, Cause.UNPROVEN}
 
 
 def test_an_answer_that_is_lost_leaves_no_proof() -> None:
@@ -156,7 +156,7 @@ def test_a_vm_that_was_stopped_first_needs_the_same_proof() -> None:
 
 def test_checkpoints_that_are_never_proven_end_the_pair_and_say_so() -> None:
     """As found with QEMU 11: 1,690 of them back to back in a minute."""
-    p = Primary().triggered(Reason.WARM_UP)
+    p = Primary().triggered(Cause.WARM_UP)
     taken = 1
     for epoch in range(7, 40):
         p.answer(p.on(VmEventKind.STOP))
@@ -211,11 +211,11 @@ def test_after_colo_or_the_childs_disk_failed_nothing_opens_or_flushes(kind: VmE
 
 def test_a_silent_secondary_is_not_waited_for() -> None:
     p = Primary()
-    p.machine.ask(Reason.HOLD_AGE, 0, 5)
+    p.machine.ask(Cause.HOLD_AGE, 0, 5)
     p.look()
     assert p.look(now_ns=1, listening=False)[0] == WriteTurn(5, Phase.TURNING)
     q = Primary()
-    q.machine.ask(Reason.HOLD_AGE, 0, 5)
+    q.machine.ask(Cause.HOLD_AGE, 0, 5)
     q.look()
     assert q.look(now_ns=199 * MS) == []
     assert q.look(now_ns=200 * MS)[0] == WriteTurn(5, Phase.TURNING)
@@ -230,18 +230,18 @@ def test_a_checkpoint_that_hangs_ends_the_pair() -> None:
 
 def test_requests_during_a_turn_are_answered_by_it_unless_they_are_newer() -> None:
     p = Primary().triggered()
-    p.machine.ask(Reason.HOLD_AGE, 2, 5)
+    p.machine.ask(Cause.HOLD_AGE, 2, 5)
     p.answer(p.on(VmEventKind.STOP))
-    p.machine.ask(Reason.OPERATOR, 3)
+    p.machine.ask(Cause.OPERATOR, 3)
     p.on(VmEventKind.MIGRATION_PASS)
     p.on(VmEventKind.RESUME)
-    assert p.machine.pending == {Reason.OPERATOR}
+    assert p.machine.pending == {Cause.OPERATOR}
 
 
 def test_a_warm_up_is_any_checkpoint_that_was_loaded() -> None:
-    p = Primary().triggered(Reason.WARM_UP)
+    p = Primary().triggered(Cause.WARM_UP)
     p.answer(p.on(VmEventKind.STOP))
-    p.machine.ask(Reason.WARM_UP, 9)
+    p.machine.ask(Cause.WARM_UP, 9)
     p.on(VmEventKind.MIGRATION_PASS)
     p.on(VmEventKind.RESUME)
     assert p.machine.pending == frozenset()
@@ -249,11 +249,11 @@ def test_a_warm_up_is_any_checkpoint_that_was_loaded() -> None:
 
 def test_an_old_complaint_does_not_ask_again() -> None:
     p = Primary()
-    p.machine.ask(Reason.MISMATCH, 0, 4)
+    p.machine.ask(Cause.MISMATCH, 0, 4)
     assert p.look() == []
 
 
-def test_the_longest_epoch_is_a_reason() -> None:
+def test_the_longest_epoch_is_a_cause() -> None:
     assert Primary().look(now_ns=60_000 * MS) == [Announce(6)]
 
 

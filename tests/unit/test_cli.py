@@ -193,9 +193,7 @@ def test_a_checkpoint_says_what_came_of_it(file: Path, capsys: pytest.CaptureFix
     with ToyDaemon(file.with_name("ctl.sock"), answer):
         assert main.main(["checkpoint", "--config", str(file)]) == 0
     said = capsys.readouterr().out
-    assert (
-        said == "epoch 9 is loaded: the VM stood for 12.5 ms, 1.5 ms after the reason, operator\n"
-    )
+    assert said == "epoch 9 is loaded: the VM stood for 12.5 ms, 1.5 ms after its cause, operator\n"
 
 
 def test_a_checkpoint_that_is_not_taken_in_time(

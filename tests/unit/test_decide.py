@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.control.decision import record, snapshot
 from colo_ebpf.control.decision.actions import (
     ContinueAlone,
@@ -151,7 +151,7 @@ def test_a_peer_that_says_its_vm_is_gone_is_not_waited_for(health: VmHealth) -> 
 def test_a_daemon_that_restarts_on_a_living_host_is_waited_for() -> None:
     away = PeerFacts(PEER_B, SILENT, SILENT, away_since_ns=NOW - 600 * MS)
     d = decide(_at("a", PAIRED, peer=away))
-    assert (d.step, d.mode, d.ask) == (None, Mode.PRIMARY, Reason.PROBE)
+    assert (d.step, d.mode, d.ask) == (None, Mode.PRIMARY, Cause.PROBE)
     long_gone = PeerFacts(PEER_B, 11_000 * MS, 11_000 * MS, away_since_ns=NOW - 11_000 * MS)
     assert _claims(_at("a", PAIRED, peer=long_gone), A)
 

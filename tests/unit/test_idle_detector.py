@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.control.core import idle_detector
 from colo_ebpf.control.decision import record
 from colo_ebpf.control.decision.actions import Read, State, Swap
@@ -294,7 +294,7 @@ def test_overlays_that_fill_are_seen_although_nothing_else_happens(
         world.run(MS, lambda: None)
     world.run(200 * MS, lambda: None)
     assert a.core is not None
-    assert "peer" in {reason.value for reason in a.core.checkpoints.primary.by_cause}
+    assert "peer" in {cause.value for cause in a.core.checkpoints.primary.by_cause}
 
 
 @pytest.mark.parametrize(("room_mib", "looks"), [(100, 100), (800, 50), (100_000, 10)])
@@ -338,11 +338,11 @@ def test_loads_are_counted_although_nothing_else_happens() -> None:
     assert a.core is not None
     assert b.core is not None
     assert b.vm is not None
-    a.core.checkpoints.primary.ask(Reason.OPERATOR, a.now_ns)
+    a.core.checkpoints.primary.ask(Cause.OPERATOR, a.now_ns)
     a.core.cycle(a.now_ns)
     epoch = b.core.checkpoints.secondary.loaded
     while b.core.checkpoints.secondary.loaded in (0, epoch):
         world.run(MS, lambda: None)
     b.vm.loaded += 1
     world.run(2_000 * MS, lambda: None)
-    assert "peer" in {reason.value for reason in a.core.checkpoints.primary.by_cause}
+    assert "peer" in {cause.value for cause in a.core.checkpoints.primary.by_cause}

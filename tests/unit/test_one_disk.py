@@ -10,11 +10,11 @@ import pytest
 
 from colo_ebpf.control.checkpoint.primary import (
     Announce,
+    Cause,
     Command,
     Do,
     Limits,
     PrimaryCheckpoints,
-    Reason,
 )
 from colo_ebpf.control.decision import record
 from colo_ebpf.control.decision.actions import (
@@ -147,7 +147,7 @@ def test_a_vm_that_serves_and_stands_for_its_disk_is_run_again_after_a_rest(
 def _machine() -> PrimaryCheckpoints:
     machine = PrimaryCheckpoints(Limits(200 * MS, 10_000 * MS, 60_000 * MS, stands_first=True))
     machine.begin(Turn(5, Phase.OPEN), 0, restarted=False)
-    machine.ask(Reason.MISMATCH, 1, 5)
+    machine.ask(Cause.MISMATCH, 1, 5)
     assert machine.look(1, taken=5, armed=5, listening=True) == [Announce(6)]
     return machine
 

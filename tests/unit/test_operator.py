@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from colo_ebpf.control.checkpoint.primary import Loaded, Reason
+from colo_ebpf.control.checkpoint.primary import Cause, Loaded
 from colo_ebpf.control.core.requests import Requests
 from colo_ebpf.control.decision import operator, record, snapshot
 from colo_ebpf.control.decision.actions import Read, State, Swap, Yank
@@ -46,7 +46,7 @@ from tests.unit.test_decide import (
 ASKED = NOW - 100 * MS
 REQUEST = Request("t1", ASKED, B)
 LATER = Loaded(
-    6, ASKED + MS, ASKED + 20 * MS, MS, MS, armed=True, cause=Reason.SWITCHOVER
+    6, ASKED + MS, ASKED + 20 * MS, MS, MS, armed=True, cause=Cause.SWITCHOVER
 )  # triggered after it was asked
 LOADED = CheckpointFacts(loaded=LATER, triggered_ns=LATER.triggered_ns, idle=True)
 TAKES_OVER = record.claim(PAIRED, B)
@@ -97,7 +97,7 @@ def test_it_is_refused_before_it_begins(s: Snapshot, why: str) -> None:
 
 def test_a_last_checkpoint_comes_first() -> None:
     d = decide(_requested())
-    assert (d.state, d.ask, d.step, d.still) == (State.PRIMARY, Reason.SWITCHOVER, None, False)
+    assert (d.state, d.ask, d.step, d.still) == (State.PRIMARY, Cause.SWITCHOVER, None, False)
     assert d.sentence == "switchover to b: taking a last checkpoint"
     under_way = CheckpointFacts(loaded=LATER, triggered_ns=ASKED + 30 * MS)
     d = decide(_requested(checkpoints=under_way))
@@ -110,7 +110,7 @@ def test_a_last_checkpoint_comes_first() -> None:
 def test_one_that_is_older_or_was_not_armed_does_not_count(loaded: Loaded) -> None:
     facts = CheckpointFacts(loaded=loaded, triggered_ns=loaded.triggered_ns, idle=True)
     d = decide(_requested(checkpoints=facts))
-    assert (d.ask, d.step) == (Reason.SWITCHOVER, None)
+    assert (d.ask, d.step) == (Cause.SWITCHOVER, None)
 
 
 def test_then_the_secondarys_claim_is_written_and_no_other_checkpoint_begun() -> None:

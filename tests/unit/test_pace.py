@@ -196,7 +196,7 @@ def test_in_a_try_no_checkpoint_is_put_off() -> None:
     assert load.told == []
 
 
-def test_checkpoints_for_other_reasons_say_nothing() -> None:
+def test_checkpoints_of_other_causes_say_nothing() -> None:
     pace = Pace()
     pace.begin(0)
     for n in range(1, 50):

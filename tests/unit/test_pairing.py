@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from colo_ebpf.control.checkpoint.primary import Loaded, Reason
+from colo_ebpf.control.checkpoint.primary import Cause, Loaded
 from colo_ebpf.control.decision import record, snapshot
 from colo_ebpf.control.decision.actions import (
     EnterColo,
@@ -83,11 +83,11 @@ def test_the_way_into_a_pair() -> None:
     assert isinstance(decide(s).step, EnterColo)
     s = replace(s, done=frozenset({Synchronise, EnterColo}))
     d = decide(s)
-    assert (d.mode, d.ask, d.side) == (Mode.SOLO, Reason.WARM_UP, Side.PRIMARY)
-    early = Loaded(6, NOW - 500 * MS, NOW - 400 * MS, MS, MS, armed=True, cause=Reason.WARM_UP)
+    assert (d.mode, d.ask, d.side) == (Mode.SOLO, Cause.WARM_UP, Side.PRIMARY)
+    early = Loaded(6, NOW - 500 * MS, NOW - 400 * MS, MS, MS, armed=True, cause=Cause.WARM_UP)
     s = replace(s, checkpoints=CheckpointFacts(loaded=early))
     d = decide(s)
-    assert (d.mode, d.ask, d.step) == (Mode.PAIRING, Reason.PAIRING, None)
+    assert (d.mode, d.ask, d.step) == (Mode.PAIRING, Cause.PAIRING, None)
     s = replace(s, mode=Mode.PAIRING, mode_since_ns=NOW - 450 * MS)
     assert decide(s).step is None, "that checkpoint was triggered before output was withheld"
     later = replace(early, triggered_ns=NOW - 440 * MS)
@@ -99,7 +99,7 @@ def test_the_way_into_a_pair() -> None:
 
 def test_no_pair_before_the_secondary_has_every_lasting_offset() -> None:
     done = frozenset({Synchronise, EnterColo})
-    warm = Loaded(6, NOW - 20 * MS, NOW, MS, MS, armed=True, cause=Reason.WARM_UP)
+    warm = Loaded(6, NOW - 20 * MS, NOW, MS, MS, armed=True, cause=Cause.WARM_UP)
     s = _pairing(done=done, checkpoints=CheckpointFacts(loaded=warm), offsets=3)
     d = decide(s)
     assert (d.mode, d.step) == (Mode.SOLO, None)
@@ -123,7 +123,7 @@ def test_while_the_pairs_swap_is_in_doubt_nothing_leaves_whatever_else_fails() -
 
 
 def test_an_unarmed_checkpoint_is_not_enough() -> None:
-    loaded = Loaded(6, NOW - 10 * MS, NOW, MS, MS, armed=False, cause=Reason.PAIRING)
+    loaded = Loaded(6, NOW - 10 * MS, NOW, MS, MS, armed=False, cause=Cause.PAIRING)
     s = _pairing(
         done=frozenset({Synchronise, EnterColo}), checkpoints=CheckpointFacts(loaded=loaded)
     )

@@ -81,7 +81,7 @@ def test_they_have_to_come_in_a_row() -> None:
     assert not probe.enough
 
 
-def test_a_checkpoint_for_another_reason_says_nothing() -> None:
+def test_a_checkpoint_of_another_cause_says_nothing() -> None:
     probe = Probe()
     _until_it_begins(probe)
     probe.loaded()

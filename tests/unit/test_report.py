@@ -19,7 +19,7 @@ from colo_ebpf.cli.timeline import Known, of_failover, of_hours
 from colo_ebpf.cli.timeline_page import page
 from colo_ebpf.config.example import EXAMPLE
 from colo_ebpf.control.admin.samples import EVERY_NS, MOST, MOST_AT_ONCE, Samples
-from colo_ebpf.control.checkpoint.primary import Loaded, Reason
+from colo_ebpf.control.checkpoint.primary import Cause, Loaded
 from colo_ebpf.errors import ControlError
 from tests.capabilities import require
 from tests.toy_daemon import ToyDaemon
@@ -181,7 +181,7 @@ def _add(to: Samples, number: int, **change: Any) -> None:
 
 
 def test_samples_tell_of_checkpoints_since_the_one_before() -> None:
-    samples, cause = Samples(), Reason.OPERATOR
+    samples, cause = Samples(), Cause.OPERATOR
     _add(samples, 1, by_cause={cause: 2})
     loaded = [
         Loaded(1, 0, at_ns, pause_ns, 0, True, cause)

@@ -12,9 +12,9 @@ from typing import Protocol
 from colo_ebpf.bench.apps.loads import Load
 from colo_ebpf.bench.apps.readings import Reading
 from colo_ebpf.bench.lanes.workload import percentile
-from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.checkpoint.primary import Cause
 
-MISMATCH = Reason.MISMATCH.value
+MISMATCH = Cause.MISMATCH.value
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class Lane:
         """It is over."""
 
     def requests(self) -> Counter[str]:
-        """Checkpoints asked for since the lane was built, by reason."""
+        """Checkpoints asked for since the lane was built, by cause."""
         return Counter()
 
     def set_timestamps(self, client: int, pvm: int, svm: int) -> None:

@@ -59,14 +59,14 @@ _MS = 1_000_000
 class _Requests(PrimaryCheckpoints):
     """Counts the checkpoints that would have been taken, at most one in each heartbeat.
 
-    One that answers several reasons counts as one, for all of them.
+    One that answers several causes counts as one, for all of them.
     """
 
     requests: Counter[str] = field(default_factory=Counter)
 
     def look(self, now_ns: int, *, taken: int, armed: int, listening: bool) -> list[Action]:
         if self._asked:
-            self.requests[" and ".join(sorted(reason.value for reason in self._asked))] += 1
+            self.requests[" and ".join(sorted(cause.value for cause in self._asked))] += 1
             self._asked = {}
         return []
 

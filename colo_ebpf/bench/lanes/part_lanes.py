@@ -67,7 +67,7 @@ class Reading:
     cpu_s: float  # of the whole machine
     bytes: float
     packets: float  # the client's
-    requests: Counter[str]  # for checkpoints, by reason
+    requests: Counter[str]  # for checkpoints, by cause
 
 
 @dataclass(slots=True)
@@ -93,8 +93,8 @@ class Readings:
 
     def why(self) -> str:
         """Checkpoints were asked for."""
-        reasons = sum((one.requests for one in self.taken), Counter[str]())
-        return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        causes = sum((one.requests for one in self.taken), Counter[str]())
+        return ", ".join(f"{count:,} {cause}" for cause, count in causes.most_common())
 
     @property
     def wedged(self) -> bool:

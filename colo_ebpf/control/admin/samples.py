@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from colo_ebpf.control.checkpoint.primary import Loaded, Reason
+from colo_ebpf.control.checkpoint.primary import Cause, Loaded
 from colo_ebpf.control.decision.snapshot import MS
 
 EVERY_NS = 10_000_000_000
@@ -37,7 +37,7 @@ class Samples:
         self._taken = 0
         self._due_ns = 0
         self._since_ns = 0
-        self._counted: dict[Reason, int] = {}
+        self._counted: dict[Cause, int] = {}
 
     def due(self, now_ns: int) -> bool:
         """It is time for the next one."""
@@ -52,7 +52,7 @@ class Samples:
         peer: str,
         held_frames: int,
         oldest_ms: float,
-        by_cause: Mapping[Reason, int],
+        by_cause: Mapping[Cause, int],
         recent: Iterable[Loaded],
     ) -> None:
         """`by_cause`: of all checkpoints; `recent`: the last ones."""

@@ -26,7 +26,7 @@ from colo_ebpf.clock import boot_ns
 from colo_ebpf.control.admin import operations
 from colo_ebpf.control.admin.image_export import ImageExport
 from colo_ebpf.control.admin.status import Parts, checkpoint_news, history, paused, planned
-from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.control.host import access
 from colo_ebpf.control.peer.pause import MOST_WHY_BYTES
 from colo_ebpf.errors import ColoError, ControlError, VmError
@@ -173,7 +173,7 @@ class ControlServer:
                 f"no checkpoint can be taken here: {core.decision.sentence}; ask the primary"
             )
         now_ns, epoch = boot_ns(), core.checkpoints.primary.epoch
-        core.checkpoints.primary.ask(Reason.OPERATOR, now_ns)
+        core.checkpoints.primary.ask(Cause.OPERATOR, now_ns)
         core.cycle(now_ns)
         return {"at_ns": now_ns, "epoch": epoch}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from colo_ebpf.clock import ago_ns
 from colo_ebpf.control.admin.samples import Samples
 from colo_ebpf.control.checkpoint.hold_timer import Patience
-from colo_ebpf.control.checkpoint.primary import Loaded, Reason
+from colo_ebpf.control.checkpoint.primary import Cause, Loaded
 from colo_ebpf.control.decision.actions import State
 from colo_ebpf.control.decision.record import Kind
 from colo_ebpf.control.decision.snapshot import MS
@@ -145,7 +145,7 @@ def checkpoint_news(daemon: Parts, now_ns: int) -> dict[str, Any]:
     return {
         "can": core.checkpointing,
         "sentence": core.decision.sentence,
-        "pending": Reason.OPERATOR in primary.pending,
+        "pending": Cause.OPERATOR in primary.pending,
         "last": None if last is None else {**_loaded(last, now_ns), "resumed_ns": last.resumed_ns},
     }
 

@@ -42,7 +42,7 @@ BEYOND_RESTART = 16  # epochs skipped: an announced one may be in use on the sec
 RECENT = 64
 
 
-class Reason(enum.Enum):
+class Cause(enum.Enum):
     """Why a checkpoint is taken."""
 
     MISMATCH = "mismatch"
@@ -69,13 +69,13 @@ class Reason(enum.Enum):
 # What these complain of happened in the epoch they name: loading a later checkpoint settles it.
 OF_AN_EPOCH = frozenset(
     {
-        Reason.MISMATCH,
-        Reason.HOLD_AGE,
-        Reason.STORE_FULL,
-        Reason.EPOCH_AHEAD,
-        Reason.MISSED_INPUT,
-        Reason.SVM_RESET,
-        Reason.GAP,
+        Cause.MISMATCH,
+        Cause.HOLD_AGE,
+        Cause.STORE_FULL,
+        Cause.EPOCH_AHEAD,
+        Cause.MISSED_INPUT,
+        Cause.SVM_RESET,
+        Cause.GAP,
     }
 )
 
@@ -151,9 +151,9 @@ class Loaded:
     triggered_ns: int
     resumed_ns: int
     pause_ns: int
-    reaction_ns: int  # first reason to trigger
+    reaction_ns: int  # from the first cause to the trigger
     armed: bool  # the secondary was known to be ready for it
-    cause: Reason
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,15 +190,15 @@ class PrimaryCheckpoints:
     sentence: str = "not replicated"
     broken: str = ""  # why the pair has ended
     loaded: Loaded | None = None
-    by_cause: dict[Reason, int] = field(default_factory=dict)
+    by_cause: dict[Cause, int] = field(default_factory=dict)
     recent: deque[Loaded] = field(default_factory=lambda: deque(maxlen=RECENT))
     pauses: Histogram = field(default_factory=Histogram)
     reactions: Histogram = field(default_factory=Histogram)
     unproven_turns: int = 0
     triggered_ns: int = 0
     longest_epoch_ns: int = field(init=False)  # as things are: no longer than `limits` has it
-    _asked: dict[Reason, _Ask] = field(default_factory=dict)
-    _covered: dict[Reason, _Ask] = field(default_factory=dict)
+    _asked: dict[Cause, _Ask] = field(default_factory=dict)
+    _covered: dict[Cause, _Ask] = field(default_factory=dict)
     _armed: bool = False
     _passed: bool = False
     _unproven_row: int = 0
@@ -222,7 +222,7 @@ class PrimaryCheckpoints:
         self.sentence = f"epoch {self.epoch}"
         # What the daemon before us announced and the cell does not show is left behind.
         self.target = cell.epoch + BEYOND_RESTART if restarted else 0
-        return self.ask(Reason.RESTART, now_ns) if restarted else []
+        return self.ask(Cause.RESTART, now_ns) if restarted else []
 
     def end(self) -> None:
         """The pairing is over."""
@@ -230,8 +230,8 @@ class PrimaryCheckpoints:
         self._asked, self._covered = {}, {}
 
     @property
-    def pending(self) -> frozenset[Reason]:
-        """Reasons the next load, not the last one, answers."""
+    def pending(self) -> frozenset[Cause]:
+        """Causes that the next load, not the last one, answers."""
         return frozenset(self._asked | self._covered)
 
     @property
@@ -245,14 +245,14 @@ class PrimaryCheckpoints:
 
     # --- what may happen ---------------------------------------------------------------
 
-    def ask(self, reason: Reason, now_ns: int, epoch: int | None = None) -> list[Action]:
+    def ask(self, cause: Cause, now_ns: int, epoch: int | None = None) -> list[Action]:
         """Somebody wants a checkpoint; one that is running is used if it can still serve."""
         if self.stage in (Stage.OFF, Stage.BROKEN):
             return []
         epoch = self.epoch if epoch is None else epoch
-        if reason in OF_AN_EPOCH and epoch < self.epoch:
+        if cause in OF_AN_EPOCH and epoch < self.epoch:
             return []
-        self._asked.setdefault(reason, _Ask(now_ns, epoch))
+        self._asked.setdefault(cause, _Ask(now_ns, epoch))
         return []
 
     def look(self, now_ns: int, *, taken: int, armed: int, listening: bool) -> list[Action]:
@@ -263,7 +263,7 @@ class PrimaryCheckpoints:
         """
         if self.stage is Stage.IDLE:
             if now_ns - self._rested_ns >= self.longest_epoch_ns:
-                self.ask(Reason.LONGEST_EPOCH, now_ns)
+                self.ask(Cause.LONGEST_EPOCH, now_ns)
             return self._announce(now_ns, taken) if self._asked else []
         if self.stage is Stage.ANNOUNCED:
             self._armed = armed == self.target
@@ -353,7 +353,7 @@ class PrimaryCheckpoints:
         if self.stage is Stage.CONFIRMING:
             return self._again(at_ns)
         if self.stage in (Stage.IDLE, Stage.ANNOUNCED):
-            self.ask(Reason.UNPROVEN, at_ns)
+            self.ask(Cause.UNPROVEN, at_ns)
             return [self._write(self.epoch, Phase.TURNING)]
         return []
 
@@ -405,7 +405,7 @@ class PrimaryCheckpoints:
             )
         self._asked = self._covered | self._asked
         self._covered = {}
-        self._asked.setdefault(Reason.UNPROVEN, _Ask(at_ns, self.epoch))
+        self._asked.setdefault(Cause.UNPROVEN, _Ask(at_ns, self.epoch))
         self.stage, self._rested_ns = Stage.IDLE, at_ns
         self.sentence = f"the turn to epoch {self.target} is not proven: taking another checkpoint"
         return [self._write(self.epoch, Phase.TURNING)]
@@ -428,16 +428,15 @@ class PrimaryCheckpoints:
         self.reactions.add(self.loaded.reaction_ns)
         self._covered = {}
         self._asked = {
-            reason: ask
-            for reason, ask in self._asked.items()
-            if reason is not Reason.WARM_UP
-            and (reason not in OF_AN_EPOCH or ask.epoch >= self.epoch)
+            cause: ask
+            for cause, ask in self._asked.items()
+            if cause is not Cause.WARM_UP and (cause not in OF_AN_EPOCH or ask.epoch >= self.epoch)
         }
 
-    def _first_cause(self) -> Reason:
+    def _first_cause(self) -> Cause:
         asks = self._covered | self._asked
-        asked = {r: a for r, a in asks.items() if r is not Reason.UNPROVEN} or asks
-        return min(asked, key=lambda r: asked[r].at_ns, default=Reason.UNPROVEN)
+        asked = {r: a for r, a in asks.items() if r is not Cause.UNPROVEN} or asks
+        return min(asked, key=lambda r: asked[r].at_ns, default=Cause.UNPROVEN)
 
     def _break(self, why: str) -> list[Action]:
         """No trigger, no OPEN, no flush from here on; the decision core ends the pair."""

@@ -9,11 +9,11 @@ from colo_ebpf.control.checkpoint.hold_timer import Patience, Told
 from colo_ebpf.control.checkpoint.primary import (
     Action,
     Announce,
+    Cause,
     Command,
     Flush,
     Limits,
     PrimaryCheckpoints,
-    Reason,
     Stage,
     WriteTurn,
 )
@@ -28,13 +28,13 @@ from colo_ebpf.control.interfaces import Effects, Past, Plane, Vm, of_peer
 from colo_ebpf.control.peer.state import PeerState
 from colo_ebpf.model import Mode, OverlayUse, PlaneEvent, PlaneEventKind, VmEvent, VmEventKind
 
-_REASONS = {
-    PlaneEventKind.MISMATCH: Reason.MISMATCH,
-    PlaneEventKind.STORE_FULL: Reason.STORE_FULL,
-    PlaneEventKind.EPOCH_AHEAD: Reason.EPOCH_AHEAD,
-    PlaneEventKind.MISSED_INPUT: Reason.MISSED_INPUT,
-    PlaneEventKind.SVM_RESET: Reason.SVM_RESET,
-    PlaneEventKind.GAP: Reason.GAP,
+_CAUSES = {
+    PlaneEventKind.MISMATCH: Cause.MISMATCH,
+    PlaneEventKind.STORE_FULL: Cause.STORE_FULL,
+    PlaneEventKind.EPOCH_AHEAD: Cause.EPOCH_AHEAD,
+    PlaneEventKind.MISSED_INPUT: Cause.MISSED_INPUT,
+    PlaneEventKind.SVM_RESET: Cause.SVM_RESET,
+    PlaneEventKind.GAP: Cause.GAP,
 }
 
 
@@ -161,16 +161,16 @@ class Checkpoints:
             if event.kind is VmEventKind.STOP and self.primary.stage is not Stage.IDLE:
                 self.waits.stopped()
             if event.kind is VmEventKind.RESET:
-                self._do(self.primary.ask(Reason.GUEST_RESET, event.at_ns))
+                self._do(self.primary.ask(Cause.GUEST_RESET, event.at_ns))
         elif self._side is Side.SECONDARY:
             self._write(self.secondary.vm_event(event, vm.settled()))
 
     def plane_event(self, event: PlaneEvent, now_ns: int) -> None:
-        """The data plane saw a reason for a checkpoint, or held the first frame."""
+        """The data plane saw a cause for a checkpoint, or held the first frame."""
         if event.kind is PlaneEventKind.HELD:
             self.waits.first(now_ns)
-        elif not self.waits.covers(_REASONS[event.kind], now_ns):
-            self._do(self.primary.ask(_REASONS[event.kind], event.at_ns, event.epoch))
+        elif not self.waits.covers(_CAUSES[event.kind], now_ns):
+            self._do(self.primary.ask(_CAUSES[event.kind], event.at_ns, event.epoch))
 
     def command_done(self, command: Command, stopped: bool, error: str) -> None:
         """A command was answered or failed."""
@@ -250,7 +250,7 @@ class Checkpoints:
         if self.primary.stage is not Stage.IDLE or self.primary.loaded is None:
             return
         if self._rested(now_ns) and (peer.want or peer.loaded != self.primary.epoch):
-            self._do(self.primary.ask(Reason.PEER, now_ns))
+            self._do(self.primary.ask(Cause.PEER, now_ns))
 
     def _rested(self, now_ns: int) -> bool:
         loaded = self.primary.loaded

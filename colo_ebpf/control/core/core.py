@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from logging import INFO, WARNING
 
-from colo_ebpf.control.checkpoint.primary import Command, Reason
+from colo_ebpf.control.checkpoint.primary import Cause, Command
 from colo_ebpf.control.checkpoint.secondary import Note
 from colo_ebpf.control.core import severity
 from colo_ebpf.control.core.facts import Facts
@@ -208,7 +208,7 @@ class Core(Facts):
         if self.harm.hopeless:
             self.fitness.failed(self.harm.hopeless, None)
         if sentences:
-            self.checkpoints.primary.ask(Reason.RESTORED, now_ns)
+            self.checkpoints.primary.ask(Cause.RESTORED, now_ns)
         if sentences or self.harm.said != before:
             self.cycle(now_ns)
 

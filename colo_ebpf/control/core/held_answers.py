@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from colo_ebpf.control.checkpoint.hold_timer import IDLE, OVERTAKEN, Patience, Told
 from colo_ebpf.control.checkpoint.pace import Bound, Cycle, Gather, Pace, Way
-from colo_ebpf.control.checkpoint.primary import Loaded, Reason
+from colo_ebpf.control.checkpoint.primary import Cause, Loaded
 from colo_ebpf.control.decision.snapshot import Deadlines
 from colo_ebpf.control.interfaces import Plane
 from colo_ebpf.model import Waiting
@@ -21,8 +21,8 @@ _STEADY_LOOKS = 2  # that found nothing late: then it flows
 
 # Of these the way to take checkpoints as soon as output waits is not told: what they complain of
 # leaves with the next checkpoint anyway.
-COVERED = frozenset({Reason.MISMATCH, Reason.SVM_RESET, Reason.GAP})
-_DIFFERS = COVERED | {Reason.MISSED_INPUT, Reason.EPOCH_AHEAD}
+COVERED = frozenset({Cause.MISMATCH, Cause.SVM_RESET, Cause.GAP})
+_DIFFERS = COVERED | {Cause.MISSED_INPUT, Cause.EPOCH_AHEAD}
 
 
 @dataclass(slots=True)
@@ -63,9 +63,9 @@ class Waits:
         due_ns, pace_ns = own.due_ns, self.pace.due_ns
         return pace_ns if due_ns is None else min(due_ns, pace_ns or due_ns)
 
-    def covers(self, reason: Reason, now_ns: int) -> bool:
+    def covers(self, cause: Cause, now_ns: int) -> bool:
         """A checkpoint for it comes anyway."""
-        covered = self.pace.way is Way.PERIODIC and reason in COVERED
+        covered = self.pace.way is Way.PERIODIC and cause in COVERED
         if covered and self.pace.probe.differs():
             self._gather.due_ns = now_ns
         return covered
@@ -91,7 +91,7 @@ class Waits:
             began_ns=self._before.at_ns,
             ended_ns=one.resumed_ns,
             pause_ns=one.pause_ns,
-            differs=one.cause in _DIFFERS or (one.cause is Reason.HOLD_AGE and self._idle),
+            differs=one.cause in _DIFFERS or (one.cause is Cause.HOLD_AGE and self._idle),
             compared=compared - self._before.compared,
             compared_wait_ns=lateness.waited_ns - self._before.waited_ns,
             flushed=frames,
@@ -107,7 +107,7 @@ class Waits:
         if self.pace.way is Way.PERIODIC:
             self._begin_anew(now_ns)
 
-    def look(self, told: Told | None, now_ns: int) -> Reason | None:
+    def look(self, told: Told | None, now_ns: int) -> Cause | None:
         """Why a checkpoint is due now; None: it is not."""
         self._say(self.pace.look(now_ns))
         due_ns, news = self.due_ns, self._is_news(told)
@@ -137,7 +137,7 @@ class Waits:
         before, self._held_ever = self._held_ever, self._plane.held_ever()
         return before == self._held_ever
 
-    def _look_for_late(self, waiting: Waiting, told: Told | None, now_ns: int) -> Reason | None:
+    def _look_for_late(self, waiting: Waiting, told: Told | None, now_ns: int) -> Cause | None:
         patience, why = self.patience, ""
         if waiting.oldest_ns is None:  # nothing, or all of it is leaving
             patience.due_ns = now_ns
@@ -147,7 +147,7 @@ class Waits:
         if why:
             self.ages[why] = self.ages.get(why, 0) + 1
             self._idle = why in (IDLE, OVERTAKEN)
-            return Reason.HOLD_AGE
+            return Cause.HOLD_AGE
         late = waiting.oldest_ns is not None and patience.question == waiting.answer_ns
         self._well = 0 if late or waiting.timer_ns else self._well + 1
         steady_ns = now_ns + _STEADY_NS // (1 if self._well > _STEADY_LOOKS else 3)
@@ -164,7 +164,7 @@ class Waits:
         if self._plane.held_frames():
             self.first(now_ns)
 
-    def _look_gathered(self, frames: int, now_ns: int) -> Reason | None:
+    def _look_gathered(self, frames: int, now_ns: int) -> Cause | None:
         if not frames:
             self._gather.due_ns = now_ns + Gather.EVERY_NS
             return None
@@ -172,9 +172,9 @@ class Waits:
         if period_ns:
             due_ns = self._before.at_ns + period_ns
             self._gather.due_ns = due_ns if now_ns < due_ns else now_ns + period_ns
-            return Reason.OUTPUT if now_ns >= due_ns else None
+            return Cause.OUTPUT if now_ns >= due_ns else None
         if not self._gather.look(self._plane.held_ever(), self._pause_ns, now_ns):
             return None
         worth_ns = self.patience.may_wait_ns(now_ns)
         off = self.pace.puts_off(self._plane.waiting().data_ns, worth_ns, now_ns)
-        return None if off else Reason.OUTPUT
+        return None if off else Cause.OUTPUT

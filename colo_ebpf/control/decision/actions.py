@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.control.decision.record import Record
 from colo_ebpf.control.peer.state import Answer
 from colo_ebpf.model import Endpoints, Mode, Pairing, VmRole
@@ -169,7 +169,7 @@ class Decision:
     task: Task | None = None
     pairing: Pairing | None = None
     side: Side = Side.NONE
-    ask: Reason | None = None
+    ask: Cause | None = None
     cancels: bool = False  # a running pairing step has lost its purpose
     still: bool = False  # begin no checkpoint
     answer: Answer | None = None  # what became of the request: it is forgotten

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.control.decision import (
     fencing,
     operator,
@@ -161,7 +161,7 @@ def _primary(s: Snapshot, r: Record) -> Decision:
     if not why and _daemon_away(s):
         text = "the secondary's daemon is away: waiting for it, its VM goes on"
         since = s.peer.away_since_ns or 0
-        probe = Reason.PROBE if s.checkpoints.triggered_ns < since else None
+        probe = Cause.PROBE if s.checkpoints.triggered_ns < since else None
         return replace(paired, sentence=text, ask=probe)
     return _bid(s, r, paired, vm, why or _silence(s))
 

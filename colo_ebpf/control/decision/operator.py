@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.control.decision import poweroff, record
 from colo_ebpf.control.decision.actions import Decision, EndVm, State, Swap
 from colo_ebpf.control.decision.record import Kind, Record, host_of
@@ -137,7 +137,7 @@ def beside_the_well(s: Snapshot, r: Record, paired: Decision) -> Decision:
     if not ready or not facts.idle:
         again = facts.triggered_ns < w.at_ns or (of_now and not ready)
         text = f"switchover to {peer}: taking a last checkpoint"
-        return replace(paired, sentence=text, ask=Reason.SWITCHOVER if again else None)
+        return replace(paired, sentence=text, ask=Cause.SWITCHOVER if again else None)
     if s.who.shares_disk:
         text = f"switchover to {peer}: ending the VM here, which writes to the same disk"
         return replace(paired, sentence=text, step=rested(s, EndVm(r.owner)), still=True)

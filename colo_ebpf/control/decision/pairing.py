@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colo_ebpf.control.checkpoint.primary import Reason
+from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.control.decision import record, rules
 from colo_ebpf.control.decision.actions import (
     Decision,
@@ -129,7 +129,7 @@ def _frames_missing(s: Snapshot, state: PeerState) -> str:
 def _prepare(s: Snapshot, r: Record, ready: Decision, state: PeerState) -> Decision:
     """In COLO, still passing: all that can be done before output has to wait."""
     if s.checkpoints.loaded is None:
-        return replace(ready, sentence="warm-up checkpoint", ask=Reason.WARM_UP)
+        return replace(ready, sentence="warm-up checkpoint", ask=Cause.WARM_UP)
     if state.offsets_have < s.offsets:
         text = f"handing over sequence offsets: {state.offsets_have} of {s.offsets}"
         return replace(ready, sentence=text)
@@ -146,7 +146,7 @@ def _commit_pair(s: Snapshot, r: Record, ready: Decision, state: PeerState) -> D
     since = s.mode_since_ns if s.mode is Mode.PAIRING else s.now_ns
     if loaded is None or not loaded.armed or loaded.triggered_ns < since:
         text = "output withheld until the secondary has loaded a checkpoint"
-        return replace(withheld, sentence=text, ask=Reason.PAIRING)
+        return replace(withheld, sentence=text, ask=Cause.PAIRING)
     return replace(
         withheld,
         sentence="the secondary is whole: writing the pair down",
