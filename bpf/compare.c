@@ -16,8 +16,9 @@
  * PVM is not copied but waits in the delay line (colo_delay_in.h). colo_flush sends what a loaded
  * checkpoint contains.
  *
- * A frame goes through five stages: parse, prepare (decide what is to be done, under the
- * flow's lock: colo_pvm.h, colo_svm.h, colo_datagram.h), hash (colo_hash.h), conclude, carry out.
+ * Five functions handle a frame, one after the other: parse, prepare (decide what is to be done,
+ * under the flow's lock: colo_pvm.h, colo_svm.h, colo_datagram.h), hash (colo_hash.h), conclude,
+ * carry out.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/pkt_cls.h>
@@ -49,15 +50,15 @@
  * Programs that others call. The verifier looks at a million instructions per program, so that not
  * all can be one. The loader fills the table.
  */
-#define COLO_STAGE_DRAIN	0
-#define COLO_STAGE_ENTER	1
-#define COLO_STAGE_PVM		2
-#define COLO_STAGE_SVM		3
-#define COLO_STAGE_PVM_RST	4
-#define COLO_STAGE_SVM_RST	5
-#define COLO_STAGE_OWE		6
+#define COLO_CALL_DRAIN		0
+#define COLO_CALL_ENTER		1
+#define COLO_CALL_PVM		2
+#define COLO_CALL_SVM		3
+#define COLO_CALL_PVM_RST	4
+#define COLO_CALL_SVM_RST	5
+#define COLO_CALL_OWE		6
 
-BPF_PROG_ARRAY(colo_stages, 7);
+BPF_PROG_ARRAY(colo_calls, 7);
 
 #define PVM		COLO_PROG_CMP_PVM
 #define SVM		COLO_PROG_CMP_SVM
@@ -67,17 +68,17 @@ BPF_PROG_ARRAY(colo_stages, 7);
 
 /*
  * The frame's connection has no entry: colo_enter makes one and begins with the frame again, at
- * `stage`. Returns if there is no room.
+ * `caller`. Returns if there is no room.
  */
 static __always_inline void colo_enter_at(struct __sk_buff *skb, struct colo_work *work,
-					  __u32 stage)
+					  __u32 caller)
 {
 	__u32 entered = work->entered;
 
 	work->entered = 0;
-	work->stage = stage;
+	work->caller = caller;
 	if (!entered)
-		colo_stages.call(skb, COLO_STAGE_ENTER);
+		colo_calls.call(skb, COLO_CALL_ENTER);
 }
 
 /* Tap ingress: the PVM has sent a frame. */
@@ -122,7 +123,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 		if (skb->gso_size)	/* UDP segmentation offload is not offered to guests */
 			return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_TOO_BIG);
 		if (colo_is_reset(pkt)) {
-			colo_stages.call(skb, COLO_STAGE_PVM_RST);
+			colo_calls.call(skb, COLO_CALL_PVM_RST);
 			return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
 		}
 		colo_dgram_digest(skb, conf, work, buf);
@@ -130,7 +131,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	}
 	flow = colo_flows.lookup(&work->flow);
 	if (!flow) {
-		colo_enter_at(skb, work, COLO_STAGE_PVM);
+		colo_enter_at(skb, work, COLO_CALL_PVM);
 		return colo_finish(skb, PVM, conf->mode == COLO_SOLO ? COLO_V_PASS : COLO_V_DROP,
 				   COLO_R_TABLE_FULL);
 	}
@@ -153,7 +154,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	if (work->plan.event)
 		colo_plan_event(work);
 	if (work->plan.verdict == COLO_V_PASS && (work->plan.lower || flow->ack_slot))
-		colo_stages.call(skb, COLO_STAGE_OWE);
+		colo_calls.call(skb, COLO_CALL_OWE);
 	colo_pvm_told(skb, work, PVM);
 	if (work->parked) {
 		skb->mark = COLO_PARK_MARK | work->parked;
@@ -163,7 +164,7 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 		bpf_clone_redirect(skb, conf->park_ifindex, 0);
 	}
 	if (work->plan.drain)
-		colo_stages.call(skb, COLO_STAGE_DRAIN);
+		colo_calls.call(skb, COLO_CALL_DRAIN);
 	return colo_action(work->plan.verdict);
 }
 
@@ -179,7 +180,7 @@ static __always_inline int colo_carry_on(struct __sk_buff *skb, struct colo_work
 	if (!work->now.may_release)
 		return colo_finish(skb, PARK, COLO_V_DROP, colo_now_kept(&work->now));
 	colo_count(PARK, COLO_V_CARRY, COLO_R_CARRIED, skb->len);
-	colo_stages.call(skb, COLO_STAGE_DRAIN);
+	colo_calls.call(skb, COLO_CALL_DRAIN);
 	return TC_ACT_SHOT;
 }
 
@@ -193,7 +194,7 @@ static __always_inline int colo_park_out(struct __sk_buff *skb, struct colo_conf
 	if (!work->plan.drain)
 		return colo_send_last(skb, conf, work->pkt.nic);
 	colo_send(skb, conf, work->pkt.nic);
-	colo_stages.call(skb, COLO_STAGE_DRAIN);
+	colo_calls.call(skb, COLO_CALL_DRAIN);
 	return TC_ACT_SHOT;
 }
 
@@ -233,14 +234,14 @@ int colo_park(struct __sk_buff *skb)
 	if (work->plan.verdict == COLO_V_PASS) {
 		work->out = 1;
 		if (work->plan.lower || flow->ack_slot)
-			colo_stages.call(skb, COLO_STAGE_OWE);
+			colo_calls.call(skb, COLO_CALL_OWE);
 		return colo_park_out(skb, conf, work);
 	}
 	colo_pvm_told(skb, work, PARK);
 	if (work->parked)
 		return colo_line_send(skb, conf, work->line);
 	if (work->plan.drain)
-		colo_stages.call(skb, COLO_STAGE_DRAIN);
+		colo_calls.call(skb, COLO_CALL_DRAIN);
 	return TC_ACT_SHOT;
 }
 
@@ -327,7 +328,7 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	colo_key_from_vm(pkt, &work->flow);
 	if (!colo_is_stream(pkt)) {
 		if (colo_is_reset(pkt)) {
-			colo_stages.call(skb, COLO_STAGE_SVM_RST);
+			colo_calls.call(skb, COLO_CALL_SVM_RST);
 			return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_CONF);
 		}
 		colo_dgram_digest(skb, conf, work, buf);
@@ -337,7 +338,7 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	flow = colo_flows.lookup(&work->flow);
 	if (!flow) {
 		if (pkt->flags & COLO_TCP_SYN)
-			colo_enter_at(skb, work, COLO_STAGE_SVM);
+			colo_enter_at(skb, work, COLO_CALL_SVM);
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_FLOW);
 	}
 	work->entered = 0;
@@ -363,7 +364,7 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	if (work->held_ns)
 		colo_late_count(&work->now, work->held_ns);
 	if (work->plan.drain && work->now.may_release)
-		colo_stages.call(skb, COLO_STAGE_DRAIN);
+		colo_calls.call(skb, COLO_CALL_DRAIN);
 	return work->plan.leaves ? colo_send_last(skb, conf, pkt->nic) : TC_ACT_SHOT;
 }
 
@@ -381,7 +382,7 @@ int colo_enter(struct __sk_buff *skb)
 		return colo_finish(skb, COLO_PROG_ENTER, COLO_V_DROP, COLO_R_NO_CONF);
 	colo_flow_make(&work->flow);
 	work->entered = 1;
-	colo_stages.call(skb, work->stage);
+	colo_calls.call(skb, work->caller);
 	work->entered = 0;
 	return colo_finish(skb, COLO_PROG_ENTER, COLO_V_DROP, COLO_R_TABLE_FULL);
 }
@@ -445,7 +446,7 @@ int colo_drain(struct __sk_buff *skb)
 	flow = colo_flows.lookup(&work->flow);
 	if (flow && colo_drain_flow(skb, conf, flow, work)) {
 		if (++work->drains < COLO_DRAIN_RUNS)
-			colo_stages.call(skb, COLO_STAGE_DRAIN);
+			colo_calls.call(skb, COLO_CALL_DRAIN);
 		if (!conf->park_ifindex)
 			return TC_ACT_SHOT;
 		skb->mark = COLO_MARK_CARRIER | (work->flow.nic & (COLO_NICS - 1));

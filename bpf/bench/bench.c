@@ -5,7 +5,7 @@
  *
  * BPF_PROG_TEST_RUN repeats a program on the same frame; a comparer would take the second for a
  * retransmission. So ports and sequence number are set here, from a counter. A call costs the same
- * with no program at `stage`: what is measured so is taken off.
+ * with no program at `callee`: what is measured so is taken off.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>
@@ -21,7 +21,7 @@
 #include "colo_scratch.h"
 #include "colo_verifier.h"
 
-#define BENCH_STAGES	8	/* programs to hand frames to; the first place stays empty */
+#define BENCH_CALLS	8	/* programs to hand frames to; the first place stays empty */
 #define BENCH_PORTS	15	/* bits of a flow's number that make the client's port */
 #define BENCH_L4	(ETH_HLEN + 20)
 #define BENCH_ODD	0x9E3779B1u	/* flows are visited in no order a cache could foresee */
@@ -43,7 +43,7 @@ struct bench_plan {
 	__u32 step;		/* sequence numbers from one to the next */
 	__u32 ack;
 	__u32 kind;		/* enum bench_kind */
-	__u32 stage;
+	__u32 callee;		/* place in bench_calls; 0: none */
 	__u32 inbound;		/* 1: the client's frames */
 	__u32 vni;		/* of the link's frames */
 	__u32 peer;		/* host order: where they come from */
@@ -72,7 +72,7 @@ struct bench_tunnel {		/* struct bpf_tunnel_key, with the address frames come fr
 };
 
 BPF_ARRAY(bench_plans, struct bench_plan, 64);	/* by skb->cb[0]: the caller names it */
-BPF_PROG_ARRAY(bench_stages, BENCH_STAGES);
+BPF_PROG_ARRAY(bench_calls, BENCH_CALLS);
 
 static __always_inline struct bench_plan *bench_plan_get(struct __sk_buff *skb)
 {
@@ -123,7 +123,7 @@ int bench_run(struct __sk_buff *skb)
 	if (!plan)
 		return TC_ACT_SHOT;
 	bench_fresh(skb, plan);
-	bench_stages.call(skb, plan->stage);
+	bench_calls.call(skb, plan->callee);
 	return TC_ACT_SHOT;
 }
 
@@ -144,7 +144,7 @@ int bench_link(struct __sk_buff *skb)
 	if (bpf_skb_set_tunnel_key(skb, (struct bpf_tunnel_key *)&tunnel, sizeof(tunnel), 0) ||
 	    bpf_skb_set_tunnel_opt(skb, &tag, sizeof(tag)))
 		return TC_ACT_SHOT;
-	bench_stages.call(skb, plan->stage);
+	bench_calls.call(skb, plan->callee);
 	return TC_ACT_SHOT;
 }
 

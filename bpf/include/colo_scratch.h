@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What one packet carries from stage to stage of the compare programs: parse, prepare, hash,
+ * What the functions of the compare programs hand on for one packet: parse, prepare, hash,
  * conclude, carry out.
  *
  * It lives in map memory, not on the stack, for the verifier's sake: a value read back from a
- * map is unknown again, so that all ways through a stage end in one state and the next stage is
+ * map is unknown again, so that all ways through a function end in one state and the next one is
  * looked at once. On the stack every verdict times every flag would be a state of its own, and
  * the hash loop alone would cost over a million instructions.
  */
@@ -54,7 +54,7 @@ struct colo_now {
 	__u32 heard;		/* within the link timeout */
 };
 
-enum colo_step {		/* what the prepare stage leaves to do */
+enum colo_step {		/* what prepare leaves to do */
 	COLO_STEP_DONE = 0,	/* the plan stands */
 	COLO_STEP_HOLD = 1,	/* copy the frame to the store */
 	COLO_STEP_HASH = 2,	/* hash it, then decide */
@@ -91,7 +91,7 @@ struct colo_work {		/* one per CPU; programs run with BH off and do not nest */
 	struct colo_walk walk;
 	__u64 digest;		/* of a datagram */
 	__u32 step;		/* enum colo_step */
-	__u32 stage;		/* where colo_enter goes on */
+	__u32 caller;		/* COLO_CALL_...: what colo_enter goes back to */
 	__u32 entered;		/* 1: it was there, look no more than once */
 	__u32 drains;		/* runs of colo_drain on this frame's back */
 	__u32 end;		/* sequence number after the segment */

@@ -21,7 +21,7 @@ static __always_inline int colo_send(struct __sk_buff *skb, struct colo_config *
 }
 
 /*
- * Make the skb fit to carry stored frames: after this it has no GSO, and a checksum that is
+ * Make the skb ready to carry stored frames: after this it has no GSO, and a checksum that is
  * PARTIAL or UNNECESSARY has become NONE. Without it every carried frame leaves with a wrong sum.
  */
 static __always_inline int colo_carrier_ready(struct __sk_buff *skb)

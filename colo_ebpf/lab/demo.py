@@ -187,12 +187,12 @@ class Demo:
                 await asyncio.sleep(_POLL_S)
 
     async def _until_status(
-        self, host: str, fits: Callable[[dict[str, Any]], bool]
+        self, host: str, wanted: Callable[[dict[str, Any]], bool]
     ) -> dict[str, Any]:
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 status = await asyncio.to_thread(self._lab.ask, host)
-                if status is not None and fits(status):
+                if status is not None and wanted(status):
                     return dict(status)
                 await asyncio.sleep(_POLL_S)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from colo_ebpf.datapath.bpf.image import INSTRUCTION_BYTES, Image, Program
 
-COUNTERS, STAGES = "colo_stats", "colo_stages"
+COUNTERS, CALLS = "colo_stats", "colo_calls"
 _LOOK_UP, _TAIL_CALL = 1, 12  # enum bpf_func_id
 _LD_IMM64, _CALL, _EXIT = 0x18, 0x85, 0x95
 _MOVE_NUMBER, _MOVE_NUMBER32, _MOVE, _MOVE32 = 0xB7, 0xB4, 0xBF, 0xBC
@@ -39,7 +39,7 @@ class Ways:
     """All ways through a program, as far as it matters here."""
 
     uncounted_exits: set[int] = field(default_factory=set)
-    calls: set[tuple[int | None, bool]] = field(default_factory=set)  # stage, and counted before
+    calls: set[tuple[int | None, bool]] = field(default_factory=set)  # place, and counted before
 
 
 class _Code:
@@ -80,10 +80,10 @@ class _Code:
         counted = at.counted or (helper == _LOOK_UP and at.known[1] == COUNTERS)
         assert helper != _LOOK_UP or isinstance(at.known[1], str), f"{at}: which map is that?"
         if helper == _TAIL_CALL:
-            assert at.known[2] == STAGES, f"{at}: which programs does it call?"
-            stage = at.known[3]
-            assert not isinstance(stage, str)
-            ways.calls.add((stage, at.counted))
+            assert at.known[2] == CALLS, f"{at}: which programs does it call?"
+            place = at.known[3]
+            assert not isinstance(place, str)
+            ways.calls.add((place, at.counted))
         return At(at.place + 1, counted, _NOTHING[:6] + at.known[6:])
 
 
@@ -112,16 +112,16 @@ def ways_of(image: Image, program: Program, counted: bool) -> Ways:
 
 
 def uncounted(
-    images: Sequence[Image], stages: Sequence[str], called_only: Sequence[str]
+    images: Sequence[Image], calls: Sequence[str], called_only: Sequence[str]
 ) -> dict[str, list[int]]:
     """The instructions where a program ends and nothing was counted, by program.
 
-    `stages`: the programs of `colo_stages`; `called_only`: those that begin in no other way. A
-    stage that is read from a map is one of the others: the frame begins again with it.
+    `calls`: the programs of `colo_calls`; `called_only`: those that begin in no other way. A
+    place that is read from a map is one of the others: the frame begins again with it.
     """
     programs = {one.name: (image, one) for image in images for one in image.programs}
     first = [name for name in programs if name not in called_only]
-    again = [name for name in stages if name in first]
+    again = [name for name in calls if name in first]
     waiting = [(name, False) for name in first]
     found: dict[str, set[int]] = {}
     seen: set[tuple[str, bool]] = set()
@@ -132,8 +132,8 @@ def uncounted(
         seen.add((name, counted))
         ways = ways_of(*programs[name], counted)
         found.setdefault(name, set()).update(ways.uncounted_exits)
-        for stage, before in ways.calls:
-            called = again if stage is None else [stages[stage]]
+        for place, before in ways.calls:
+            called = again if place is None else [calls[place]]
             waiting.extend((one, before) for one in called)
     return {name: sorted(places) for name, places in found.items() if places}
 

@@ -147,8 +147,8 @@ def _of_another_user(_pins: Path, code: Path) -> None:
     os.chown(code, 1000, 1000)
 
 
-def _the_stages_are_empty(_pins: Path, code: Path) -> None:
-    fd = syscalls.obj_get(str(code / "colo_stages"))
+def _the_calls_are_empty(_pins: Path, code: Path) -> None:
+    fd = syscalls.obj_get(str(code / "colo_calls"))
     syscalls.RawMap(fd).delete(b"\0" * 4)
     os.close(fd)
 
@@ -165,7 +165,7 @@ def _of_other_maps(pins: Path, _code: Path) -> None:
         _a_program_is_another,
         _others_may_write,
         _of_another_user,
-        _the_stages_are_empty,
+        _the_calls_are_empty,
         _of_other_maps,
     ],
 )

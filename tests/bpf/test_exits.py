@@ -14,7 +14,7 @@ from scapy.packet import Packet
 
 from colo_ebpf.datapath.bpf import loader
 from colo_ebpf.datapath.bpf.image import INSTRUCTION_BYTES, Image, Program
-from colo_ebpf.datapath.bpf.pinned_programs import STAGES
+from colo_ebpf.datapath.bpf.pinned_programs import CALLS
 from colo_ebpf.lab.bed import CACHE
 from colo_ebpf.model import Mode
 from tests.bpf.by_bcc import SIZES
@@ -23,7 +23,7 @@ from tests.bpf.frames import beacon, datagram, farewell, segment
 from tests.bpf.rig import CLIENT_MAC, VM_MAC, Rig
 from tests.capabilities import require
 
-CALLED_ONLY = tuple(name for name in STAGES if name not in ("colo_cmp_pvm", "colo_cmp_svm"))
+CALLED_ONLY = tuple(name for name in CALLS if name not in ("colo_cmp_pvm", "colo_cmp_svm"))
 FRAMES: dict[str, Packet | bytes] = {
     "beacon": beacon(),
     "farewell": farewell(),
@@ -52,7 +52,7 @@ def _images() -> list[Image]:
 
 
 def test_every_way_through_every_program_counts() -> None:
-    assert uncounted(_images(), STAGES, CALLED_ONLY) == {}
+    assert uncounted(_images(), CALLS, CALLED_ONLY) == {}
 
 
 def test_one_that_does_not_is_found() -> None:

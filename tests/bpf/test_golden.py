@@ -179,15 +179,15 @@ def flushed(rig: Rig) -> None:
 
 
 def severed(rig: Rig) -> None:
-    """The program cannot be called back (COLO_STAGE_PVM)."""
-    RawMap(rig.plane._code.maps["colo_stages"]).delete(struct.pack("=I", 2))
+    """The program cannot be called back (COLO_CALL_PVM)."""
+    RawMap(rig.plane._code.maps["colo_calls"]).delete(struct.pack("=I", 2))
 
 
 def mended(rig: Rig) -> None:
     """What `severed` and downed devices were before."""
     program = rig.plane.programs["colo_cmp_pvm"]
-    stages = RawMap(rig.plane._code.maps["colo_stages"])
-    stages.set(struct.pack("=I", 2), struct.pack("=I", program))
+    calls = RawMap(rig.plane._code.maps["colo_calls"])
+    calls.set(struct.pack("=I", 2), struct.pack("=I", program))
     netdev.set_up("vx0", 1500)
     netdev.set_up("tap0", 1500)
 

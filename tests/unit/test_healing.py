@@ -22,11 +22,11 @@ _OFFER = Decision(State.PAIRING, "", task=Task(TaskKind.PAIR, 7))
 _READY = Decision(State.PAIRING, "", task=Task(TaskKind.PAIR, 7, "b/1"))
 
 
-def test_each_stage_is_a_part() -> None:
-    stages = [(_ALONE, set()), (_OFFER, set()), (_READY, set()), (_READY, {Synchronise})]
-    stages += [(_READY, {Synchronise, EnterColo}), (_PAIR, set())]
+def test_each_decision_is_a_part() -> None:
+    looks = [(_ALONE, set()), (_OFFER, set()), (_READY, set()), (_READY, {Synchronise})]
+    looks += [(_READY, {Synchronise, EnterColo}), (_PAIR, set())]
     parts = [Part.ALONE, Part.QEMU, Part.DISK, Part.MEMORY, Part.CHECKPOINTS, None]
-    assert [part_of(d, done) for d, done in stages] == parts
+    assert [part_of(d, done) for d, done in looks] == parts
 
 
 def test_parts_add_up_to_the_whole() -> None:

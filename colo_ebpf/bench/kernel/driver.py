@@ -28,7 +28,7 @@ ISN = 1000
 _MAKERS = ("bench_run", "bench_link")
 LEAST = ("bench_least_pvm", "bench_least_svm")  # makers that do by themselves what has to be done
 _PLANS = 64
-_STAGES = ("colo_cmp_pvm", "colo_cmp_svm", "colo_mir_cli", "colo_mir_link", "colo_mir_svm")
+_CALLS = ("colo_cmp_pvm", "colo_cmp_svm", "colo_mir_cli", "colo_mir_link", "colo_mir_svm")
 _CALIBRATION_RUNS = 20_000
 _CALIBRATIONS = 5
 
@@ -52,7 +52,7 @@ class _Plan(ctypes.Structure):
         ("step", ctypes.c_uint32),
         ("ack", ctypes.c_uint32),
         ("kind", ctypes.c_uint32),
-        ("stage", ctypes.c_uint32),
+        ("callee", ctypes.c_uint32),
         ("inbound", ctypes.c_uint32),
         ("vni", ctypes.c_uint32),
         ("peer", ctypes.c_uint32),
@@ -145,10 +145,10 @@ class Driver:
         source = loader.source_directory() / "bench" / "bench.c"
         names = (*_MAKERS, "bench_look", *LEAST)
         self._module = loader.load_one(source, names, where.pins, sizes, where.spec.cache)
-        stages = RawMap(self._module.maps["bench_stages"])
-        for number, name in enumerate(_STAGES, 1):
+        calls = RawMap(self._module.maps["bench_calls"])
+        for number, name in enumerate(_CALLS, 1):
             fd = plane.programs[name]
-            stages.set(struct.pack("=I", number), struct.pack("=I", fd))
+            calls.set(struct.pack("=I", number), struct.pack("=I", fd))
         self._plans = RawMap(self._module.maps["bench_plans"])
         self._used = 0
         self._ifindex = netdev.index_of(where.spec.nics[0].tap)
@@ -185,7 +185,7 @@ class Driver:
     def _stream(self, maker: str, program: str, template: Template, plan: _Plan) -> Stream:
         plan.seq, plan.step, plan.ack = template.seq, template.step, template.ack
         plan.kind, plan.inbound = template.kind, template.inbound
-        plan.stage = _STAGES.index(program) + 1 if program else 0
+        plan.callee = _CALLS.index(program) + 1 if program else 0
         plan.tap = self._ifindex
         plan.vni = bed.VNI * abi.NICS
         (plan.peer,) = struct.unpack("!I", bytes(map(int, bed.PEER.split("."))))

@@ -23,14 +23,14 @@
 #define BUFFER (256u << 10)
 #define EVENTS 512
 
-enum stage { HEAD, BODY, SAY };		/* a count, the bytes it counts, the answer */
+enum state { HEAD, BODY, SAY };		/* a count, the bytes it counts, the answer */
 
 struct conn {
 	int fd;
 	const struct service *service;	/* of a listening socket, too */
 	int listens;
-	enum stage stage;
-	uint64_t left;			/* bytes until the stage ends */
+	enum state state;
+	uint64_t left;			/* bytes until the state ends */
 	uint64_t at;			/* place in the answer */
 	uint64_t head;
 	int waits_to_write;
@@ -65,23 +65,23 @@ static void begin(struct conn *c)
 	const struct service *s = c->service;
 	int counted = s->kind == DOWNLOAD || s->kind == UPLOAD;
 
-	c->stage = counted ? HEAD : BODY;
+	c->state = counted ? HEAD : BODY;
 	c->left = counted ? sizeof(c->head) : s->bytes;
 	c->head = 0;
 }
 
-/* The stage has ended: which comes next? */
+/* The state has ended: which comes next? */
 static void next(struct conn *c)
 {
 	const struct service *s = c->service;
 
-	if (c->stage == SAY) {
+	if (c->state == SAY) {
 		begin(c);
-	} else if (c->stage == HEAD && s->kind == UPLOAD && c->head) {
-		c->stage = BODY;
+	} else if (c->state == HEAD && s->kind == UPLOAD && c->head) {
+		c->state = BODY;
 		c->left = c->head;
 	} else {
-		c->stage = SAY;
+		c->state = SAY;
 		c->at = 0;
 		c->left = s->kind == DOWNLOAD ? c->head : s->kind == UPLOAD ? 1 : s->bytes;
 	}
@@ -117,7 +117,7 @@ static int take(struct conn *c)
 
 	if (n <= 0)
 		return n < 0 && errno == EAGAIN ? 1 : -1;
-	if (c->stage == HEAD)
+	if (c->state == HEAD)
 		memcpy((uint8_t *)&c->head + sizeof(c->head) - c->left, buffer, n);
 	c->left -= n;
 	if (!c->left)
@@ -133,10 +133,10 @@ static void go_on(struct conn *c)
 		return end(c);
 	/* Not for ever: the others want their turn. */
 	for (turns = 0; !done && turns < 64; turns++)
-		done = c->stage == SAY ? say(c) : take(c);
+		done = c->state == SAY ? say(c) : take(c);
 	if (done < 0)
 		return end(c);
-	waits = c->stage == SAY;
+	waits = c->state == SAY;
 	if (waits != c->waits_to_write)
 		await(c, EPOLL_CTL_MOD, waits ? EPOLLOUT : EPOLLIN);
 	c->waits_to_write = waits;

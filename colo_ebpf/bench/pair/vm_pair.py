@@ -47,13 +47,13 @@ class Pair:
         raise BenchError("the pair is not protected")
 
     async def until(
-        self, host: str, fits: Callable[[dict[str, Any]], bool], what: str, limit_s: float = 60
+        self, host: str, wanted: Callable[[dict[str, Any]], bool], what: str, limit_s: float = 60
     ) -> dict[str, Any]:
-        """The first status of the host that fits; BenchError if none does in time."""
+        """The first status of the host that is wanted; BenchError if none does in time."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             status = await asyncio.to_thread(self.lab.ask, host)
-            if status is not None and fits(status):
+            if status is not None and wanted(status):
                 return dict(status)
             await asyncio.sleep(_POLL_S)
         raise BenchError(f"host {host}: {what}: not within {limit_s:.0f} s")

@@ -66,8 +66,8 @@ def frame_bytes(mtu: int) -> int:
 
 def hold_slots(mib: int, slot_bytes: int) -> int:
     """How many slots fit into so many MiB: a power of two, and never fewer than one burst needs."""
-    fit: int = 1 << ((mib << 20) // slot_bytes).bit_length() - 1
-    return max(fit, _LEAST_SLOTS)
+    slots: int = 1 << ((mib << 20) // slot_bytes).bit_length() - 1
+    return max(slots, _LEAST_SLOTS)
 
 
 @dataclass(frozen=True, slots=True)

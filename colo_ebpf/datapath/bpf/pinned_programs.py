@@ -29,7 +29,7 @@ from colo_ebpf.datapath.net import tcx
 from colo_ebpf.errors import DatapathError, LoadError
 
 _log = logging.getLogger(__name__)
-STAGES = (  # by COLO_STAGE_...
+CALLS = (  # by COLO_CALL_...
     "colo_drain",
     "colo_enter",
     "colo_cmp_pvm",
@@ -38,8 +38,9 @@ STAGES = (  # by COLO_STAGE_...
     "colo_rst_svm",
     "colo_owe",
 )
-_STAGES_MAP, _RING_MAP = "colo_stages", "colo_ring"
-_OWN_MAPS = (_STAGES_MAP, _RING_MAP)
+_CALLS_MAP, _RING_MAP = "colo_calls", "colo_ring"
+_OWN_MAPS = (_CALLS_MAP, _RING_MAP)
+_EARLIER = "colo_stages"  # the table of programs, where earlier versions pinned it
 _PREFIX = "code_"
 _NEW, _OLD = "new_code", "old_code"
 
@@ -62,7 +63,7 @@ class Code:
 def name_of(sources: Sequence[Source]) -> str:
     """The directory's name for programs of these sources; it ends with the compiler's version,
     or, where none is installed, with nothing: then a set of any is taken."""
-    parts = [*(source.digest for source in sources), *STAGES]
+    parts = [*(source.digest for source in sources), *CALLS]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     return f"{_PREFIX}{digest}_{re.sub(r'[^0-9A-Za-z]', '_', compiler.version())}"
 
@@ -120,11 +121,11 @@ def _check(
             raise LoadError(f"the pinned {name} is not that of the programs")
     if not {syscalls.map_info(fd).number for fd in maps.values()} <= used:
         raise LoadError("maps that the programs do not use")
-    stages = RawMap(maps[_STAGES_MAP])
-    for place, name in enumerate(STAGES):
-        called = stages.get(struct.pack("=I", place)) or b"\0" * 4
+    calls = RawMap(maps[_CALLS_MAP])
+    for place, name in enumerate(CALLS):
+        called = calls.get(struct.pack("=I", place)) or b"\0" * 4
         if struct.unpack("=I", called)[0] != infos[name].number:
-            raise LoadError(f"{_STAGES_MAP} does not call {name}")
+            raise LoadError(f"{_CALLS_MAP} does not call {name}")
 
 
 def publish(pins: Path, name: str, modules: Sequence[Module]) -> Code:
@@ -135,9 +136,9 @@ def publish(pins: Path, name: str, modules: Sequence[Module]) -> Code:
     programs = {one: fd for module in modules for one, fd in module.programs.items()}
     maps = [(one, fd) for module in modules for one, fd in module.maps.items()]
     own = {one: fd for one, fd in maps if one in _OWN_MAPS}
-    stages = RawMap(own[_STAGES_MAP])
-    for place, called in enumerate(STAGES):
-        stages.set(struct.pack("=I", place), struct.pack("=I", programs[called]))
+    calls = RawMap(own[_CALLS_MAP])
+    for place, called in enumerate(CALLS):
+        calls.set(struct.pack("=I", place), struct.pack("=I", programs[called]))
     fresh = pins / _NEW
     _remove(fresh)
     fresh.mkdir(mode=0o700)
@@ -162,7 +163,7 @@ def clear_others(pins: Path, name: str) -> None:
     for path in pins.iterdir():
         if path.is_dir() and path.name not in (name, tcx.DIRECTORY):
             _remove(path)
-    (pins / _STAGES_MAP).unlink(missing_ok=True)  # where daemons before this one had it
+    (pins / _EARLIER).unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

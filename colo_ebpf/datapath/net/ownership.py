@@ -16,7 +16,7 @@ from colo_ebpf.datapath.net import delay_line, netdev, tuntap, vxlan
 from colo_ebpf.errors import AttachError
 
 _MARK = "colo-ebpf: "
-Fits = Callable[[Any], bool]
+IsOne = Callable[[Any], bool]
 
 
 def owner(ifname: str) -> str:
@@ -32,7 +32,7 @@ def mark(ifname: str, vm: str) -> None:
 
 def require(vm: str, taps: Sequence[str], link_device: str, port: int) -> None:
     """AttachError if one of a data plane's devices is there and not this VM's."""
-    for ifname, key, what, fits in _devices(taps, link_device, port):
+    for ifname, key, what, is_one in _devices(taps, link_device, port):
         if not netdev.exists(ifname):
             continue
         theirs = owner(ifname)
@@ -42,7 +42,7 @@ def require(vm: str, taps: Sequence[str], link_device: str, port: int) -> None:
                 f"no longer protected here, ip link del {ifname}"
             )
         link = netdev.link_of(ifname)
-        if not theirs and not fits(link):
+        if not theirs and not is_one(link):
             kind = netdev.kind_of(link) or "a network card or the like"
             raise AttachError(
                 f"{ifname} is there and is no {what} of ours ({kind}): {key} names a device that "
@@ -56,7 +56,7 @@ def drop_outdated(vm: str, taps: Mapping[str, int], link_device: str, port: int)
     if _is_of(vm, link_device) and not vxlan.is_tunnel(netdev.link_of(link_device), port):
         netdev.remove(link_device)
     for tap, queues in taps.items():
-        if _is_of(vm, tap) and not tuntap.fits(tap, queues):
+        if _is_of(vm, tap) and not tuntap.can_open(tap, queues):
             netdev.remove(tap)
 
 
@@ -66,7 +66,7 @@ def _is_of(vm: str, ifname: str) -> bool:
 
 def _devices(
     taps: Sequence[str], link_device: str, port: int
-) -> Iterator[tuple[str, str, str, Fits]]:
+) -> Iterator[tuple[str, str, str, IsOne]]:
     """Name, key of the configuration, what it should be, and whether one without a mark is that."""
     for tap in taps:
         yield tap, "vm.nic.tap", "tap", _is_tap

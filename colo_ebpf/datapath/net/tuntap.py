@@ -73,10 +73,10 @@ def _tap_remedy(ifname: str, error: OSError, *, several: bool) -> str:
         return _TAKEN
     if error.errno != errno.EINVAL or not netdev.exists(ifname):
         return "that takes CAP_NET_ADMIN"
-    return _unfit(ifname, several=several)
+    return _why_not(ifname, several=several)
 
 
-def fits(ifname: str, queues: int) -> bool:
+def can_open(ifname: str, queues: int) -> bool:
     """A VM with so many queues can open this tap, or has it open."""
     return _kind(ifname)[1] is (queues > 1) or in_use(ifname)
 
@@ -91,7 +91,7 @@ def _kind(ifname: str) -> tuple[str, bool]:
     return str(kind), data is not None and bool(data.get_attr("IFLA_TUN_MULTI_QUEUE"))
 
 
-def _unfit(ifname: str, *, several: bool) -> str:
+def _why_not(ifname: str, *, several: bool) -> str:
     """Why a VM with one queue, or with several, cannot open it, and what to do."""
     kind, made_with_several = _kind(ifname)
     if kind != "tun" or made_with_several is several:
@@ -110,8 +110,8 @@ def create_tap(ifname: str, mtu: int, queues: int = 1) -> None:
     """Make a persistent tap, and bring it up. AttachError if it is there for one queue and several
     are wanted, or the other way round: the VM could not open it."""
     if netdev.exists(ifname):
-        if not fits(ifname, queues):
-            raise AttachError(f"tap {ifname}: {_unfit(ifname, several=queues > 1)}")
+        if not can_open(ifname, queues):
+            raise AttachError(f"tap {ifname}: {_why_not(ifname, several=queues > 1)}")
     else:
         fd = _open_queue(ifname, several=queues > 1)
         try:
