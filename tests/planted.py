@@ -1400,4 +1400,11 @@ MUTANTS = [
         "",
         ONE_DISK_QEMU,
     ),
+    Mutant(
+        "a load is waited for after COLO was left",
+        "colo_ebpf/control/core/facts.py",
+        "return self._is_replica(vm) and not self._left",
+        "return self._is_replica(vm)",
+        "tests/unit/test_left_colo.py",
+    ),
 ]

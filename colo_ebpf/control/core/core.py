@@ -83,7 +83,7 @@ class Core(Facts):
     def adopt(self, vm: Vm, past: Past, *, failed: bool, off: bool, now_ns: int) -> None:
         """A QEMU that an earlier daemon left running, before the first cycle. `failed`: requests
         to its disks have, nobody can say since which checkpoint. `off`: its guest ended it."""
-        self.vm = vm
+        self.vm, self._left = vm, past.left
         self.checkpoints.found(past, off, now_ns)
         if past.disk and (past.left or vm.role is VmRole.PRIMARY):
             self.fitness.failed(f"its disk failed ({past.disk})", None)
@@ -134,7 +134,7 @@ class Core(Facts):
             return
         kind = event.kind
         if kind is VmEventKind.COLO_EXIT:
-            self._colo_exit_ns = now_ns
+            self._left, self._colo_exit_ns = True, now_ns
         elif waits(event):
             self._stands_for_its_disk(vm, event, now_ns)
         elif kind is VmEventKind.RESUME:
@@ -154,8 +154,7 @@ class Core(Facts):
         elif kind is VmEventKind.MONITOR_LOST and vm.alive and not self.ends(vm):
             self.fitness.lasting = "its QEMU does not answer"
         replica = self._is_replica(vm)
-        loads = replica and self._colo_exit_ns is None
-        if told := self.checkpoints.guest.hear(event, loads=loads):
+        if told := self.checkpoints.guest.hear(event, loads=self._loads(vm)):
             self._tell(
                 f"the replica: {told}" if replica else told, now_ns, severity.of_event(event)
             )
@@ -178,10 +177,6 @@ class Core(Facts):
         if self._loads(vm):
             reason = event.data.get("reason") or "no reason given"
             self.fitness.failed(f"its disk failed ({reason})", None)
-
-    def _loads(self, vm: Vm) -> bool:
-        """Checkpoints are loaded into it. Its own log says so where the record is not known."""
-        return self._is_replica(vm) and not vm.past().left
 
     def _fresh(self) -> None:
         self.checkpoints.fitness, self.checkpoints.guest = Fitness(), Guest()
@@ -235,7 +230,7 @@ class Core(Facts):
 
     def vm_started(self, vm: Vm, endpoints: Endpoints | None) -> None:
         """A StartVm step has made a QEMU (called before its step_done)."""
-        self.vm, self._endpoints = vm, endpoints
+        self.vm, self._endpoints, self._left = vm, endpoints, False
         self._clean, self._public = vm.role is VmRole.PRIMARY, False
         self._fresh()
         self._colo_exit_ns = self._yanked_ns = self._waits_ns = None

@@ -77,6 +77,7 @@ class Facts:
         self._mode_since_ns = self.state_since_ns = now_ns
         self._endpoints: Endpoints | None = None
         self._clean, self._public = False, False
+        self._left = False  # the VM here was a secondary's, and its QEMU has left COLO
         self._colo_exit_ns: int | None = None
         self._waits_ns: int | None = None
         self._yanked_ns: int | None = None
@@ -181,6 +182,10 @@ class Facts:
             return vm.role is VmRole.SECONDARY
         serves = r.owner == instance and r.kind is not Kind.CLAIMED
         return not serves and r.image != self.who.host
+
+    def _loads(self, vm: Vm) -> bool:
+        """Checkpoints are loaded into it. It may have left COLO before the record is known."""
+        return self._is_replica(vm) and not self._left
 
     def errors(self) -> tuple[str, ...]:
         """What failed last."""
