@@ -26,7 +26,7 @@ esac
 
 packages=(
 	acl bpftool busybox-static ca-certificates cpio e2fsprogs etcd-server gcc groff-base gzip
-	iproute2 kmod libbpf1 libc6-dev libseccomp2 nftables nginx-light openssl procps python3 python3-bpfcc python3-cryptography
+	iproute2 kmod libbpf1 libc6-dev libseccomp2 libvirt-clients nftables nginx-light openssl procps python3 python3-bpfcc python3-cryptography
 	python3-libnbd python3-venv qemu-system-x86 qemu-utils util-linux wireguard-go xz-utils
 )
 [ "${1:-}" != bench ] || packages+=(apache2-utils chromium curl libpq5 openssh-client redis-tools)

@@ -57,6 +57,10 @@ def _etcd() -> str:
     return "" if shutil.which("etcd") else "etcd is not installed (package etcd-server)"
 
 
+def _virsh() -> str:
+    return "" if shutil.which("virsh") else "virsh is not installed (package libvirt-clients)"
+
+
 def _debootstrap() -> str:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     return "" if shutil.which("debootstrap", path=path) else "debootstrap is not installed"
@@ -136,6 +140,7 @@ _PROBES: dict[str, Callable[[], str]] = {
     "e2fsprogs": _e2fsprogs,
     "loop": _loop,
     "promtool": _promtool,
+    "virsh": _virsh,
     "debootstrap": _debootstrap,
     "lintian": _lintian,
     "chromium": _chromium,

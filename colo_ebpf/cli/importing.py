@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -88,9 +89,16 @@ def _libvirt(source: str, release: Release) -> Imported:
     if "/" in source or source.endswith(".xml"):
         data = _file(Path(source))
     else:
-        words = ["virsh", "--readonly", "--connect", "qemu:///system", "dumpxml"]
-        data = _printed([*words, f"--domain={source}"])
+        virsh = _virsh()
+        words = [virsh[0], "--readonly", *virsh[1:], "dumpxml", f"--domain={source}"]
+        data = _printed(words, [*virsh, "list", "--all"])
     return domain.imported_from(strict_xml.element(data), release)
+
+
+def _virsh() -> list[str]:
+    """At the libvirt that the environment names, as with any virsh; else at the host's QEMU."""
+    named = any(os.environ.get(one) for one in ("VIRSH_DEFAULT_CONNECT_URI", "LIBVIRT_DEFAULT_URI"))
+    return ["virsh"] if named else ["virsh", "--connect", "qemu:///system"]
 
 
 def _proxmox(source: str, release: Release) -> Imported:
@@ -98,8 +106,8 @@ def _proxmox(source: str, release: Release) -> Imported:
 
     configured = b""
     if re.fullmatch(r"[1-9][0-9]{0,8}", source):
-        command = _printed(["qm", "showcmd", source])
-        configured = _printed(["qm", "config", source])
+        command = _printed(["qm", "showcmd", source], ["qm", "list"])
+        configured = _printed(["qm", "config", source], ["qm", "list"])
     else:
         command = _file(Path(source))
     try:
@@ -117,13 +125,14 @@ def _file(path: Path) -> bytes:
         raise ConfigError(e.strerror or "cannot be read") from e
 
 
-def _printed(words: list[str]) -> bytes:
-    """What a command prints; ConfigError if it fails."""
+def _printed(words: list[str], listing: list[str]) -> bytes:
+    """What a command prints; ConfigError if it fails. `listing`: what shows all VMs."""
     try:
         done = subprocess.run(
             words,
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
             timeout=_WAIT_S,
             check=False,
         )
@@ -132,6 +141,13 @@ def _printed(words: list[str]) -> bytes:
     except (OSError, subprocess.TimeoutExpired) as e:
         raise ConfigError(f"{words[0]} failed: {e}") from e
     if done.returncode:
-        said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
-        raise ConfigError(f"{words[0]} failed: {said or f'exit code {done.returncode}'}")
+        said = _joined(done.stderr) or f"exit code {done.returncode}"
+        text = f"{words[0]} failed: {said}; `{' '.join(listing)}` shows what is there"
+        raise ConfigError(text)
     return done.stdout
+
+
+def _joined(said: bytes) -> str:
+    """Lines of a command's errors as one."""
+    lines = (line.strip() for line in said.decode(errors="replace").splitlines())
+    return ": ".join(line.removeprefix("error: ") for line in lines if line)[-300:]
