@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -15,6 +18,7 @@ from colo_ebpf.cli.parser import parser
 from colo_ebpf.cli.vms import Asked
 from colo_ebpf.config.example import EXAMPLE
 from colo_ebpf.control.admin import operations
+from colo_ebpf.control.admin.server import ControlServer
 from colo_ebpf.control.peer.pause import MOST_WHY_BYTES, Pause
 from colo_ebpf.control.state.files import PauseFile
 from colo_ebpf.errors import ControlError
@@ -193,6 +197,27 @@ def test_a_pause_ends_by_itself_on_both_hosts() -> None:
         assert host.core.pause.on
         operations.end_pause(host.core, 1000.0, host.now_ns)
     assert a.core.pause == b.core.pause == Pause(2, False)
+
+
+_AFTER_ALL_TIME_S = 253_402_300_800  # the year 10000, which no calendar here has
+
+
+@pytest.mark.parametrize("until_s", [-1, _AFTER_ALL_TIME_S, 1 << 70])
+def test_an_end_that_no_calendar_has_is_refused_wherever_it_comes_from(
+    tmp_path: Path, until_s: int
+) -> None:
+    daemon = SimpleNamespace(core=None, status=dict)
+    asked = json.dumps({"command": "pause", "until_s": until_s}).encode()
+    answer = asyncio.run(ControlServer(cast(Any, daemon), tmp_path / "ctl.sock")._answer(asked, 0))
+    assert answer["error"].startswith("until_s: seconds of Unix time")
+    (tmp_path / "pause").write_text(f'{{"number":7,"on":true,"until_s":{until_s}}}')
+    with pytest.raises(ControlError, match="does not say whether protection is paused"):
+        PauseFile(tmp_path).load()
+
+
+def test_the_last_end_that_can_be_said_is_told() -> None:
+    last = Pause(1, True, _AFTER_ALL_TIME_S - 1)
+    assert last.sentence() == "protection is paused until 9999-12-31 23:59:59 UTC"
 
 
 def test_a_pause_without_an_end_has_none() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_ebpf.control.peer.envelope import VERSION, Seal
+from colo_ebpf.control.peer.pause import Pause
 from colo_ebpf.control.peer.state import (
     AHEAD,
     GREET_AFTER_NS,
@@ -82,6 +83,13 @@ def test_no_bytes_make_it_fail(data: bytes) -> None:
     view = _view()
     assert not view.receive(data, Path.LINK, MS)
     assert not view.receive(RUN.close(1, b"")[:37] + data, Path.LINK, MS)
+
+
+@pytest.mark.parametrize("until_s", [-1, 253_402_300_800, (1 << 64) - 1])
+def test_a_pause_that_no_calendar_has_is_no_word_of_a_peer(until_s: int) -> None:
+    view = _view()
+    assert not view.receive(_said(pause=Pause(1, True, until_s)), Path.LINK, MS)
+    assert view.refusals == {Refusal.MALFORMED: 1}
 
 
 def test_a_recording_of_the_past_is_worth_nothing() -> None:

@@ -28,7 +28,7 @@ from colo_ebpf.control.admin.image_export import ImageExport
 from colo_ebpf.control.admin.status import Parts, checkpoint_news, history, paused, planned
 from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.control.host import access
-from colo_ebpf.control.peer.pause import MOST_WHY_BYTES
+from colo_ebpf.control.peer.pause import LAST_S, MOST_WHY_BYTES
 from colo_ebpf.errors import ColoError, ControlError, VmError
 from colo_ebpf.model import PlaneEvent
 
@@ -192,8 +192,8 @@ class ControlServer:
 
     def _pause(self, request: dict[str, Any]) -> dict[str, Any]:
         until_s, why = request.get("until_s", 0), request.get("why", "")
-        if type(until_s) is not int or until_s < 0:
-            raise ControlError("until_s: seconds of Unix time")
+        if type(until_s) is not int or not 0 <= until_s <= LAST_S:
+            raise ControlError("until_s: seconds of Unix time, before the year 10000")
         if not _is_line(why):
             raise ControlError(f"why: one line of at most {MOST_WHY_BYTES} bytes")
         if until_s and until_s <= time.time():

@@ -8,9 +8,11 @@ outlives restarts of both.
 from __future__ import annotations
 
 import datetime
+from typing import Annotated
 
 import msgspec
 
+LAST_S = 253_402_300_799  # of the year 9999, the last that a calendar here has
 MOST_WHY_BYTES = 200  # of UTF-8: it is in each heartbeat, and escaped in the file
 
 
@@ -22,7 +24,7 @@ class Pause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     number: int = 0
     on: bool = False
-    until_s: int = 0
+    until_s: Annotated[int, msgspec.Meta(ge=0, le=LAST_S)] = 0
     why: str = ""
 
     def newer_than(self, other: Pause) -> bool:
