@@ -60,7 +60,7 @@ def _parsed(data: bytes) -> list[dict[str, Any]]:
     for line in data.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and "at_s" in row:
             found.append(row)

@@ -96,8 +96,9 @@ def _raw(text: str, file: Path) -> dict[str, Any]:
     """Its tables; every key is a known one."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise ConfigError(f"{file}: not valid TOML: {e}") from e
+    except (ValueError, RecursionError) as e:
+        why = "nested too deep" if isinstance(e, RecursionError) else e
+        raise ConfigError(f"{file}: not valid TOML: {why}") from e
     _refuse_unknown(raw, "", file)
     return raw
 

@@ -274,9 +274,12 @@ async def test_members_of_two_clusters_are_no_arbiter(
     [
         b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
         b'HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n"\xff"',
+        b'HTTP/1.1 200 OK\r\ncontent-length: 5005\r\n\r\n{"a":' + b"[" * 5000,
+        b'HTTP/1.1 500 No\r\ncontent-length: 5005\r\n\r\n{"a":' + b"[" * 5000,
         b"HTTP/1.1 404 Not Found\r\ncontent-length: 5\r\n\r\nhello",
         b"HTTP/1.1 302 Found\r\nlocation: http://192.0.2.1/\r\ncontent-length: 0\r\n\r\n",
     ],
+    ids=["text", "no UTF-8", "deep", "a deep error", "not found", "elsewhere"],
 )
 async def test_something_else_that_speaks_http_is_named(
     key: str, one: Cluster, reply: bytes

@@ -119,6 +119,8 @@ def test_no_two_parts_share_a_place() -> None:
         ('role = "primary"', 'role = "boss"', "start.role: "),
         ("mtu = 1500", "mtu = 9001", "mtu: .*<= 9000"),
         ("[[vm.disk]]", "[[vm.disk", "not valid TOML"),
+        ("mtu = 1500", f"mtu = {'1' * 5000}", "not valid TOML: Exceeds the limit"),
+        ("mtu = 1500", f"mtu = {'[' * 5000}", "not valid TOML: nested too deep"),
         ("overlay-limit-mib = 0", "overlay-limit-mib = -1", "overlay-limit-mib: .*>= 0"),
         ("web.raw", "web,x.raw", "vm.disk.path: .* has a comma"),
         ("/dev/shm/colo-ebpf", "/dev/a,b", "vm.disk.overlay-dir: .* has a comma"),

@@ -67,7 +67,8 @@ def _write(tmp_path: Path, *events: dict[str, Any], tail: bytes = b"") -> None:
 
 
 def test_a_half_written_or_strange_line_is_no_trouble(log: EventLog, tmp_path: Path) -> None:
-    _write(tmp_path, PEER_BAD, tail=b'[]\n"x"\nnot json\n{"event": "BLOCK_IO_')
+    deep = b'{"event": "RESUME", "data": ' + b"[" * 5000 + b"\n"
+    _write(tmp_path, PEER_BAD, tail=deep + b'[]\n"x"\nnot json\n{"event": "BLOCK_IO_')
     assert log.read() == Past(peer_disk=True)
     _write(tmp_path, tail=b'ERROR", "data": {"reason": "late"}}\n')
     assert log.read() == Past(peer_disk=True, disk="late")

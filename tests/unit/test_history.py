@@ -99,7 +99,10 @@ def test_it_outlives_its_writer(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("end", [b'{"at_s": 1', b"\0" * 100, b"\xff", b"[]\n7\n"])
+DEEP = b'{"what": ' + b"[" * 5000
+
+
+@pytest.mark.parametrize("end", [b'{"at_s": 1', b"\0" * 100, b"\xff", b"[]\n7\n", DEEP])
 def test_what_a_power_cut_left_is_no_entry_and_spoils_none(tmp_path: Path, end: bytes) -> None:
     path = _keep(tmp_path, _entry(1))
     path.write_bytes(path.read_bytes() + end)

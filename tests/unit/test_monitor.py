@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The monitors of a QEMU that ends: no traceback, whoever notices first."""
+"""The monitors of a QEMU that ends, or is itself no more: no traceback, whoever notices first."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,16 @@ class _Monitor:
         for writer in self._writers:
             writer.transport.abort()
 
+    def rave(self) -> None:
+        for writer in self._writers:
+            writer.write(b'{"event": ' + b"[" * 5000 + b"\n")
 
+
+@pytest.mark.parametrize("end", [_Monitor.die, _Monitor.rave], ids=["dies", "raves"])
 @pytest.mark.parametrize("asks", [False, True])
-def test_a_qemu_that_dies_leaves_no_traceback(tmp_path: Path, asks: bool) -> None:
+def test_a_qemu_that_is_lost_leaves_no_traceback(
+    tmp_path: Path, asks: bool, end: Callable[[_Monitor], None]
+) -> None:
     unforeseen: list[dict[str, Any]] = []
     events: list[VmEvent] = []
 
@@ -60,7 +68,7 @@ def test_a_qemu_that_dies_leaves_no_traceback(tmp_path: Path, asks: bool) -> Non
         await monitors.connect(tmp_path / "main", tmp_path / "oob")
         asked = asyncio.create_task(monitors.run("query-status")) if asks else None
         await asyncio.sleep(0)
-        qemu.die()
+        end(qemu)
         await lost.wait()
         if asked is not None:
             with pytest.raises(QmpError, match="monitor lost"):

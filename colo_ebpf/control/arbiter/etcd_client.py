@@ -32,6 +32,7 @@ _JSON = {"Content-Type": "application/json"}
 # gRPC's invalid argument, permission denied, resource exhausted, unauthenticated: nothing was done.
 _REFUSED = frozenset({3, 7, 8, 16})
 _CLIENT_CERTIFICATE = ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "UNKNOWN_CA", "CERTIFICATE_EXP")
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _T = TypeVar("_T", bound="Reply")
 
 
@@ -215,7 +216,7 @@ class Etcd:
             raise _refusal(status, text)
         try:
             reply = msgspec.json.decode(text, type=request.kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        except _UNREADABLE as e:
             raise _TryError(f"not an answer of etcd v3: {e}", sent=True, final=True) from e
         if not isinstance(reply, AlarmReply):
             self._check_cluster(reply.header.cluster_id)
@@ -333,7 +334,7 @@ def _refusal(status: int, text: bytes) -> _TryError:
     """An error that etcd answered. Few of them say that nothing was done, or will be."""
     try:
         reply = msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         what = f"not an answer of etcd v3 but HTTP status {status}; is its gRPC gateway enabled?"
         return _TryError(what, sent=True, final=True)
     said = reply.get("message") or reply.get("error") or f"HTTP status {status}"

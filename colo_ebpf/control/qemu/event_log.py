@@ -113,5 +113,5 @@ class EventLog:
 def _event(line: bytes) -> dict[str, Any]:
     try:
         return dict(msgspec.json.decode(line))
-    except (msgspec.DecodeError, TypeError, ValueError):
+    except (msgspec.DecodeError, TypeError, ValueError, RecursionError):
         return {}

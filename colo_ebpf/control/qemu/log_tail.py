@@ -51,7 +51,7 @@ class LogTail(Generic[Sum]):
         try:
             kept = msgspec.json.decode(self._kept_path.read_bytes(), type=_Kept)
             return kept.at, msgspec.json.decode(kept.past, type=type(empty))
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, RecursionError):
             return 0, empty
 
     def read(self) -> Sum:

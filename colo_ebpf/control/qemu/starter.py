@@ -141,7 +141,7 @@ class Starter:
         try:
             socket.send_fds(self._to, [data], fds)
             reply = json.loads(self._to.recv(_REQUEST_BYTES) or b"{}")
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise VmError(f"the process that starts QEMU does not answer: {e}") from e
         if "errno" in reply:
             raise OSError(int(reply["errno"]), os.strerror(int(reply["errno"])))

@@ -100,7 +100,7 @@ def entries(lines: Iterable[bytes]) -> list[Entry]:
     for line in lines:
         try:
             found.append(msgspec.json.decode(line, type=Entry))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             continue
     return found
 
