@@ -54,8 +54,8 @@ class Certificates:
             command += ["-addext", extension]
         subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
 
-    def expire(self, name: str) -> None:
-        """The certificate is over since yesterday, and else as it was."""
+    def date(self, name: str, first_day: int, last_day: int) -> None:
+        """The certificate holds between these days, counted from today, and is else as it was."""
         read = x509.load_pem_x509_certificate
         old, ca = (read(Path(self.path(f"{n}.pem")).read_bytes()) for n in (name, "ca"))
         signer = load_pem_private_key(Path(self.path("ca.key")).read_bytes(), None)
@@ -63,8 +63,8 @@ class Certificates:
         now = datetime.datetime.now(datetime.UTC)
         made = (
             x509.CertificateBuilder(ca.subject, old.subject, old.public_key(), old.serial_number)
-            .not_valid_before(now - datetime.timedelta(days=2))
-            .not_valid_after(now - datetime.timedelta(days=1))
+            .not_valid_before(now + datetime.timedelta(days=first_day))
+            .not_valid_after(now + datetime.timedelta(days=last_day))
         )
         for one in old.extensions:
             made = made.add_extension(one.value, one.critical)

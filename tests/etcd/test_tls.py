@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from colo_ebpf.errors import ArbiterError
 from tests.capabilities import require
 from tests.etcd.certificates import Certificates
 from tests.etcd.cluster import Cluster, cluster
+
+OVER, TO_COME = (-2, -1), (1, 2)  # days from now, far enough for a clock that is off by some hours
 
 
 @pytest.fixture(scope="module")
@@ -66,31 +69,50 @@ async def test_a_client_without_the_right_certificate_is_refused(
         await secured.arbiter(key, tls=Tls(ours.path("ca.pem"), *names)).read()
 
 
-async def test_a_client_whose_certificate_is_over_is_refused(
-    secured: Cluster, ours: Certificates, tmp_path: Path, key: str
+@pytest.mark.parametrize("days", [OVER, TO_COME])
+async def test_a_client_whose_certificate_does_not_hold_today_is_refused(
+    secured: Cluster, ours: Certificates, tmp_path: Path, key: str, days: tuple[int, int]
 ) -> None:
     made = Certificates(tmp_path / "tls", like=ours)
-    made.expire("client")
+    made.date("client", *days)
     with pytest.raises(ArbiterError, match=r"refuses this client's certificate: .*cert-file"):
         await secured.arbiter(key, tls=made.of_client()).read()
 
 
-async def test_a_server_whose_certificate_is_over_is_refused(
-    secured: Cluster, ours: Certificates, tmp_path: Path, key: str
+@pytest.mark.parametrize("days", [OVER, TO_COME])
+async def test_a_server_whose_certificate_does_not_hold_today_is_refused(
+    secured: Cluster, ours: Certificates, tmp_path: Path, key: str, days: tuple[int, int]
 ) -> None:
+    says = "certificate has expired" if days == OVER else "certificate is not yet valid"
     made = Certificates(tmp_path / "tls", like=ours)
-    made.expire("server")
+    made.date("server", *days)
+    async with _server_that_nobody_takes(made) as endpoint:
+        with pytest.raises(ArbiterError, match=rf"its certificate is refused: {says} \(arbiter"):
+            await secured.arbiter(key, endpoints=[endpoint]).read()
+
+
+@contextlib.asynccontextmanager
+async def _server_that_nobody_takes(of: Certificates) -> AsyncIterator[str]:
+    """Where it is."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(made.path("server.pem"), made.path("server.key"))
+    context.load_cert_chain(of.path("server.pem"), of.path("server.key"))
 
     def nobody_comes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise AssertionError("it was taken for the arbiter")
 
     server = await asyncio.start_server(nobody_comes, "127.0.0.1", 0, ssl=context)
     async with server:
-        endpoint = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        with pytest.raises(ArbiterError, match=r"its certificate is refused: .*expired"):
-            await secured.arbiter(key, endpoints=[endpoint]).read()
+        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_key_of_another_certificate_is_named_with_it(
+    secured: Cluster, ours: Certificates, others: Certificates, key: str
+) -> None:
+    tls = Tls(ours.path("ca.pem"), ours.path("client.pem"), others.path("client.key"))
+    files = rf"{ours.path('client.pem')}, {others.path('client.key')}"
+    said = rf"arbiter\.cert-file, key-file: {files}: they do not belong together"
+    with pytest.raises(ArbiterError, match=said):
+        await secured.arbiter(key, tls=tls).read()
 
 
 async def test_plain_http_at_a_tls_port_is_an_error(secured: Cluster, key: str) -> None:

@@ -115,9 +115,8 @@ class Tls:
             try:
                 context.load_cert_chain(self.cert_file, self.key_file, password=_no_passphrase)
             except OSError as e:
-                raise ArbiterError(
-                    f"arbiter.cert-file, key-file: {self.cert_file}, {self.key_file}: {_reason(e)}"
-                ) from e
+                files = f"{self.cert_file}, {self.key_file}"
+                raise ArbiterError(f"arbiter.cert-file, key-file: {files}: {_unusable(e)}") from e
         return context
 
 
@@ -316,6 +315,13 @@ def _connection_error(e: Exception, sending: bool) -> _TryError:
     if isinstance(e, aiohttp.ClientConnectorError):
         return _TryError(text, sent=False, final=True)
     return _TryError(f"the connection was lost: {text}", sent=sending)
+
+
+def _unusable(e: OSError) -> str:
+    """Why a certificate and a key cannot be loaded."""
+    if getattr(e, "reason", "") in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+        return "they do not belong together: name the key that the certificate was made for"
+    return _reason(e)
 
 
 def _no_passphrase() -> str:
