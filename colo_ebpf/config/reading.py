@@ -58,22 +58,20 @@ def _derived(config: Config) -> Config:
     return msgspec.structs.replace(config, link=link, host=host)
 
 
-def _known_keys(kind: Any = Config, path: str = "") -> dict[str, list[str]]:
-    """Keys by table path (``vm.nic`` for an array of tables)."""
-    found: dict[str, list[str]] = {}
+def _known_keys(kind: Any = Config, path: str = "") -> dict[str, dict[str, Any]]:
+    """Keys and their types by table path (``vm.nic`` for an array of tables)."""
     info = msgspec.inspect.type_info(kind)
     assert isinstance(info, msgspec.inspect.StructType)
-    found[path] = [f.encode_name for f in info.fields]
-    for field in info.fields:
-        inner = field.type
-        if isinstance(inner, msgspec.inspect.ListType):
-            inner = inner.item_type
+    found: dict[str, dict[str, Any]] = {path: {f.encode_name: f.type for f in info.fields}}
+    for name, of in list(found[path].items()):
+        inner = of.item_type if isinstance(of, msgspec.inspect.ListType) else of
         if isinstance(inner, msgspec.inspect.StructType):
-            found |= _known_keys(inner.cls, f"{path}.{field.encode_name}".lstrip("."))
+            found |= _known_keys(inner.cls, f"{path}.{name}".lstrip("."))
     return found
 
 
-KEYS = _known_keys()
+_TYPES = _known_keys()
+KEYS = {path: list(types) for path, types in _TYPES.items()}
 
 
 def _refuse_unknown(table: dict[str, Any], path: str, file: Path) -> None:
@@ -106,7 +104,15 @@ def _raw(text: str, file: Path) -> dict[str, Any]:
 def _readable(message: str) -> tuple[str, str]:
     """msgspec's message with the place first: ``vm.memory-mib``, ``: Expected ...``."""
     match = re.fullmatch(r"(?P<what>.*?) - at `\$\.?(?P<where>.*)`", message)
-    return (match["where"], f": {match['what']}") if match else ("", message)
+    if match is None:
+        return "", message
+    where, what = match["where"], match["what"]
+    table, _, key = re.sub(r"\[\d+\]", "", where).rpartition(".")
+    kind = _TYPES.get(table, {}).get(key)
+    if isinstance(kind, msgspec.inspect.LiteralType):
+        allowed = ", ".join(map(str, kind.values))
+        what = re.sub(r"^Invalid enum value (.*)", rf"\1 is none of {allowed}", what)
+    return where, f": {what}"
 
 
 def load_config(file: Path) -> Config:

@@ -104,6 +104,16 @@ def test_no_two_parts_share_a_place() -> None:
         ('mac = "52:', 'mac = "53:', "is a multicast address"),
         ('mac = "52:54', 'mac = "xx', "vm.nic.*mac: "),
         ('accel = "auto" ', 'accel = "fast" ', "vm.accel: "),
+        (
+            'security = "auto" ',
+            'security = "macsec" ',
+            "link.security: 'macsec' is none of auto, ipsec, none, wireguard$",
+        ),
+        (
+            'format = "raw"',
+            'format = "raw"\nsector-bytes = 1024',
+            r"vm.disk\[0\].sector-bytes: 1024 is none of 512, 4096$",
+        ),
         ("mtu = 1500", "mtu = 1500\nslot = 1", "slot: 1 is taken; NICs and disks have 2 to 31"),
         ("mtu = 1500", "mtu = 1500\nslot = 32", "vm.nic.*slot: .*<= 31"),
         ('format = "raw"', 'format = "raw"\nboot-order = 1', "boot-order does not go with vm.ker"),
