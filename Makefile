@@ -12,6 +12,7 @@ COVERED ?= tests/unit tests/sim tests/storage tests/etcd
 JOBS ?= 2
 MUTANTS ?=
 ROUNDS ?= 100
+INPUTS ?= 1000000
 SEEDS ?= 20000
 KILLS ?= 50
 VMS ?= 8
@@ -19,7 +20,7 @@ SEED ?= 53
 DEB ?= build/deb
 
 .PHONY: help setup guest guest-apps guest-boot guest-link demo test lint coverage bench bench-quick \
-	mutants matrix writer many soak deb deb-test clean
+	mutants matrix writer many hostile soak deb deb-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -74,6 +75,10 @@ writer: guest ## fifty kills while the guest writes to an ext4 file system (KILL
 many: guest ## eight VMs on two hosts, each killed in turn, then a host (VMS=n)
 	@COLO_VMS=$(VMS) $(PYTHON) -m pytest -v tests/lab/test_many.py
 
+hostile: setup ## a million changed inputs to what reads what others write, about 15 minutes (INPUTS=n SEED=n)
+	@COLO_CHANGED=$(INPUTS) COLO_SEED=$(SEED) $(PYTHON) -m pytest -q -s --timeout 0 \
+		tests/unit/test_changed_inputs.py
+
 soak: guest ## millions of steps of the models, of histories and of bad inputs (ROUNDS=n SEEDS=n)
 	@for round in $$(seq $(ROUNDS)); do \
 		echo "soak: round $$round of $(ROUNDS)"; \
@@ -81,7 +86,8 @@ soak: guest ## millions of steps of the models, of histories and of bad inputs (
 			$(PYTHON) -m pytest -q --timeout 0 tests/sim || exit; \
 		COLO_MODEL_EXAMPLES=2000 COLO_PAIR_EXAMPLES=100 \
 			$(PYTHON) -m pytest -q --timeout 0 tests/model || exit; \
-		COLO_HOSTILE=10000 $(PYTHON) -m pytest -q --timeout 0 tests/unit/test_hostile.py || exit; \
+		COLO_HOSTILE=10000 COLO_CHANGED=100000 COLO_SEED=$$round $(PYTHON) -m pytest -q -s \
+			--timeout 0 tests/unit/test_hostile.py tests/unit/test_changed_inputs.py || exit; \
 	done
 
 deb: setup ## build the Debian packages of this release in build/deb
