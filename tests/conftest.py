@@ -106,6 +106,8 @@ def rigs_are_closed() -> Iterator[None]:
 
     TwoHosts.close()
     Rig.close_all()
+    if "tests.lab" in sys.modules:
+        sys.modules["tests.lab"].planes.close()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -8,7 +8,7 @@ import signal
 from colo_ebpf.control.qemu.cmdline import REPLICAS
 from colo_ebpf.datapath.net import namespaces, netdev
 from colo_ebpf.errors import LabError
-from colo_ebpf.lab import mounts, network, processes
+from colo_ebpf.lab import network, processes
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import (
     ARBITER,
@@ -42,7 +42,7 @@ def kill(lab: Lab, host: str, what: str) -> list[int]:
     if what == "host":
         processes.end(place.namespace)
         namespaces.run_in(place.namespace, _forget)
-        mounts.unmount(place.bpffs)
+        lab.power_off(place)
         for run_dir in directory(lab.name).glob(f"{host}*/{place.run_dir.name}"):
             (run_dir / REPLICAS).unlink(missing_ok=True)  # /run is empty after a boot
     return pids

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from colo_ebpf.config.reading import check_paths, load_config
 from colo_ebpf.control import link_security
@@ -39,8 +39,21 @@ _CODE = str(Path(__file__).parents[2])  # a daemon runs in /: another checkout m
 _LOG_TAIL_BYTES = 2500
 
 
+class Keeper(Protocol):
+    """Keeps the loaded programs of hosts that are gone for hosts that come: the kernel takes
+    seconds to verify them."""
+
+    def lend(self, place: Place) -> None:
+        """Let the host have what is kept for its configuration, if anything is."""
+
+    def take_back(self, place: Place) -> None:
+        """All that ran on the host has ended: keep what its BPF file system has."""
+
+
 class Lab:
     """One lab by its name; `vm`: more than one VM may run on its hosts, each as a `Lab`."""
+
+    keeper: ClassVar[Keeper | None] = None  # of all labs of this process
 
     def __init__(
         self, name: str, say: Say = lambda text: None, vm: int = 0, family: str = ""
@@ -89,6 +102,8 @@ class Lab:
             place.config.write_text(topology.config_text(place, guest, arbiter, security))
             self._image(place, guest)
             check_paths(load_config(place.config), place.config)
+            if self.keeper and not self.vm:
+                self.keeper.lend(place)
         if arbiter == "etcd" and not self.vm:
             network.add_arbiter(self.name)
             arbiters.start(self.name)
@@ -300,8 +315,16 @@ class Lab:
             mounts_gone = place.bpffs not in mounts.mounted(place.bpffs)
             if mounts_gone:
                 mounts.mount_bpf(place.bpffs)
+                if self.keeper:
+                    self.keeper.lend(place)
             if not daemons_of(place):
                 self.start_daemon(place)
+
+    def power_off(self, place: Place) -> None:
+        """Nothing runs on the host any more, and what its kernel had is gone."""
+        if self.keeper:
+            self.keeper.take_back(place)
+        mounts.unmount(place.bpffs)
 
     def environment_of(self, host: str) -> dict[str, str]:
         """What makes `colo-ebpf` and `bpftool` of a shell on that host find its files."""
@@ -316,6 +339,8 @@ class Lab:
         """End and remove everything of this name, however little is left of it."""
         for host in (*HOSTS, "client", "arbiter"):
             processes.end(self.namespace_of(host))
+        for place in self.places.values():
+            self.power_off(place)
         network.remove(self.name)
         mounts.remove(topology.directory(self.name), topology.ROOT.parent)
 

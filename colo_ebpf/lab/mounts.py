@@ -11,7 +11,7 @@ from pathlib import Path
 
 from colo_ebpf.errors import LabError
 
-_MNT_DETACH = 2
+_MNT_DETACH, _MS_BIND = 2, 4096
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -35,6 +35,13 @@ def mount_bpf(target: Path) -> None:
 def mount_trace(target: Path) -> None:
     """The kernel's tracer."""
     _mount("tracefs", target, "")
+
+
+def bind(source: Path, target: Path) -> None:
+    """What is mounted at one directory is at the other one, too."""
+    target.mkdir(parents=True, exist_ok=True)
+    if _libc.mount(bytes(source), bytes(target), None, _MS_BIND, None):
+        raise LabError(f"mount {source} on {target}: {os.strerror(ctypes.get_errno())}")
 
 
 def mounted(below: Path) -> list[Path]:

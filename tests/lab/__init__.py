@@ -16,9 +16,11 @@ from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import Guest, Place
 from colo_ebpf.lab.workload import PATIENCE_S
 from tests.capabilities import require
+from tests.lab.planes import Planes
 
 _LOG_BYTES = 12_000
 _labs: WeakSet[Lab] = WeakSet()
+planes = Lab.keeper = Planes()
 
 
 def clean(lab: Lab) -> Lab:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Loaded programs of hosts that are gone, for the hosts of the next lab.
+
+The kernel takes some ten seconds of a processor to verify the programs of a host, and half of the
+time of all labs went there. Here a BPF file system outlives its host. Its maps are emptied, so that
+they are as after loading; the next daemon of that configuration finds its programs loaded, as one
+that starts again does. The first hosts of a test run load theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from colo_ebpf.config.reading import load_config
+from colo_ebpf.control import settings
+from colo_ebpf.datapath.bpf import loader, pinned_programs, syscalls
+from colo_ebpf.datapath.bpf.ringbuf import Ring
+from colo_ebpf.datapath.net import tcx
+from colo_ebpf.datapath.net.tunnel import Security
+from colo_ebpf.lab import mounts
+from colo_ebpf.lab.topology import Place
+
+_ROOT = Path("/run/colot-planes")
+
+
+class Planes:
+    """A `Keeper`, of one process."""
+
+    def __init__(self) -> None:
+        self._root = _ROOT / str(os.getpid())
+        self._kept: dict[str, list[Path]] = defaultdict(list)
+        self._number = 0
+
+    def lend(self, place: Place) -> None:
+        """Let the host have what is kept for its configuration, if anything is."""
+        spec = settings.plane_spec(load_config(place.config), security=Security.NONE)
+        name = pinned_programs.name_of(loader.shipped(spec.sizes))
+        if not self._kept[name]:
+            return
+        kept = self._kept[name].pop()
+        mounts.unmount(place.bpffs)
+        mounts.bind(kept, place.bpffs)
+        mounts.unmount(kept)
+        kept.rmdir()
+        (vm,) = _vms(place.bpffs)
+        vm.rename(loader.pin_directory(place.bpffs, place.name))
+
+    def take_back(self, place: Place) -> None:
+        """All that ran on the host has ended: keep what its BPF file system has."""
+        vms = _vms(place.bpffs) if place.bpffs in mounts.mounted(place.bpffs) else []
+        codes = list(vms[0].glob("code_*")) if len(vms) == 1 else []
+        if len(codes) != 1:
+            return
+        _empty(vms[0], codes[0])
+        self._number += 1
+        kept = self._root / str(self._number)
+        mounts.bind(place.bpffs, kept)
+        self._kept[codes[0].name].append(kept)
+
+    def close(self) -> None:
+        """Nothing is kept any more."""
+        self._kept.clear()
+        mounts.remove(self._root, _ROOT)
+
+
+def _vms(bpffs: Path) -> list[Path]:
+    """Directories of pins, one for each VM."""
+    return list(bpffs.glob("colo_ebpf/v*/*"))
+
+
+def _empty(vm: Path, code: Path) -> None:
+    """Attached is nothing any more; the maps are as after loading."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(vm / tcx.DIRECTORY)
+    for path in vm.iterdir():
+        if path.is_file():
+            _with(path, lambda fd: syscalls.RawMap(fd).clear())
+    _with(code / "colo_ring", _read_all)
+
+
+def _read_all(fd: int) -> None:
+    ring = Ring(fd, lambda record: None)
+    ring.consume()
+    ring.close()
+
+
+def _with(path: Path, do: Callable[[int], None]) -> None:
+    fd = syscalls.obj_get(str(path))
+    try:
+        do(fd)
+    finally:
+        os.close(fd)
