@@ -149,7 +149,7 @@ class History:
         if world.seed % 3 == 0:
             kinds += ["power-off", "reboot", "start-vm"]
         if world.shares_disk:  # docs/decisions/shared-disk.md: a replica's own write that failed
-            kinds = [*(kind for kind in kinds if kind != "disk"), "not-kept"]
+            kinds += ["not-kept"]
         if world.lost_vms == 0 or world.seed % 2:  # the odd ones lose both sides, too
             kinds += ["crash", "vm"]
         kind = rng.choice(kinds)

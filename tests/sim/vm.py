@@ -68,9 +68,9 @@ class ToyVm:
 
     def fail_disk(self) -> None:
         """A request fails; the daemon hears of it, if there is one. To a shared disk it is done
-        again, but by a replica: there no load takes it away."""
+        again, but by a replica under COLO: there no load takes it away."""
         if self.host.world.shares_disk:
-            self.sick = self.sick or self.replica
+            self.sick = self.sick or (self.replica and not self.exited)
             self.waits_for_disk()
         else:
             self.sick = self.ever_sick = True
