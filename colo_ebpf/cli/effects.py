@@ -49,8 +49,8 @@ EFFECTS: dict[str, dict[str, str]] = {
         "readonly": "The guest cannot write it, and it is not replicated: both hosts need the same"
         " raw image. On `virtio-scsi`: a CD-ROM.",
         "format": "The format of the image.",
-        "x-shared": "Not safe yet. Both hosts reach the same disk: nothing is copied. Raw, and with"
-        ' `fence.when = "before-solo"`.',
+        "x-shared": "Being tried out. Both hosts reach the same disk: nothing is copied. Raw, and"
+        ' with `fence.when = "before-solo"`.',
         "sector-bytes": "What the guest sees as a sector. The same on both hosts.",
         "boot-order": "1 is tried first. 0: in the order of their tables.",
         "serial": "What the guest finds below `/dev/disk/by-id`. Empty: none.",

@@ -14,7 +14,6 @@ from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.workload import LEDGER, until_serving
-from tests import qemu_choice
 from tests.capabilities import require
 from tests.lab import Entries, clean, cli
 
@@ -45,8 +44,6 @@ def _is(status: dict[str, str] | None, mode: str, disk: str) -> bool:
 def lab() -> Iterator[_SharedLab]:
     """A protected pair; the primary is a."""
     require("root", "bpf", "qemu", "guest")
-    if " 7.2." not in (found := qemu_choice.version_of(qemu_choice.NAME)):
-        pytest.skip(f"a shared disk was tried with QEMU 7.2 alone: this is {found}")
     lab = _SharedLab("colotestd")
     clean(lab)
     try:

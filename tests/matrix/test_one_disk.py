@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from colo_ebpf.lab.guest import Wanted, choose
-from tests import qemu_choice
 from tests.capabilities import require
 from tests.matrix.carrying_out import carry_out
 from tests.matrix.pair import Pair, working
@@ -51,8 +50,6 @@ _CHOSEN = _OFTEN + _ALSO if "COLO_MATRIX" in os.environ else _OFTEN
 def pair() -> Iterator[Pair]:
     """Protected, with a client; ended by the checks of the whole."""
     require("root", "bpf", "qemu", "guest")
-    if " 7.2." not in (found := qemu_choice.version_of(qemu_choice.NAME)):
-        pytest.skip(f"a shared disk was tried with QEMU 7.2 alone: this is {found}")
     with working("colotestn", "etcd", guest=choose(Wanted(shared_disk=True))) as made:
         yield made
 

@@ -127,7 +127,9 @@ def test_what_does_not_go_with_it_is_refused(text: str, why: str) -> None:
         parse_config(text, Path("x"))
 
 
-@pytest.mark.parametrize(("version", "says"), [((7, 2, 22), ""), ((10, 0, 8), "QEMU 7.2 alone")])
+@pytest.mark.parametrize(
+    ("version", "says"), [((7, 2, 22), ""), ((10, 0, 8), ""), ((9, 2, 0), "QEMU 7.2 and 10.0")]
+)
 def test_only_a_qemu_that_was_tried_shares_a_disk(version: tuple[int, int, int], says: str) -> None:
     assert says in refused(version, Use("q", shares_disk=True))
     assert refused(version, Use("q")) == ""

@@ -24,7 +24,7 @@ from colo_ebpf.errors import QmpError, VmError
 Run = Callable[..., Awaitable[Any]]  # of a QMP command; arguments by name
 Version = tuple[int, int, int]
 TRIED = ((7, 2), (10, 0))  # docs/operate/platforms.md
-_SHARES_DISK = (7, 2)
+_SHARES_DISK = ((7, 2), (10, 0))
 _ASK_MS = 20_000
 
 
@@ -57,8 +57,8 @@ def refused(version: Version, use: Use) -> str:
             f"machine {use.machine}: QEMU before 11.0 can crash when a secondary with q35 loads a"
             ' checkpoint; set machine = "pc"'
         )
-    if use.shares_disk and version[:2] != _SHARES_DISK:
-        return "a shared disk was tried with QEMU 7.2 alone; install that, or copy the disk"
+    if use.shares_disk and version[:2] not in _SHARES_DISK:
+        return "a shared disk was tried with QEMU 7.2 and 10.0; install one, or copy the disk"
     return _refused_for_tcg(version, use) if use.accel == "tcg" else ""
 
 
