@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,30 @@ def test_a_tree_of_headers_that_are_elsewhere_by_now_is_made_again(host: Path) -
     shutil.rmtree(host / "unpacked")
     _package(host / "src", "6.1.0-56", "amd64")
     assert _found(host)
+
+
+def test_many_at_once_find_one_tree(host: Path) -> None:
+    """As found: daemons of two checkouts unmade each other's tree while bcc read it."""
+    _package(host / "src", "6.1.0-56", "amd64")
+    for number in range(500):
+        (host / "src/linux-headers-6.1.0-56-common" / f"{number}.h").touch()
+    with ThreadPoolExecutor(8) as threads:
+        found = set(threads.map(lambda _: kernel_headers.find(host / "cache"), range(64)))
+    (tree,) = found
+    assert tree is not None and (tree / "499.h").exists()
+    assert [path.name for path in tree.parent.iterdir()] == [tree.name]
+
+
+def test_trees_of_two_checkouts_live_side_by_side(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees = []
+    for place in ("src", "unpacked"):
+        _package(host / place, "6.1.0-56", "amd64")
+        monkeypatch.setattr(kernel_headers, "PLACES", (host / place,))
+        trees.append(kernel_headers.find(host / "cache"))
+    assert len(set(trees)) == 2
+    assert all(tree and (tree / "Makefile").exists() for tree in trees)
 
 
 def test_the_nearest_series_is_taken(host: Path) -> None:

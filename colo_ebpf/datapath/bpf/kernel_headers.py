@@ -12,9 +12,10 @@ the packages would install a kernel with them.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import re
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -53,7 +54,8 @@ def find(cache: Path) -> Path | None:
             "BCC_KERNEL_SOURCE to a tree of them"
         )
     flavour, common = min(pairs, key=lambda pair: _distance(pair[0].name, running))
-    return _merged(common, flavour, cache / flavour.name)
+    of_place = hashlib.sha256(str(flavour.parent).encode()).hexdigest()[:12]
+    return _merged(common, flavour, cache / of_place / flavour.name)
 
 
 def _common_of(flavour: Path) -> Path | None:
@@ -83,27 +85,32 @@ def _distance(name: str, running: str) -> tuple[bool, int, int, list[int], str]:
     )
 
 
-def _is_of(flavour: Path, target: Path) -> bool:
-    """The tree was made of these headers. Those of another place may be gone: its links dangle."""
-    link = target / "Makefile"
-    return link.is_symlink() and link.readlink() == flavour / "Makefile"
-
-
 def _merged(common: Path, flavour: Path, target: Path) -> Path:
-    done = target / ".complete"
-    if done.exists() and _is_of(flavour, target):
+    """The tree appears as a whole: several processes may make it at once, and one is as good as
+    the other."""
+    if target.exists():
         return target
-    shutil.rmtree(target, ignore_errors=True)
-    for tree in (common, flavour):
-        for base, _, files in os.walk(tree):
-            directory = target / Path(base).relative_to(tree)
-            directory.mkdir(parents=True, exist_ok=True)
-            for name in files:
-                link = directory / name
-                link.unlink(missing_ok=True)
-                link.symlink_to(Path(base) / name)
-    done.touch()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+        made = Path(directory) / target.name
+        for tree in (common, flavour):
+            _link_all(tree, made)
+        try:
+            made.rename(target)
+        except OSError as e:
+            if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise LoadError(f"kernel headers: cannot make {target}: {e.strerror}") from e
     return target
+
+
+def _link_all(tree: Path, into: Path) -> None:
+    for base, _, files in os.walk(tree):
+        directory = into / Path(base).relative_to(tree)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            link = directory / name
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path(base) / name)
 
 
 def main() -> int:
