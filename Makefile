@@ -82,7 +82,7 @@ hostile: setup ## a million changed inputs to what reads what others write, abou
 soak: guest ## millions of steps of the models, of histories and of bad inputs (ROUNDS=n SEEDS=n)
 	@for round in $$(seq $(ROUNDS)); do \
 		echo "soak: round $$round of $(ROUNDS)"; \
-		COLO_SIM_SEEDS=$(SEEDS) COLO_SIM_FIRST=$$(((round - 1) * $(SEEDS))) \
+		COLO_WAITS=12 COLO_SIM_SEEDS=$(SEEDS) COLO_SIM_FIRST=$$(((round - 1) * $(SEEDS))) \
 			$(PYTHON) -m pytest -q --timeout 0 tests/sim || exit; \
 		COLO_MODEL_EXAMPLES=2000 COLO_PAIR_EXAMPLES=100 \
 			$(PYTHON) -m pytest -q --timeout 0 tests/model || exit; \

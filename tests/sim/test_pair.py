@@ -26,7 +26,7 @@ from tests import states
 from tests.sim.host import Host
 from tests.sim.world import MS, World
 
-SEEDS = int(os.environ.get("COLO_SIM_SEEDS", "4000"))
+SEEDS = int(os.environ.get("COLO_SIM_SEEDS", "2000"))
 FIRST = int(os.environ.get("COLO_SIM_FIRST", "0"))
 _BATCHES = 20
 _HISTORY_MS = 9_000

@@ -8,6 +8,7 @@ their rate falls to none.
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.sim.host import Host
 from tests.sim.test_pair import _until_protected
 from tests.sim.world import MS, World
 
-_SEEDS = range(6)
+_SEEDS = range(int(os.environ.get("COLO_WAITS", "3")))
 _LONGEST_MS = hosts.TIMING.pacing.longest_wait_ns / MS
 _CHECKPOINT_MS = 1_000  # and all that goes before it: beats, arming
 _AT_REST = Cause.OPERATOR
