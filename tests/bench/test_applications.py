@@ -14,6 +14,7 @@ from colo_ebpf.datapath.net import namespaces
 from colo_ebpf.lab import topology
 from tests.capabilities import require
 
+pytestmark = pytest.mark.timeout(900)  # of the fixture: five lanes with their VMs
 NAME = "colotestq"
 LEAST = part_applications.Plan(
     loads=chosen("http-keepalive-1,ssh-echo"),
