@@ -354,16 +354,13 @@ def _act(s: Snapshot, r: Record, step: Step, sentence: str, mode: Mode | None) -
 
 
 def _activate(s: Snapshot, r: Record, state: State, mode: Mode) -> Decision:
-    """The fence is the last thing before it: until then the claim can be handed back. With a shared
-    disk it is for the disk alone, and a secondary that lost only reads it."""
+    """The fence is the last thing before it: until then the claim can be handed back."""
     activation = Decision(
         state,
         _or_unreachable(s, "ready to go on alone: activating"),
         mode=mode,
         step=rested(s, Swap(r, record.activate(r))),
     )
-    if s.who.shares_disk and mode is Mode.PRIMARY:
-        return activation
     return fencing.before_solo(s, r, activation)
 
 

@@ -4,7 +4,8 @@
 A claim that still names the loser in `other` was made without asking it, unless it says that the
 loser wrote it itself (a switchover). Before this host goes on alone (`before_solo`), or while it
 does (`after_solo`), a command of the operator's turns the loser off. One that conceded or handed
-over is left as it is.
+over is left as it is. With a shared disk the fence is for the disk alone, and a secondary that lost
+only reads it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from colo_ebpf.control.decision.record import Kind, Record, host_of
 from colo_ebpf.control.decision.rules import rested
 from colo_ebpf.control.decision.snapshot import FenceFacts, FenceWhen, Snapshot
 from colo_ebpf.errors import CannotFenceError, ColoError
+from colo_ebpf.model import Mode
 
 ATTEMPTS_AFTER_SOLO = 5
 _REST_RETRIES = 10
@@ -26,7 +28,8 @@ def before_solo(s: Snapshot, r: Record, activation: Decision) -> Decision:
     """The activation, or the fence that has to succeed before it."""
     fence = s.fence
     asked = r.given or not r.other
-    if fence.when is not FenceWhen.BEFORE_SOLO or asked or Fence in s.done:
+    reads = s.who.shares_disk and activation.mode is Mode.PRIMARY
+    if fence.when is not FenceWhen.BEFORE_SOLO or asked or reads or Fence in s.done:
         return activation
     peer = s.who.peer
     if fence.hopeless:
