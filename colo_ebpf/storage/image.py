@@ -106,7 +106,8 @@ def inspect(
     `readonly`: the VM will not write to it, and it need not be writable.
     """
     protocol(path)
-    _refuse_if_written(path, readonly)
+    with _opened(path, readonly) as file:
+        _refuse_if_written(path, file)
     return _info(path, image_format, sector_bytes)
 
 
@@ -209,14 +210,13 @@ def no_other_writer(path: Path) -> Iterator[int]:
             _lock(file, _F_OFD_SETLK, fcntl.F_RDLCK, _NO_WRITER_LOCK_BYTE)
         except OSError as e:
             raise StorageError(f"image {path}: cannot be locked: {e.strerror}") from e
-        _refuse_if_written(path, readonly=True)
+        _refuse_if_written(path, file)
         yield file.fileno()
 
 
-def _refuse_if_written(path: Path, readonly: bool) -> None:
+def _refuse_if_written(path: Path, file: BinaryIO) -> None:
     """QEMU locks byte 100 + n of an image it holds permission n for; writing is 1 (block/file)."""
-    with _opened(path, readonly) as file:
-        answer = _lock(file, _F_OFD_GETLK, fcntl.F_WRLCK, _WRITE_LOCK_BYTE)
+    answer = _lock(file, _F_OFD_GETLK, fcntl.F_WRLCK, _WRITE_LOCK_BYTE)
     if struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK:
         raise StorageError(
             f"image {path}: in use by another process; stop the QEMU that has it open"
