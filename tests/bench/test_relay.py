@@ -130,10 +130,14 @@ def _reset(one: socket.socket) -> None:
     one.close()
 
 
+def _read_all(one: socket.socket) -> None:
+    while one.recv(_CHUNK):
+        pass
+
+
 def _assert_reset(one: socket.socket) -> None:
     with pytest.raises(ConnectionResetError):
-        while one.recv(_CHUNK):
-            pass
+        _read_all(one)
 
 
 @pytest.mark.parametrize(("early", "late"), [(1, 2), (2, 1)])
@@ -181,8 +185,7 @@ async def test_one_that_refuses_ends_the_connection(tmp_path: Path) -> None:
     async with _relayed(tmp_path) as bed:
         bed.listeners[1].close()
         with pytest.raises(ConnectionResetError):  # it may come before `connect` is back
-            while bed.connect().recv(_CHUNK):
-                pass
+            _read_all(bed.connect())
 
 
 @pytest.mark.parametrize("servers", [_SERVERS, _SERVERS[:1]])

@@ -148,7 +148,7 @@ class History:
             kinds += ["pause-pair", "resume-pair"]
         if world.seed % 3 == 0:
             kinds += ["power-off", "reboot", "start-vm"]
-        if world.shares_disk:  # docs/decisions/shared-disk.md: a replica's own write that failed
+        if world.shares_disk:
             kinds += ["not-kept"]
         if world.lost_vms == 0 or world.seed % 2:  # the odd ones lose both sides, too
             kinds += ["crash", "vm"]
