@@ -44,7 +44,7 @@ class Keeper(Protocol):
     seconds to verify them."""
 
     def lend(self, place: Place) -> None:
-        """Let the host have what is kept for its configuration, if anything is."""
+        """Let the host, which has loaded nothing, have what is kept for its configuration."""
 
     def take_back(self, place: Place) -> None:
         """All that ran on the host has ended: keep what its BPF file system has."""
@@ -102,8 +102,6 @@ class Lab:
             place.config.write_text(topology.config_text(place, guest, arbiter, security))
             self._image(place, guest)
             check_paths(load_config(place.config), place.config)
-            if self.keeper and not self.vm:
-                self.keeper.lend(place)
         if arbiter == "etcd" and not self.vm:
             network.add_arbiter(self.name)
             arbiters.start(self.name)
@@ -146,6 +144,8 @@ class Lab:
 
     def start_daemon(self, place: Place) -> None:
         """As the systemd unit does, in the host's network namespace; with the code of this lab."""
+        if self.keeper and not self.vm and not any(place.bpffs.iterdir()):
+            self.keeper.lend(place)
         with place.log.open("ab") as log:
             subprocess.Popen(
                 [
@@ -312,11 +312,8 @@ class Lab:
         for place in self.places.values():
             network.restore(place)
             processes.resume(place.namespace)
-            mounts_gone = place.bpffs not in mounts.mounted(place.bpffs)
-            if mounts_gone:
+            if place.bpffs not in mounts.mounted(place.bpffs):
                 mounts.mount_bpf(place.bpffs)
-                if self.keeper:
-                    self.keeper.lend(place)
             if not daemons_of(place):
                 self.start_daemon(place)
 

@@ -37,7 +37,7 @@ class Planes:
         self._number = 0
 
     def lend(self, place: Place) -> None:
-        """Let the host have what is kept for its configuration, if anything is."""
+        """Let the host, which has loaded nothing, have what is kept for its configuration."""
         spec = settings.plane_spec(load_config(place.config), security=Security.NONE)
         name = pinned_programs.name_of(loader.shipped(spec.sizes))
         if not self._kept[name]:

@@ -50,7 +50,7 @@ _CHOSEN = _OFTEN + _ALSO if "COLO_MATRIX" in os.environ else _OFTEN
 def pair() -> Iterator[Pair]:
     """Protected, with a client; ended by the checks of the whole."""
     require("root", "bpf", "qemu", "guest")
-    with working("colotestn", "etcd", guest=choose(Wanted(shared_disk=True))) as made:
+    with working("colotone", "etcd", guest=choose(Wanted(shared_disk=True))) as made:
         yield made
 
 

@@ -14,7 +14,7 @@ from colo_ebpf.lab.guest import APPS, BUILT, Wanted, choose
 from colo_ebpf.lab.topology import Guest
 
 QEMU = "qemu-system-x86_64"
-_SERVES_S, _POLL_S = 60.0, 0.05
+_SERVES_S, _POLL_S = 300.0, 0.05
 _SERVING = b"colo-guest: serving"
 
 
