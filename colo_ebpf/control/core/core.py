@@ -307,6 +307,7 @@ class Core(Facts):
 
     def beat(self, now_ns: int) -> bool:
         """`cycle`, unless nothing would come of it. False: it was left out."""
+        self.peer.runs(now_ns)
         if self.idle_detector.leaves_out(now_ns):
             return False
         if self.checkpoints.due(now_ns):
@@ -321,6 +322,7 @@ class Core(Facts):
         it would be missed."""
         if not self.peer.listening:
             return
+        self.peer.runs(now_ns)
         self.requests.hear(self.peer.state, self.record, now_ns)
         if self.peer.state is not None and self.peer.state.pause.newer_than(self.pause):
             self.take_pause(self.peer.state.pause, now_ns)

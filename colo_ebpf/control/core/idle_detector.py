@@ -13,7 +13,7 @@ from colo_ebpf.control.decision.snapshot import Deadlines, Snapshot
 from colo_ebpf.control.interfaces import Plane
 from colo_ebpf.control.peer.state import PeerView
 
-_SELDOM = 3  # heartbeats from one beat of a pair at rest to the next, after so many in a row
+SELDOM = 3  # heartbeats from one beat of a pair at rest to the next, after so many in a row
 
 
 def lasts(s: Snapshot, d: Decision) -> bool:
@@ -102,8 +102,8 @@ class IdleDetector:
         through its peer's silence, nor through the time at which a held frame is overdue: a frame
         that nobody verifies is a client that waits.
         """
-        sleeps = self._left_out > _SELDOM and self._plane.beats_alone
-        due_ns = last_ns + self._heartbeat_ns * (_SELDOM if sleeps else 1)
+        sleeps = self._left_out > SELDOM and self._plane.beats_alone
+        due_ns = last_ns + self._heartbeat_ns * (SELDOM if sleeps else 1)
         for sooner_ns in (self._sure_until_ns, self._checkpoints.due_ns or 0):
             if last_ns < sooner_ns < due_ns:
                 due_ns = sooner_ns

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from colo_ebpf.control.peer.absence import Absence
 from colo_ebpf.control.peer.envelope import Run, Seal
 from colo_ebpf.control.peer.link_keys import Offer
 from colo_ebpf.control.peer.pause import Pause
@@ -188,6 +189,7 @@ class PeerView:
     listening: bool = True  # until then silence tells nothing, and nothing may be decided
     silence_ns: int = 150_000_000  # a path that was silent for longer begins anew
     long_ns: int = 126_000_000  # a silence that is longer is counted
+    rests_ns: int = 200_000_000  # so long this daemon sleeps at most
     report: Callable[[str], None] = lambda sentence: None
     state: PeerState | None = None
     plane_heard_ns: int = 0  # when our plane heard the peer's, as last looked at; 0: never
@@ -196,6 +198,7 @@ class PeerView:
     last_error: str = ""
     hears_keys: list[str] = field(default_factory=list)  # names, as it last said
     pair_key: bytes = b""  # that its state was sealed with
+    _absence: Absence = field(init=False)
     _opened_with: bytes = b""
     _said: bytes = b""  # by the last datagram that was authentic and meant for us
     _means: PeerState | None = None
@@ -205,6 +208,18 @@ class PeerView:
     _unheard_since_ns: int | None = None  # since when it says that it does not hear our plane
     _retired: set[str] = field(default_factory=set)
     _paths: dict[Path, _PathView] = field(default_factory=lambda: {p: _PathView() for p in Path})
+
+    def __post_init__(self) -> None:
+        self._absence = Absence(self.rests_ns)
+
+    def runs(self, now_ns: int) -> None:
+        """This daemon does, and hears: to be called whenever it looks. See `Absence`."""
+        gap_ns = self._absence.runs(now_ns)
+        if gap_ns > self.silence_ns:
+            self.report(
+                f"this daemon did not run for {gap_ns // 1_000_000} ms: {self.host} is not missed "
+                "for that time"
+            )
 
     def receive(self, datagram: bytes, path: Path, now_ns: int) -> bool:
         """Take one datagram; True if it brought news. Never raises on any input."""
@@ -297,13 +312,17 @@ class PeerView:
 
     def age_ns(self, path: Path, now_ns: int) -> int:
         """Time since the path last carried a sign of life (since our start if never)."""
-        heard = self.link_heard_ns if path is Path.LINK else self._paths[path].heard_ns
-        return now_ns - max(heard or 0, self.started_ns)
+        heard = self._link_heard_ns if path is Path.LINK else self._paths[path].heard_ns
+        return now_ns - self._absence.counted_from(max(heard or 0, self.started_ns))
 
     @property
     def link_heard_ns(self) -> int:
         """When the link last carried a state, or a frame of the other plane while the daemon there
-        was heard on any path. 0: never."""
+        was heard on any path; later by as much as this daemon did not run since. 0: never."""
+        return self._absence.counted_from(heard_ns) if (heard_ns := self._link_heard_ns) else 0
+
+    @property
+    def _link_heard_ns(self) -> int:
         heard_ns, said_ns = self._paths[Path.LINK].heard_ns or 0, self._said_ns()
         if self.plane_heard_ns <= heard_ns or not said_ns:
             return heard_ns
@@ -323,7 +342,8 @@ class PeerView:
 
         The first state behind a silence, or behind a frame, stands for the frame that follows.
         """
-        return max(self.plane_heard_ns, self._bare_since_ns, self.started_ns)
+        since_ns = max(self.plane_heard_ns, self._bare_since_ns, self.started_ns)
+        return self._absence.counted_from(since_ns)
 
     def hears_plane(self, within_ns: int, now_ns: int) -> bool:
         """Frames of its plane come."""
@@ -331,7 +351,8 @@ class PeerView:
 
     def unheard_ns(self, now_ns: int) -> int:
         """For how long it has said that it hears no frame of ours."""
-        return 0 if self._unheard_since_ns is None else now_ns - self._unheard_since_ns
+        since_ns = self._unheard_since_ns
+        return 0 if since_ns is None else now_ns - self._absence.counted_from(since_ns)
 
     def longest_ns(self, path: Path) -> int:
         """The longest silence of a path since the peer's daemon runs."""
