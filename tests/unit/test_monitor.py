@@ -86,3 +86,40 @@ def test_a_qemu_that_is_lost_leaves_no_traceback(
     gc.collect()
     assert [event.kind for event in events] == [VmEventKind.MONITOR_LOST]
     assert [str(found["message"]) for found in unforeseen] == []
+
+
+class _Early(_Monitor):
+    """Says an event before it greets, as QEMU may while it starts; `times`: on so many
+    connections."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.times:
+            self.times -= 1
+            stamp = {"seconds": 1, "microseconds": 0}
+            self._say(writer, {"event": "RESUME", "data": {}, "timestamp": stamp})
+        await super()._greet(reader, writer)
+
+
+async def _connected(directory: Path, qemu: _Monitor) -> None:
+    main, oob = directory / "main", directory / "oob"
+    for path in (main, oob):
+        await qemu.serve(path)
+    monitors = Monitors("qemu", 5_000, lambda event: None)
+    try:
+        await monitors.connect(main, oob)
+    finally:
+        await monitors.close()
+        qemu.die()
+
+
+async def test_an_event_before_the_greeting_is_no_end(tmp_path: Path) -> None:
+    await _connected(tmp_path, _Early(1))
+
+
+async def test_what_never_greets_is_no_qemu(tmp_path: Path) -> None:
+    with pytest.raises(QmpError, match=r"qemu: connect to monitor .*main: .*Greeting"):
+        await _connected(tmp_path, _Early(1000))

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp.qmp_client import GreetingError
 
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.errors import QmpError
@@ -22,6 +23,16 @@ from colo_ebpf.model import VmEvent, VmEventKind
 
 _KINDS = {kind.value: kind for kind in VmEventKind}
 _log = logging.getLogger(__name__)
+
+
+async def _meet(client: QMPClient, path: Path) -> None:
+    """A QEMU that starts may say an event before it greets: the next connection it greets."""
+    try:
+        await client.connect(str(path))
+    except ConnectError as e:
+        if not isinstance(e.exc, GreetingError):
+            raise
+        await client.connect(str(path))
 
 
 class Monitors:
@@ -52,7 +63,7 @@ class Monitors:
         for client, path in ((self._main, main), (self._oob, oob)):
             try:
                 async with asyncio.timeout(limit / 1000):
-                    await client.connect(str(path))
+                    await _meet(client, path)
             except (QMPError, OSError, TimeoutError) as e:
                 raise QmpError(f"{self._label}: connect to monitor {path}: {e!r}") from e
         for client in (self._main, self._oob):
