@@ -273,12 +273,14 @@ class OverlayUse:
 
 @dataclass(frozen=True, slots=True)
 class LentImage:
-    """A primary's image that may be read for a while, and its replica."""
+    """A primary's image that may be read for a while, and what the secondary has of it."""
 
-    export: str  # on both sides
+    export: str
     path: str  # unix socket of the local image
-    host: str  # the replica's server
+    replica: str  # the secondary's export
+    host: str
     port: int
+    shared: bool  # one disk: the secondary's export has what it had at the last checkpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ def parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
     )
     capture.set_defaults(verb=verbs.do_capture)
     verify = subparsers.add_parser(
-        "verify", parents=[located], help="compare the pair's images byte for byte (on the primary)"
+        "verify", parents=[located], help="compare the pair's disks byte for byte (on the primary)"
     )
     verify.add_argument(
         "--differences",
@@ -126,6 +126,13 @@ def parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
         default=20,
         metavar="N",
         help="print at most so many differences per disk",
+    )
+    verify.add_argument(
+        "--sample-mib",
+        type=_positive,
+        default=16,
+        metavar="N",
+        help="of a disk that both hosts share read so much, at random places",
     )
     verify.set_defaults(verb=verbs.do_verify)
     failover = subparsers.add_parser(

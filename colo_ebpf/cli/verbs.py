@@ -256,7 +256,8 @@ def do_verify(args: argparse.Namespace) -> int:
     from colo_ebpf.cli import verify
 
     config = load_config(args.config)
-    found = verify.verify(config, args.differences, quiet=args.json)
+    wanted = verify.Wanted(args.differences, args.sample_mib << 20, quiet=args.json)
+    found = verify.verify(config, wanted)
     _show(args, found, verify.readable)
     return Exit.DONE if found["equal"] else Exit.FAILED
 

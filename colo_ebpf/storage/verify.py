@@ -33,7 +33,7 @@ LOOKS = 8
 CHUNK_BYTES = 64 << 10
 IN_FLIGHT = 2  # chunks: 128 KiB fit into a unix socket's default buffer of 208 KiB
 _FIRST_PAUSE_S = 0.01
-_SECTOR_BYTES = 512
+SECTOR_BYTES = 512
 _WINDOW_BYTES = 256 << 20  # what is looked at again is looked at before going on
 
 Progress = Callable[[int, int], None]
@@ -62,6 +62,7 @@ class Comparison:
     again_bytes: int  # looked at more than once
     differences: tuple[Range, ...]
     complete: bool
+    unsettled_bytes: int = 0  # written to between all looks: neither equal nor different
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
@@ -79,11 +80,11 @@ def differing(offset_bytes: int, one: bytes | bytearray, other: bytes | bytearra
     """The sectors of a chunk at this offset that are not the same in both."""
     if one == other:
         return []
-    sectors = range(0, len(one), _SECTOR_BYTES)
+    sectors = range(0, len(one), SECTOR_BYTES)
     return merged(
-        Range(offset_bytes + at, len(one[at : at + _SECTOR_BYTES]))
+        Range(offset_bytes + at, len(one[at : at + SECTOR_BYTES]))
         for at in sectors
-        if one[at : at + _SECTOR_BYTES] != other[at : at + _SECTOR_BYTES]
+        if one[at : at + SECTOR_BYTES] != other[at : at + SECTOR_BYTES]
     )
 
 
@@ -109,6 +110,35 @@ def _chunks(ranges: Iterable[Range]) -> Iterator[Range]:
             yield Range(at, min(CHUNK_BYTES, one.end_bytes - at))
 
 
+def common_size_bytes(local: Connection, remote: Connection) -> int:
+    """Raises StorageError if the two have different sizes."""
+    if local.size_bytes != remote.size_bytes:
+        raise StorageError(
+            f"{local.address} has {local.size_bytes} bytes, {remote.address} "
+            f"{remote.size_bytes}: they are no images of one disk"
+        )
+    return local.size_bytes
+
+
+def read_both(
+    local: Connection, remote: Connection, ranges: Iterable[Range]
+) -> Iterator[tuple[Range, bytearray, bytearray]]:
+    """Chunks of at most CHUNK_BYTES, both sides read at about the same time."""
+    waiting: deque[tuple[Range, Reading, Reading]] = deque()
+
+    def finish() -> tuple[Range, bytearray, bytearray]:
+        chunk, one, other = waiting.popleft()
+        return chunk, local.finish_read(one), remote.finish_read(other)
+
+    for chunk in _chunks(ranges):
+        where = (chunk.offset_bytes, chunk.length_bytes)
+        waiting.append((chunk, local.start_read(*where), remote.start_read(*where)))
+        if len(waiting) == IN_FLIGHT:
+            yield finish()
+    while waiting:
+        yield finish()
+
+
 class Comparing:
     """One comparison of two connections; `run` does it."""
 
@@ -121,12 +151,7 @@ class Comparing:
 
         Raises StorageError if the two have different sizes.
         """
-        size = self._local.size_bytes
-        if size != self._remote.size_bytes:
-            raise StorageError(
-                f"{self._local.address} has {size} bytes, {self._remote.address} "
-                f"{self._remote.size_bytes}: they are no images of one disk"
-            )
+        size = common_size_bytes(self._local, self._remote)
         found: list[Range] = []
         at = 0
         while at < size and len(found) <= self._most:
@@ -171,20 +196,9 @@ class Comparing:
         return suspects
 
     def _look(self, ranges: Iterable[Range]) -> Iterator[tuple[Range, list[Range]]]:
-        """Each chunk and what differs in it, both sides read at about the same time."""
-        waiting: deque[tuple[Range, Reading, Reading]] = deque()
-        for chunk in _chunks(ranges):
-            where = (chunk.offset_bytes, chunk.length_bytes)
-            readings = self._local.start_read(*where), self._remote.start_read(*where)
-            waiting.append((chunk, *readings))
-            if len(waiting) == IN_FLIGHT:
-                yield self._finish(*waiting.popleft())
-        while waiting:
-            yield self._finish(*waiting.popleft())
-
-    def _finish(self, chunk: Range, local: Reading, remote: Reading) -> tuple[Range, list[Range]]:
-        one, other = self._local.finish_read(local), self._remote.finish_read(remote)
-        return chunk, differing(chunk.offset_bytes, one, other)
+        """Each chunk and what differs in it."""
+        for chunk, one, other in read_both(self._local, self._remote, ranges):
+            yield chunk, differing(chunk.offset_bytes, one, other)
 
 
 def compare(

@@ -76,6 +76,10 @@ async def _work(lab: _SharedLab) -> None:
     await asyncio.to_thread(lab.wait_protected)
     await entries.append(40)
 
+    same = await asyncio.to_thread(cli, lab, "b", "verify", "--sample-mib", "4")
+    assert same.returncode == 0, same.stdout + same.stderr
+    assert "shared: places drawn at random" in same.stdout
+
     done = await asyncio.to_thread(cli, lab, "b", "switchover", "--yes")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("a serves now")

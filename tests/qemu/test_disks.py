@@ -29,10 +29,11 @@ def _needs() -> None:
 
 
 @contextmanager
-def _both(one: LentImage) -> Iterator[tuple[Connection, Connection]]:
+def both(one: LentImage) -> Iterator[tuple[Connection, Connection]]:
+    """Connections to an image and to its replica."""
     with ExitStack() as stack:
         here = ExportAddress(one.export, path=one.path)
-        there = ExportAddress(one.export, one.host, one.port)
+        there = ExportAddress(one.replica, one.host, one.port)
         yield (
             stack.enter_context(Connection(here, _TIMEOUT_MS)),
             stack.enter_context(Connection(there, _TIMEOUT_MS)),
@@ -40,7 +41,7 @@ def _both(one: LentImage) -> Iterator[tuple[Connection, Connection]]:
 
 
 def _compare(one: LentImage) -> Comparison:
-    with _both(one) as (here, there):
+    with both(one) as (here, there):
         return compare(here, there, 10)
 
 
@@ -162,7 +163,7 @@ async def test_a_reader_that_hangs_holds_no_checkpoint_up(tmp_path: Path) -> Non
     """Its answers wait in the sockets' buffers: QEMU drains its disks before each checkpoint."""
     async with Pair(tmp_path, fill=b"Q") as (a, b):
         (one,) = await a.vm.lend_images()
-        with _both(one) as (here, there):
+        with both(one) as (here, there):
             for round_ in range(10):
                 first = round_ * IN_FLIGHT
                 readings = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,8 +21,11 @@ from colo_ebpf.errors import StorageError, VmError
 from colo_ebpf.lab import ledger
 from colo_ebpf.model import VmEventKind, VmRole
 from colo_ebpf.storage.nbd import Connection, ExportAddress
+from colo_ebpf.storage.sample import Sampling
+from colo_ebpf.storage.verify import Comparison, Range
 from tests.capabilities import require
 from tests.qemu.pair import DISK_BYTES, TEXT, Ledger, Pair, Side, checkpoint, until
+from tests.qemu.test_disks import both
 
 OLD, NEW, OTHER, LATER = 0x11, 0x22, 0x33, 0x44
 AT, BYTES = 1 << 20, 64 << 10  # a place on the disk, and a cluster of the overlays
@@ -201,6 +205,47 @@ async def test_a_write_that_the_secondary_did_not_take_is_done_by_the_primary_al
         await checkpoint(a, again)
         await _take_over(a, again)
         assert _holds(disk, range(1, 209))
+
+
+async def _sample(a: Side, b: Side) -> Comparison:
+    """As `colo-ebpf verify` does."""
+    loop = asyncio.get_running_loop()
+
+    def settle() -> None:
+        asyncio.run_coroutine_threadsafe(checkpoint(a, b), loop).result(_TIMEOUT_MS / 1000)
+
+    (one,) = await a.vm.lend_images()
+    try:
+        with both(one) as (here, there):
+            sampling = Sampling(here, there, settle, random.Random(5))
+            return await asyncio.to_thread(sampling.run, DISK_BYTES, 10)
+    finally:
+        await a.vm.take_back_images()
+
+
+async def test_both_hosts_read_the_same_of_one_disk(tmp_path: Path, disk: Path) -> None:
+    async with Pair(tmp_path, change=on(disk)) as (a, b):
+        await checkpoint(a, b)
+        await _write(a, NEW, AT)
+        found = await _sample(a, b)
+        assert (found.read_bytes, found.differences) == (DISK_BYTES, ())
+        assert found.again_bytes >= BYTES, "what was written needs a checkpoint"
+        await checkpoint(a, b)
+        await _take_over(a, b)
+
+
+async def test_a_host_that_reads_another_disk_is_found(tmp_path: Path, disk: Path) -> None:
+    other = tmp_path / "other.raw"
+    other.write_bytes(disk.read_bytes())
+
+    def change(spec: VmSpec) -> VmSpec:
+        return on(other if spec.host == "b" else disk)(spec)
+
+    async with Pair(tmp_path, change=change) as (a, b):
+        await checkpoint(a, b)
+        await _write(a, NEW, AT)
+        found = await _sample(a, b)
+        assert found.differences == (Range(AT, BYTES),)
 
 
 async def test_nobody_takes_over_before_the_first_checkpoint(tmp_path: Path, disk: Path) -> None:

@@ -17,7 +17,9 @@ DIFFERENT = Comparison(64 * MIB, 16 * MIB, 48 * MIB, 512, (Range(4096, 512),), c
 
 
 def _said(*found: Comparison) -> str:
-    disks = [{"name": f"parent{n}", **verify.plain(one)} for n, one in enumerate(found)]
+    disks = [
+        {"name": f"parent{n}", "shared": False, **verify.plain(one)} for n, one in enumerate(found)
+    ]
     equal = all(one.complete and not one.differences for one in found)
     return verify.readable({"equal": equal, "seconds": 1.5, "disks": disks})
 
@@ -26,6 +28,14 @@ def test_the_verdict_comes_last() -> None:
     text = _said(EQUAL, EQUAL)
     assert text.splitlines()[-1] == "equal, compared in 1.5 s"
     assert "parent1: 64.0 MiB, 16.0 MiB read, 48.0 MiB zero on both sides" in text
+
+
+def test_of_a_shared_disk_it_says_what_it_does_not_say() -> None:
+    found = Comparison(64 * MIB, 16 * MIB, 0, 4096, (), complete=True, unsettled_bytes=1024)
+    disk = {"name": "parent0", "shared": True, **verify.plain(found)}
+    text = verify.readable({"equal": True, "seconds": 1.5, "disks": [disk]})
+    assert "4096 bytes looked at again, shared: places drawn at random" in text
+    assert "parent0: 1024 bytes are written to all the time" in text
 
 
 def test_what_differs_is_named_with_its_place() -> None:

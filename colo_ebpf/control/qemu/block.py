@@ -211,17 +211,16 @@ class Disks:
 
         Raises VmError if a disk is not replicated, or QEMU refuses.
         """
-        if not self._spec.copied_disks:
-            raise VmError(f"{self._instance}: its disks are shared: there is nothing to compare")
         nodes = {node.get("node-name"): node for node in await self._nodes()}
         lent = []
-        for disk in self._spec.copied_disks:
+        for disk in self._spec.replicated:
             if disk.peer_node not in nodes:
                 raise VmError(f"{self._instance}: disk {disk.number} is not replicated")
             to = urlsplit(str(nodes[disk.peer_node]["file"]))
             if not to.hostname or not to.port:
                 raise VmError(f"{self._instance}: where disk {disk.number} goes is not known")
-            lent.append(LentImage(disk.image, str(path), to.hostname, to.port))
+            where = (to.hostname, to.port)
+            lent.append(LentImage(disk.image, str(path), disk.export, *where, disk.shared))
         await self.close_server()  # what an earlier daemon may have left open
         with listen(path) as socket:
             await self._qmp.give(_LENDING, socket.fileno())
