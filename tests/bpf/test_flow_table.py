@@ -211,21 +211,23 @@ def _tcp_to_peer(rig: Rig) -> list[Packet]:
 
 
 def test_a_million_connections() -> None:
-    """The largest table there may be, nearly full; the first and the last are compared."""
+    """The largest table there may be, nearly as full as it gets before it clears itself of what is
+    idle; the first and the last are compared."""
+    count = 780_000
     rig = Rig(flows=1 << 20)
     try:
         with rig:
             rig.pair()
             before = _memory(rig)
-            for at in range(0, 900_000, 100_000):
+            for at in range(0, count, count // 10):
                 for flags in ("S", "A"):
-                    rig.run_many("colo_mir_cli", _syns(100_000, at, flags))
+                    rig.run_many("colo_mir_cli", _syns(count // 10, at, flags))
                 rig.to_peer()
-            assert rig.plane.live()["flows"] == 900_000
+            assert rig.plane.live()["flows"] == count
             assert _refused(rig) == 0
-            for number in (0, 899_999):
+            for number in (0, count - 1):
                 _exchange(rig, number)
-            assert _memory(rig) - before < 900_000 * 1.1 * ctypes.sizeof(abi.Flow)
+            assert _memory(rig) - before < count * 1.1 * ctypes.sizeof(abi.Flow)
     finally:
         rig.close()
 

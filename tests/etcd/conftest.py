@@ -12,7 +12,7 @@ from tests.capabilities import require
 from tests.etcd.cluster import Cluster, cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def _one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     require("etcd")
     with cluster(tmp_path_factory.mktemp("one"), 1) as one:
@@ -26,7 +26,7 @@ def one(_one: Cluster) -> Cluster:
     return _one
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def _three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     require("etcd")
     with cluster(tmp_path_factory.mktemp("three"), 3) as three:

@@ -26,6 +26,7 @@ from colo_ebpf.lab import mounts
 from colo_ebpf.lab.topology import Place
 
 _ROOT = Path("/run/colot-planes")
+_MOST = 2  # of one configuration, those of the two hosts of a lab
 
 
 class Planes:
@@ -54,7 +55,7 @@ class Planes:
         """All that ran on the host has ended: keep what its BPF file system has."""
         vms = _vms(place.bpffs) if place.bpffs in mounts.mounted(place.bpffs) else []
         codes = list(vms[0].glob("code_*")) if len(vms) == 1 else []
-        if len(codes) != 1:
+        if len(codes) != 1 or len(self._kept[codes[0].name]) == _MOST:
             return
         _empty(vms[0], codes[0])
         self._number += 1

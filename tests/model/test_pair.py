@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Hypotheses
 from hypothesis import strategies as st
@@ -427,7 +428,7 @@ class Pair(RuleBasedStateMachine):
 
 
 Pair.TestCase.settings = settings(
-    max_examples=int(os.environ.get("COLO_PAIR_EXAMPLES", "150")),
+    max_examples=int(os.environ.get("COLO_PAIR_EXAMPLES", "110")),
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -435,7 +436,7 @@ Pair.TestCase.settings = settings(
     derandomize="COLO_PAIR_EXAMPLES" not in os.environ,
     phases=[Hypotheses.generate] if "COLO_MODEL_QUICK" in os.environ else list(Hypotheses),
 )
-TestPair = Pair.TestCase
+TestPair = pytest.mark.timeout(1800)(Pair.TestCase)
 
 
 def test_that_were_five_thousand_steps() -> None:

@@ -17,6 +17,7 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Hypotheses
 from hypothesis import strategies as st
@@ -341,7 +342,7 @@ Stream.TestCase.settings = settings(
     derandomize="COLO_MODEL_EXAMPLES" not in os.environ,
     phases=[Hypotheses.generate] if "COLO_MODEL_QUICK" in os.environ else list(Hypotheses),
 )
-TestStream = Stream.TestCase
+TestStream = pytest.mark.timeout(1800)(Stream.TestCase)
 
 
 def test_that_were_a_hundred_thousand_steps() -> None:
