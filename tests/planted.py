@@ -1407,4 +1407,32 @@ MUTANTS = [
         "return self._is_replica(vm)",
         "tests/unit/test_left_colo.py",
     ),
+    Mutant(
+        "a host goes on alone with a disk that the other one may write to",
+        DECIDE_PY,
+        "return fencing.reserved(s, fencing.before_solo(s, r, activation))",
+        "return fencing.before_solo(s, r, activation)",
+        ONE_DISK,
+    ),
+    Mutant(
+        "a VM is started from a disk that the other one may write to",
+        DECIDE_PY,
+        "return fencing.reserved(s, start)",
+        "return start",
+        ONE_DISK,
+    ),
+    Mutant(
+        "the other host keeps its registration",
+        "colo_ebpf/storage/reservation.py",
+        "        disk.preempt(own, other)\n",
+        "",
+        "tests/unit/test_reservations.py",
+    ),
+    Mutant(
+        "what the guest writes meanwhile is called different",
+        "colo_ebpf/storage/sample.py",
+        "if one == suspects[at]:",
+        "if True:",
+        "tests/storage/test_sample.py",
+    ),
 ]

@@ -100,6 +100,7 @@ class _Draw:
                 "192.0.2.9",
                 not self._seldom(),
                 self._late.random() < 0.5,
+                reserves=self._late.random() < 0.2,
                 compatibility={"NAME": "A"},
             ),
             timing=DEADLINES,

@@ -21,6 +21,7 @@ from typing import Any
 from colo_ebpf.cli import images, netfilter
 from colo_ebpf.config.schema import Config, FenceTable, Nic, VmTable
 from colo_ebpf.control import link_security, settings
+from colo_ebpf.control.admin import control_socket
 from colo_ebpf.control.arbiter.factory import arbiter_of
 from colo_ebpf.control.host.capabilities import as_daemon, user_of
 from colo_ebpf.control.qemu import accel, support
@@ -48,8 +49,10 @@ from colo_ebpf.errors import (
     ConfigError,
     ControlError,
     DatapathError,
+    NoDaemonError,
     VmError,
 )
+from colo_ebpf.storage import reservation
 
 _QEMU = "qemu-system-x86_64"
 _GUEST_MTU, _HEARTBEAT_MS = 1500, 30
@@ -128,6 +131,8 @@ def _configured(config: Config) -> list[tuple[str, Callable[[], str]]]:
     ]
     if config.fence.when != "off":
         checks.append(("fence", lambda: _fence(config.fence)))
+    if config.fence.reservation:
+        checks.append(("reservation", lambda: _reservation(config)))
     if config.notify.command:
         checks.append(("notify", lambda: _command("notify", config.notify.command)))
     if config.watchdog.device:
@@ -191,6 +196,19 @@ def _fence(table: FenceTable) -> str:
     """It is looked at, never run: it would turn the other host off."""
     looked = _command("fence", table.command)
     return f"{table.when}: {looked}; try it by hand (docs/operate/fencing.md)"
+
+
+def _reservation(config: Config) -> str:
+    """Tried, with the daemon's rights, unless a daemon of this VM runs here: it may have it."""
+    made = settings.reservations(config)
+    names = ", ".join(map(str, made.paths))
+    try:
+        control_socket.ask(Path(config.host.run_dir) / "ctl.sock", "status")
+    except NoDaemonError:
+        for path in made.paths:
+            as_daemon(partial(reservation.probe, path, made.own))
+        return f"{names}: takes a reservation; this host's key is {made.own:#x}"
+    return f"{names}: not tried beside a daemon; this host's key is {made.own:#x}"
 
 
 def _command(table: str, command: list[str]) -> str:

@@ -50,7 +50,7 @@ EFFECTS: dict[str, dict[str, str]] = {
         " raw image. On `virtio-scsi`: a CD-ROM.",
         "format": "The format of the image.",
         "x-shared": "Being tried out. Both hosts reach the same disk: nothing is copied. Raw, and"
-        ' with `fence.when = "before-solo"`.',
+        ' with `fence.reservation`, or `fence.when = "before-solo"`.',
         "sector-bytes": "What the guest sees as a sector. The same on both hosts.",
         "boot-order": "1 is tried first. 0: in the order of their tables.",
         "serial": "What the guest finds below `/dev/disk/by-id`. Empty: none.",
@@ -137,6 +137,8 @@ EFFECTS: dict[str, dict[str, str]] = {
     },
     "fence": {
         "command": "The program that turns the other host off, and its arguments. No shell.",
+        "reservation": "The host that may write reserves the shared disks, so that they refuse what"
+        " the other one writes. SCSI, NVMe or multipath; Linux 6.6.",
         "when": "`before-solo`: before anything leaves. `after-solo`: while the VM serves.",
         "timeout-ms": "The command is killed after so long, and has failed.",
     },

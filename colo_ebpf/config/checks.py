@@ -161,10 +161,14 @@ def _check_shared(config: Config, file: Path) -> None:
                 f"{file}: vm.disk.x-shared: {disk.path} is {disk.format}: only a raw disk can be "
                 "opened by two hosts (qemu-img convert)"
             )
-    if shared and config.fence.when != "before-solo":
+    fence = config.fence
+    if fence.reservation and not shared:
+        raise ConfigError(f"{file}: fence.reservation: no disk has x-shared: leave it out")
+    if shared and not fence.reservation and fence.when != "before-solo":
         raise ConfigError(
-            f'{file}: vm.disk.x-shared needs fence.when = "before-solo" and fence.command: a host '
-            "that goes on alone writes to the disk, and the other one has to be off before"
+            f'{file}: vm.disk.x-shared needs fence.reservation, or fence.when = "before-solo" and '
+            "fence.command: a host that goes on alone writes to the disk, and the other one must "
+            "not any more"
         )
 
 

@@ -227,9 +227,13 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class FenceTable(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
 ):
-    """``[fence]``: the command that turns the other host off, and when it is run."""
+    """``[fence]``: the command that turns the other host off, and when it is run.
+
+    `reservation`: of the shared disks, for the host that may write to them.
+    """
 
     command: list[str] = []
+    reservation: bool = False
     when: Annotated[str, Meta(pattern="^(off|before-solo|after-solo)$")] = "off"
     timeout_ms: Ms = 10_000
 

@@ -31,6 +31,7 @@ class Steps:
         started: Callable[[Vm, Endpoints | None], None],
         folded: Callable[[list[bytes]], None],
         fence: Callable[[actions.Fence], Awaitable[None]],
+        reserve: Callable[[], Awaitable[None]],
         copies: bool = True,
     ) -> None:
         """`copies`: a replica's images are written over while it is made."""
@@ -39,7 +40,7 @@ class Steps:
         self._inconsistent = inconsistent
         self._peer_address = peer_address
         self._current, self._started, self._folded = current, started, folded
-        self._fence, self._copies = fence, copies
+        self._fence, self._reserve, self._copies = fence, reserve, copies
         self.progress: Progress | None = None
 
     async def run(self, step: Step) -> Record | None:
@@ -56,6 +57,8 @@ class Steps:
                 await self._end(instance)
             case actions.Fence():
                 await self._fence(step)
+            case actions.Reserve():
+                await self._reserve()
             case _:
                 await self._with_vm(step, self._vm())
         return None

@@ -14,6 +14,7 @@ from colo_ebpf.control.decision import snapshot
 from colo_ebpf.control.decision.snapshot import MS
 from colo_ebpf.control.host.capabilities import User, user_of
 from colo_ebpf.control.host.fence import FenceCommand
+from colo_ebpf.control.host.reservations import Reservations
 from colo_ebpf.control.host.state_events import Events
 from colo_ebpf.control.host.watchdog import Watchdog
 from colo_ebpf.control.link_seal import Between
@@ -28,6 +29,7 @@ from colo_ebpf.datapath.net.tunnel import Security
 from colo_ebpf.datapath.net.wireguard import TunnelEnds
 from colo_ebpf.datapath.spec import PlaneNic, PlaneSpec
 from colo_ebpf.errors import ConfigError
+from colo_ebpf.storage.reservation import key_of
 
 KEY_LEAST_BYTES = 16
 
@@ -43,6 +45,7 @@ def who(config: Config, security: Security = Security.NONE) -> snapshot.Who:
         peer_link_address=ends.frames(ends.peer) if tunnelled else config.peer.link_address,
         starts=config.start.role == "primary",
         shares_disk=any(disk.x_shared for disk in config.vm.disk),
+        reserves=config.fence.reservation,
     )
 
 
@@ -88,6 +91,13 @@ def fence(config: Config) -> FenceCommand:
         vm=config.vm.name,
         host=config.host.name,
     )
+
+
+def reservations(config: Config) -> Reservations:
+    """Of the shared disks; the keys follow from the names of the VM and of the hosts."""
+    own, other = (key_of(config.vm.name, one) for one in (config.host.name, config.peer.name))
+    paths = tuple(Path(disk.path) for disk in config.vm.disk if disk.x_shared)
+    return Reservations(paths, own, other, config.fence.timeout_ms)
 
 
 def events(config: Config) -> Events:

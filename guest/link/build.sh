@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Build a system that runs this project's own Python on Debian's kernel: build.sh OUTPUT-DIRECTORY
-# Kernels that lack IPsec cannot test it; Debian's has it, and QEMU runs that kernel anywhere.
+# Kernels that lack IPsec or a SCSI target cannot test them; Debian's has both, and QEMU runs that
+# kernel anywhere.
 # Leaves vmlinuz and system.cpio there: an initramfs of kernel modules, Python and iproute2, whose
 # /init runs /work/main.py. Tests append an archive with that file, and with what it imports.
 set -euo pipefail
@@ -12,10 +13,11 @@ mkdir -p "$1"
 out=$(cd "$1" && pwd)
 site=$(cd "$here/../.." && .venv/bin/python -c 'import pyroute2, os; print(os.path.dirname(os.path.dirname(pyroute2.__file__)))')
 
-# What the link needs, and what those depend on comes by itself. Kernels may have some built in.
+# What the link and a shared disk need, and what those depend on comes by itself. Kernels may have some built in.
 modules=(
 	aesni_intel bridge cryptomgr ctr drbg esp4 esp6 gcm ghash_clmulni_intel ghash_generic
-	hmac jitterentropy_rng seqiv sha256_generic sha512_generic tun veth vxlan wireguard xfrm_user
+	hmac jitterentropy_rng sd_mod seqiv sha256_generic sha512_generic target_core_file tcm_loop tun
+	veth vxlan wireguard xfrm_user
 )
 
 if [ "$here/build.sh" -ot "$out/system.cpio" ] && [ "$here/init" -ot "$out/system.cpio" ]; then

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The sealed link on a kernel that can seal it: Debian's, in a QEMU of its own."""
+"""The sealed link, and reserved disks, on a kernel that has both: Debian's, in a QEMU."""

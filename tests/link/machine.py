@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.capabilities import GUEST, ROOT
-from tests.link.scenarios import MARK
+from tests.link.inside import MARK
 
 SYSTEM = GUEST / "link"
 _PARTS = ("colo_ebpf", "tests/__init__.py", "tests/link")
@@ -30,9 +30,7 @@ def _archive(directory: Path) -> None:
             shutil.copytree(source, there, ignore=shutil.ignore_patterns("__pycache__", "*.c"))
         else:
             shutil.copyfile(source, there)
-    (directory / "work" / "main.py").write_text(
-        "from tests.link import scenarios\nscenarios.main()\n"
-    )
+    (directory / "work" / "main.py").write_text("from tests.link import inside\ninside.main()\n")
 
 
 def _initramfs(directory: Path) -> Path:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is tried on a kernel with IPsec. Each is a function that asserts; `main` runs inside, and
-tries the kernel's WireGuard too.
+"""What is tried on a kernel with IPsec. Each is a function that asserts.
 
 No plaintext is seen, nothing unsealed, forged or replayed arrives, nobody but the peer reaches a
 port, and keys change without the loss of a frame.
@@ -9,18 +8,15 @@ port, and keys change without the loss of a frame.
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import subprocess
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from colo_ebpf.control.peer.link_keys import DAY_NS, UNDER_WAY_NS
 from colo_ebpf.datapath.net import ipsec, netdev, tunnel, vxlan, xfrm
 from colo_ebpf.errors import AttachError
-from tests.link import tunnels
 from tests.link.wires import (
     MIDDLE,
     NBD_PORT,
@@ -40,7 +36,6 @@ from tests.link.wires import (
     refused,
 )
 
-MARK = "scenario "  # begins the line that tells how one has ended
 SECRET = b"the guest's password is swordfish"
 FAMILIES = ("ipv4", "ipv6")
 _SEALED_WRONG = "sealed with a wrong key, or changed on the way"
@@ -466,14 +461,3 @@ ALL: list[Callable[[], None]] = [
     vms_of_the_same_hosts_do_not_touch_each_other,
     a_link_that_is_not_to_be_sealed_any_more_has_nothing_left,
 ]
-
-
-def main() -> None:
-    """Inside."""
-    for one in (*ALL, *tunnels.ALL):
-        wrong = ""
-        try:
-            one()
-        except Exception:
-            wrong = traceback.format_exc()
-        print(MARK + json.dumps({"name": one.__name__, "wrong": wrong}), flush=True)

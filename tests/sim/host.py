@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from colo_ebpf.control.checkpoint.primary import Command, Do
 from colo_ebpf.control.checkpoint.secondary import Note
 from colo_ebpf.control.core.core import Core
+from colo_ebpf.control.core.idle_detector import SELDOM
 from colo_ebpf.control.decision import actions, snapshot
 from colo_ebpf.control.decision.record import Record
 from colo_ebpf.control.peer.envelope import Seal
@@ -19,6 +20,7 @@ from colo_ebpf.errors import (
     CannotFenceError,
     ColoError,
     FenceError,
+    StorageError,
     SwapUnknownError,
     VmError,
 )
@@ -89,6 +91,7 @@ class Host:
             seal=SEAL,
             started_ns=self.now_ns,
             silence_ns=TIMING.peer_timeout_ns,
+            rests_ns=(SELDOM + 1) * TIMING.heartbeat_ns,
             listening=False,
         )
         who = snapshot.Who(
@@ -98,6 +101,7 @@ class Host:
             "192.0.2.9",
             starts=self.name == "a",
             shares_disk=self.world.shares_disk,
+            reserves=self.world.reserves,
         )
         self.core = Core(
             who,
@@ -329,6 +333,8 @@ class Host:
             case actions.Fence(peer):
                 assert peer == self.peer_name
                 self._fence()
+            case actions.Reserve():
+                self._reserve()
             case _:
                 self._with_vm(step)
         return None
@@ -356,6 +362,14 @@ class Host:
             raise CannotFenceError("the other host has no switch")
         raise FenceError("the switch does not answer")
 
+    def _reserve(self) -> None:
+        """It works, or does nothing, or works and says that it failed."""
+        chance = 0.0 if self.world.fence_works else self.world.random.random()
+        if chance < 0.8:
+            self.world.reserve(self)
+        if chance >= 0.7:
+            raise StorageError("the disk does not answer")
+
     def _power_off_other(self) -> None:
         assert not self.world.given, f"{self.peer_name} handed over and is fenced"
         self.world.lost_vms += 1
@@ -368,6 +382,8 @@ class Host:
             raise VmError("image in use")
         between = self.world.between if role is VmRole.PRIMARY else ""
         assert not between, f"started from a disk that {between} was writing to"
+        if role is VmRole.PRIMARY:
+            self.world.may_write(self)
         self.yanked, self.merged = False, role is VmRole.PRIMARY
         self.vm = ToyVm(self, role, instance, self.image)
         assert self.core is not None

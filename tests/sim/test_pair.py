@@ -106,7 +106,9 @@ class History:
     def __init__(self, seed: int) -> None:
         fence = _FENCES[seed % len(_FENCES)]
         shared = fence is FenceWhen.BEFORE_SOLO and seed % 2 == 0
-        self.world = World(seed, fence=fence, shares_disk=shared)
+        reserves = shared and seed % 4 == 0  # instead of a fence
+        fence = FenceWhen.OFF if reserves else fence
+        self.world = World(seed, fence=fence, shares_disk=shared, reserves=reserves)
         self.moves: set[tuple[str, str]] = set()
         self._states: dict[str, str] = {}
         for host in [Host(self.world, name) for name in "ab"]:

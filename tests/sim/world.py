@@ -50,6 +50,8 @@ class World:
     fenced: set[str] = field(default_factory=set)  # since the last claim: switched off by the other
     given: bool = False  # the last claim was written by its loser
     shares_disk: bool = False
+    reserves: bool = False  # the disk refuses what a host writes that has not reserved it
+    holder: str = ""  # who has
     between: str = ""  # who takes over is writing to the shared disk
     wanted: bool = False  # an operator has asked to start a VM that is off
     client_seen: int = 0  # the newest state a client was ever told of without a replica
@@ -112,10 +114,28 @@ class World:
             return
         entitled = self.record.kind is Kind.ACTIVE and self.record.owner == vm.instance
         assert entitled, f"{vm.instance} writes alone while {self.record.describe()}"
+        self.may_write(vm.host)
         if takes_over:
             other = vm.host.other.vm
-            assert other is None or not other.alive, "two VMs write to one disk"
+            off = other is None or not other.alive
+            assert off or self.reserves, "two VMs write to one disk"
             self.between = vm.instance
+
+    def may_write(self, host: Host) -> None:
+        """What the disk would refuse is not begun."""
+        held = not self.reserves or self.holder == host.name
+        assert held, f"{host.name} writes, and the disk is reserved for {self.holder or 'nobody'}"
+
+    def reserve(self, host: Host) -> None:
+        """The other one's VM finds that it cannot write, if it does."""
+        self.holder = host.name
+        self.note(f"RESERVED for {host.name}")
+        self.after(self.delay_ns(0, 2_000), lambda: self._refused(host.other))
+
+    def _refused(self, host: Host) -> None:
+        vm = host.vm
+        if self.holder != host.name and vm is not None and not vm.replica:
+            vm.waits_for_disk()
 
     # -- the arbiter ---------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ from colo_ebpf.control.decision.actions import (
     EndVm,
     Fence,
     GoPublic,
+    Reserve,
+    StartVm,
     State,
     Step,
     Swap,
@@ -55,6 +57,10 @@ def _won(me: str, r: Record, **change: Any) -> Snapshot:
     return _shares(_silent(_at(me, r, **values)))
 
 
+def _reserves(s: Snapshot) -> Snapshot:
+    return replace(s, who=replace(s.who, reserves=True), fence=FenceFacts())
+
+
 # --- decisions ------------------------------------------------------------------------------
 
 
@@ -72,6 +78,50 @@ def test_a_secondary_that_lost_is_not_turned_off() -> None:
     s = _won("a", CLAIMED_A)
     assert decide(s).step == Swap(CLAIMED_A, record.activate(CLAIMED_A))
     _acts_before_anything_leaves(s, ContinueAlone(), Mode.PRIMARY)
+
+
+@pytest.mark.parametrize(("me", "claim"), [("a", CLAIMED_A), ("b", CLAIMED_B)])
+def test_whoever_goes_on_alone_reserves_the_disk_before_it_is_active(
+    me: str, claim: Record
+) -> None:
+    s = _reserves(_won(me, claim))
+    d = decide(s)
+    assert (d.sentence, d.step) == ("reserving the disk for this host", Reserve())
+    done = replace(s, done=frozenset({Reserve}))
+    assert decide(done).step == Swap(claim, record.activate(claim))
+
+
+def test_so_does_who_was_asked_to_take_over() -> None:
+    conceded = record.concede(PAIRED, A)
+    assert decide(_reserves(_won("b", conceded))).step == Reserve()
+
+
+def test_a_vm_is_started_from_a_disk_that_is_reserved() -> None:
+    starts = record.start(record.cold("a"), A)
+    s = _reserves(_shares(_at("a", starts, vm=None)))
+    assert decide(s).step == Reserve()
+    assert decide(replace(s, done=frozenset({Reserve}))).step == StartVm(VmRole.PRIMARY, A)
+    running = VmFacts(A, VmRole.PRIMARY, alive=True)
+    assert decide(replace(s, vm=running)).step == Reserve(), "by a daemon that was started again"
+
+
+def test_a_disk_that_is_not_reserved_lets_nothing_leave_and_is_tried_again() -> None:
+    s = replace(_reserves(_won("b", CLAIMED_B)), failure=Failure(Reserve(), "no answer", NOW))
+    d = decide(s)
+    assert d.sentence == (
+        "output stays withheld: reserving the disk for this host failed, it is tried again: "
+        "no answer"
+    )
+    assert (d.mode, d.step) == (Mode.WITHHOLD, None)
+    assert decide(replace(s, now_ns=NOW + 1_000 * MS)).step == Reserve()
+
+
+def test_a_reservation_does_not_stand_for_a_fence_command() -> None:
+    s = replace(_reserves(_won("b", CLAIMED_B)), fence=BEFORE)
+    assert decide(s).step == Reserve()
+    assert decide(replace(s, done=frozenset({Reserve}))).step == Fence(
+        "a", CLAIMED_B.generation, "silent"
+    )
 
 
 def _acts_before_anything_leaves(won: Snapshot, acts: Step, mode: Mode) -> None:

@@ -118,8 +118,8 @@ def test_a_disk_is_said_to_be_shared() -> None:
     ("text", "why"),
     [
         (_text("qcow2"), "vm.disk.x-shared: .*web.raw is qcow2: only a raw disk"),
-        (_text(fence=""), 'vm.disk.x-shared needs fence.when = "before-solo"'),
-        (_text(fence=_FENCED.replace("before", "after")), "the other one has to be off before"),
+        (_text(fence=""), "vm.disk.x-shared needs fence.reservation, or fence.when"),
+        (_text(fence=_FENCED.replace("before", "after")), "the other one must not any more"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(text: str, why: str) -> None:
@@ -144,3 +144,13 @@ async def test_hosts_whose_disks_have_other_names_are_not_paired(tmp_path: Path)
         names.append(await compatibility_of(parse_config(text, Path("x")), "kvm"))
     said = difference(*names, "a", "b")
     assert said.startswith("name of shared disk 0 is ")
+
+
+async def test_hosts_of_which_one_reserves_the_disk_are_not_paired(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(bytes(1 << 20))
+    said = []
+    for fence in (_FENCED, "\n[fence]\nreservation = true\n"):
+        text = _text(fence=fence).replace("/var/lib/colo-ebpf/web.raw", str(disk))
+        said.append(await compatibility_of(parse_config(text, Path("x")), "kvm"))
+    assert difference(*said, "a", "b") == "fence.reservation is false on a and true on b"

@@ -11,7 +11,9 @@ from colo_ebpf.control.state.files import GenerationFloor
 from colo_ebpf.control.state.inconsistent import InconsistentImages
 
 
-def steps_of(parts: Any, state_dir: Path, *, before: Any = None, fence: Any = None) -> Steps:
+def steps_of(
+    parts: Any, state_dir: Path, *, before: Any = None, fence: Any = None, reserve: Any = None
+) -> Steps:
     """`parts`: plane, machine and arbiter in one. `before`: the VM that was here last."""
     return Steps(
         parts,
@@ -24,4 +26,5 @@ def steps_of(parts: Any, state_dir: Path, *, before: Any = None, fence: Any = No
         started=lambda vm, endpoints: None,
         folded=lambda entries: None,
         fence=fence,
+        reserve=reserve,
     )

@@ -114,6 +114,11 @@ class Fence:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Reserve the shared disks for this host: the other one cannot write to them any more."""
+
+
 Step = (
     Read
     | Swap
@@ -128,6 +133,7 @@ Step = (
     | GoPublic
     | Committed
     | Fence
+    | Reserve
 )
 
 

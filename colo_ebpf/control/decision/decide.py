@@ -305,12 +305,13 @@ def _claimed_without_vm(s: Snapshot, r: Record) -> Decision:
             step=rested(s, Swap(r, record.hand_to_image(r))),
         )
     error = failed(s, StartVm)
-    return Decision(
+    start = Decision(
         State.STARTING,
         f"starting QEMU failed: {error}" if error else f"starting QEMU as {r.owner}",
         mode=Mode.WITHHOLD,
         step=rested(s, StartVm(VmRole.PRIMARY, r.owner), 10 * s.timing.retry_ns),
     )
+    return fencing.reserved(s, start)
 
 
 def _continue_alone(s: Snapshot, r: Record) -> Decision:
@@ -354,14 +355,15 @@ def _act(s: Snapshot, r: Record, step: Step, sentence: str, mode: Mode | None) -
 
 
 def _activate(s: Snapshot, r: Record, state: State, mode: Mode) -> Decision:
-    """The fence is the last thing before it: until then the claim can be handed back."""
+    """The reservation and the fence are the last things before it: until then the claim can be
+    handed back."""
     activation = Decision(
         state,
         _or_unreachable(s, "ready to go on alone: activating"),
         mode=mode,
         step=rested(s, Swap(r, record.activate(r))),
     )
-    return fencing.before_solo(s, r, activation)
+    return fencing.reserved(s, fencing.before_solo(s, r, activation))
 
 
 def _peer_can(s: Snapshot, r: Record) -> bool:

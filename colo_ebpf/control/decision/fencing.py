@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""When the other host has to be turned off. Part of `decide`; pure, but for the memory below.
+"""When the other host has to be turned off, or kept off the shared disks. Part of `decide`; pure,
+but for the memory below.
 
 A claim that still names the loser in `other` was made without asking it, unless it says that the
 loser wrote it itself (a switchover). Before this host goes on alone (`before_solo`), or while it
 does (`after_solo`), a command of the operator's turns the loser off. One that conceded or handed
 over is left as it is. With a shared disk the fence is for the disk alone, and a secondary that lost
 only reads it.
+
+Where the disks can be reserved (`reserved`), the host that may write does that first, whoever was
+asked: before its VM is started, and before it is active. Nobody has to be turned off then.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from colo_ebpf.control.decision.actions import Decision, Fence, Read, State, Step
+from colo_ebpf.control.decision.actions import Decision, Fence, Read, Reserve, State, Step
 from colo_ebpf.control.decision.record import Kind, Record, host_of
-from colo_ebpf.control.decision.rules import rested
+from colo_ebpf.control.decision.rules import failed, rested
 from colo_ebpf.control.decision.snapshot import FenceFacts, FenceWhen, Snapshot
 from colo_ebpf.errors import CannotFenceError, ColoError
 from colo_ebpf.model import Mode
@@ -22,6 +26,16 @@ from colo_ebpf.model import Mode
 ATTEMPTS_AFTER_SOLO = 5
 _REST_RETRIES = 10
 _EARLIER_RUN = "claimed by an earlier run of this daemon"
+
+
+def reserved(s: Snapshot, wanted: Decision) -> Decision:
+    """What is wanted, or the reservation that has to come before it."""
+    if not s.who.reserves or Reserve in s.done:
+        return wanted
+    text = "reserving the disk for this host"
+    if error := failed(s, Reserve):
+        text = f"output stays withheld: {text} failed, it is tried again: {error}"
+    return replace(wanted, sentence=text, step=rested(s, Reserve()))
 
 
 def before_solo(s: Snapshot, r: Record, activation: Decision) -> Decision:

@@ -68,6 +68,7 @@ class Who:
     peer_link_address: str
     starts: bool  # role = primary: may start the VM from its image for the first time
     shares_disk: bool = False  # a disk of the VM is one and the same on both hosts
+    reserves: bool = False  # the shared disks, while it may write to them
     compatibility: Mapping[str, str] = field(default_factory=dict)  # see `own_compatibility`
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What an observer on the link learns and can do: nothing. Run on Debian's kernel, in one boot."""
+"""What an observer on the link learns and can do: nothing. Who may write to a shared disk. Run on
+Debian's kernel, in one boot."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.capabilities import require
-from tests.link import machine, scenarios, tunnels
+from tests.link import machine, reservations, scenarios, tunnels
 
 
 @pytest.fixture(scope="module")
@@ -25,5 +26,12 @@ def test_on_a_kernel_that_has_ipsec(outcome: tuple[dict[str, str], str], name: s
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize("name", [one.__name__ for one in tunnels.ALL])
 def test_on_a_kernel_that_has_wireguard(outcome: tuple[dict[str, str], str], name: str) -> None:
+    found, printed = outcome
+    assert found.get(name, f"it did not end:\n{printed[-3000:]}") == ""
+
+
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("name", [one.__name__ for one in reservations.ALL])
+def test_on_a_kernel_that_has_a_scsi_target(outcome: tuple[dict[str, str], str], name: str) -> None:
     found, printed = outcome
     assert found.get(name, f"it did not end:\n{printed[-3000:]}") == ""
