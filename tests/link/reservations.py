@@ -28,9 +28,7 @@ _APPEARS_S = 30
 _PORTS = {"a": "naa.600140500000000a", "b": "naa.600140500000000b"}
 _KEYS = {host: reservation.key_of("web", host) for host in "abc"}
 _REFUSED = (errno.EBADE, errno.EIO)
-# This target never ends a PREEMPT AND ABORT: its worker waits for its own work, in
-# core_tmr_lun_reset. PREEMPT differs in that requests on their way are let be.
-reservation._PREEMPT_AND_ABORT = reservation._iow(203, reservation._PREEMPTION.size)
+_PREEMPT = reservation._iow(203, reservation._PREEMPTION.size)
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,12 @@ class Host:
 
 @contextlib.contextmanager
 def _disk() -> Iterator[tuple[Host, Host]]:
-    """A new one, which nobody has reserved."""
+    """A new one, which nobody has reserved.
+
+    This target never ends a PREEMPT AND ABORT: its worker waits for its own work, in
+    core_tmr_lun_reset. PREEMPT differs in that requests on their way are let be.
+    """
+    reservation._PREEMPT_AND_ABORT = _PREEMPT
     if not _TARGET.exists():
         subprocess.run(["mount", "-t", "configfs", "none", str(_CONFIG)], check=True)
     _TARGET.mkdir(exist_ok=True)
