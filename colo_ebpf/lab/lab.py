@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -54,6 +54,7 @@ class Lab:
     """One lab by its name; `vm`: more than one VM may run on its hosts, each as a `Lab`."""
 
     keeper: ClassVar[Keeper | None] = None  # of all labs of this process
+    timing: ClassVar[Mapping[str, int]] = {}  # of their configurations; else the defaults
 
     def __init__(
         self, name: str, say: Say = lambda text: None, vm: int = 0, family: str = ""
@@ -99,7 +100,8 @@ class Lab:
         security = security or self._link_security()
         for place in self.places.values():
             place.run_dir.mkdir(parents=True)
-            place.config.write_text(topology.config_text(place, guest, arbiter, security))
+            text = topology.config_text(place, guest, arbiter, security, self.timing)
+            place.config.write_text(text)
             self._image(place, guest)
             check_paths(load_config(place.config), place.config)
         if arbiter == "etcd" and not self.vm:

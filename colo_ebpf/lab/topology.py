@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -242,8 +243,11 @@ def first_host(vm: int) -> str:
     return HOSTS[vm % len(HOSTS)]
 
 
-def config_text(place: Place, guest: Guest, arbiter: str, security: str) -> str:
-    """The daemon's configuration on this host. `security`: of the link."""
+def config_text(
+    place: Place, guest: Guest, arbiter: str, security: str, timing: Mapping[str, int]
+) -> str:
+    """The daemon's configuration on this host. `security`: of the link; `timing`: what differs from
+    the defaults."""
     peer = place.other
     append = (
         f"{guest.append} colo.ip={guest.address}/{PREFIX_LENGTH} colo.gw={CLIENT_ADDRESS}".strip()
@@ -285,6 +289,7 @@ def config_text(place: Place, guest: Guest, arbiter: str, security: str) -> str:
         "arbiter": _arbiter_table(place, arbiter),
         "start": {"role": "primary" if place.host == first_host(place.vm) else "secondary"},
         "fence": _fence_table(place, guest),
+        "timing": dict(timing),
         "checkpoint": {"mode": guest.checkpoint_mode} if guest.checkpoint_mode else {},
     }
     lines = []

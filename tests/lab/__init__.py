@@ -21,6 +21,8 @@ from tests.lab.planes import Planes
 _LOG_BYTES = 12_000
 _labs: WeakSet[Lab] = WeakSet()
 planes = Lab.keeper = Planes()
+# Two labs and the tests themselves share two processors: a daemon may have none for 150 ms.
+Lab.timing = {"peer-timeout-ms": 400}
 
 
 def clean(lab: Lab) -> Lab:

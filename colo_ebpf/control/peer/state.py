@@ -331,6 +331,7 @@ class PeerView:
     def listens(self, now_ns: int) -> None:
         """Datagrams come from now on: silence before, while the daemon started, tells nothing."""
         self.started_ns, self.listening = now_ns, True
+        self.runs(now_ns)
 
     def listen_anew(self, now_ns: int) -> None:
         """Our plane listens to another pairing from now on."""
