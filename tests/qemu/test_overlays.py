@@ -15,7 +15,7 @@ from colo_ebpf.control.core.vm_health import ROOM_BYTES, Fitness
 from colo_ebpf.control.interfaces import of_peer
 from colo_ebpf.model import VmEvent, VmEventKind
 from tests.capabilities import require
-from tests.qemu.pair import Ledger, Pair, Side, checkpoint
+from tests.qemu.pair import Ledger, Pair, Side, checkpoint, until
 
 _EMPTY_BYTES = 600 << 10  # both overlays without data, and a little
 
@@ -82,8 +82,8 @@ async def test_a_vm_that_finds_no_room_is_unfit_until_it_is_loaded_anew(tmp_path
 
             await pair.face("b")
             await _append_until_refused(6000)
-            (error,) = _of(b, VmEventKind.BLOCK_ERROR)
-            assert error.data["reason"] == "No space left on device"
+            await until(lambda: _of(b, VmEventKind.BLOCK_ERROR) != [], "an error")
+            assert _of(b, VmEventKind.BLOCK_ERROR)[0].data["reason"] == "No space left on device"
             assert b.vm.past().disk == "No space left on device"
             assert await b.vm.failed_requests() > 0
             (use,) = b.vm.overlay_use()
