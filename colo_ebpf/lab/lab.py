@@ -297,7 +297,12 @@ class Lab:
             return all(s is not None and s["protected"] for s in states)
 
         time.sleep(_POLL_S)  # nsenter becomes the daemon
-        self.wait(protected, "the pair is not protected", timeout_s)
+        try:
+            self.wait(protected, "the pair is not protected", timeout_s)
+        except LabError as e:
+            said = {host: self.ask(host) for host in HOSTS}
+            whys = {host: s["unprotected_why"] if s else "no answer" for host, s in said.items()}
+            raise LabError(f"{e}\nnot protected: {whys}") from e
 
     # -- run, heal, down -----------------------------------------------------------------
 
