@@ -33,7 +33,6 @@ from colo_ebpf.control.arbiter.factory import arbiter_of
 from colo_ebpf.control.checkpoint.primary import Command, Do
 from colo_ebpf.control.checkpoint.secondary import Note
 from colo_ebpf.control.core.core import Core
-from colo_ebpf.control.core.idle_detector import SELDOM
 from colo_ebpf.control.decision.actions import Decision, State, Step
 from colo_ebpf.control.decision.record import Record
 from colo_ebpf.control.decision.snapshot import MS, FenceWhen
@@ -195,7 +194,7 @@ class Daemon:
             listening=False,
             silence_ns=self.timing.peer_timeout_ns,
             long_ns=self.timing.long_silence_ns,
-            rests_ns=(SELDOM + 1) * self.timing.heartbeat_ns,
+            rests_ns=self.timing.absent_ns,
             report=_log.warning,
         )
         self.core = Core(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from colo_ebpf.control.checkpoint.primary import Command, Do
 from colo_ebpf.control.checkpoint.secondary import Note
 from colo_ebpf.control.core.core import Core
-from colo_ebpf.control.core.idle_detector import SELDOM
 from colo_ebpf.control.decision import actions, snapshot
 from colo_ebpf.control.decision.record import Record
 from colo_ebpf.control.peer.envelope import Seal
@@ -91,7 +90,7 @@ class Host:
             seal=SEAL,
             started_ns=self.now_ns,
             silence_ns=TIMING.peer_timeout_ns,
-            rests_ns=(SELDOM + 1) * TIMING.heartbeat_ns,
+            rests_ns=TIMING.absent_ns,
             listening=False,
         )
         who = snapshot.Who(

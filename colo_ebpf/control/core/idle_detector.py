@@ -13,7 +13,7 @@ from colo_ebpf.control.decision.snapshot import Deadlines, Snapshot
 from colo_ebpf.control.interfaces import Plane
 from colo_ebpf.control.peer.state import PeerView
 
-SELDOM = 3  # heartbeats from one beat of a pair at rest to the next, after so many in a row
+_SELDOM = 3  # a pair is at rest after more beats in a row that were left out
 
 
 def lasts(s: Snapshot, d: Decision) -> bool:
@@ -48,7 +48,7 @@ class IdleDetector:
         self, checkpoints: Checkpoints, peer: PeerView, plane: Plane, timing: Deadlines
     ) -> None:
         self._checkpoints, self._peer, self._plane = checkpoints, peer, plane
-        self._silence_ns, self._heartbeat_ns = timing.peer_timeout_ns, timing.heartbeat_ns
+        self._silence_ns, self._timing = timing.peer_timeout_ns, timing
         self._lasts = False
         self._until_ns = self._sure_until_ns = 0
         self._left_out = 0  # beats in a row
@@ -102,8 +102,8 @@ class IdleDetector:
         through its peer's silence, nor through the time at which a held frame is overdue: a frame
         that nobody verifies is a client that waits.
         """
-        sleeps = self._left_out > SELDOM and self._plane.beats_alone
-        due_ns = last_ns + self._heartbeat_ns * (SELDOM if sleeps else 1)
+        sleeps = self._left_out > _SELDOM and self._plane.beats_alone
+        due_ns = last_ns + (self._timing.rest_ns if sleeps else self._timing.heartbeat_ns)
         for sooner_ns in (self._sure_until_ns, self._checkpoints.due_ns or 0):
             if last_ns < sooner_ns < due_ns:
                 due_ns = sooner_ns

@@ -47,10 +47,19 @@ class Deadlines:
         return 2 * self.peer_timeout_ns
 
     @property
+    def rest_ns(self) -> int:
+        """From one beat of a pair at rest to the next."""
+        return 3 * self.heartbeat_ns
+
+    @property
+    def absent_ns(self) -> int:
+        """A daemon that has not run for longer did not rest."""
+        return self.rest_ns + self.heartbeat_ns
+
+    @property
     def long_silence_ns(self) -> int:
-        """60 % of the way from the silence of a pair at rest, three heartbeats, to the timeout."""
-        rest_ns = 3 * self.heartbeat_ns
-        return rest_ns + (self.peer_timeout_ns - rest_ns) * 6 // 10
+        """60 % of the way from the silence of a pair at rest to the timeout."""
+        return self.rest_ns + (self.peer_timeout_ns - self.rest_ns) * 6 // 10
 
     @property
     def retry_ns(self) -> int:
