@@ -1431,7 +1431,7 @@ MUTANTS = [
     Mutant(
         "what the guest writes meanwhile is called different",
         "colo_ebpf/storage/sample.py",
-        "if one == suspects[at]:",
+        "if sector == suspects[place.offset_bytes]:",
         "if True:",
         "tests/storage/test_sample.py",
     ),

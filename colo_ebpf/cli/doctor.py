@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from colo_ebpf.cli import images, netfilter
+from colo_ebpf.cli.vms import socket_of
 from colo_ebpf.config.schema import Config, FenceTable, Nic, VmTable
 from colo_ebpf.control import link_security, settings
 from colo_ebpf.control.admin import control_socket
@@ -203,7 +204,7 @@ def _reservation(config: Config) -> str:
     made = settings.reservations(config)
     names = ", ".join(map(str, made.paths))
     try:
-        control_socket.ask(Path(config.host.run_dir) / "ctl.sock", "status")
+        control_socket.ask(socket_of(config), "status")
     except NoDaemonError:
         for path in made.paths:
             as_daemon(partial(reservation.probe, path, made.own))

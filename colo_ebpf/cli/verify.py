@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from colo_ebpf.cli import planned
+from colo_ebpf.cli.vms import socket_of
 from colo_ebpf.config.schema import Config
 from colo_ebpf.control.admin.control_socket import Conversation
 from colo_ebpf.errors import ControlError
@@ -36,7 +38,7 @@ class Wanted:
 
 def verify(config: Config, wanted: Wanted) -> dict[str, Any]:
     """Compare all disks. Raises ColoError."""
-    socket = Path(config.host.run_dir) / "ctl.sock"
+    socket = socket_of(config)
     with Conversation(socket, _patience_s(config)) as daemon:
         lent = daemon.ask("lend")["images"]
         started_s = time.monotonic()
@@ -69,7 +71,8 @@ def _disk(lent: dict[str, Any], config: Config, wanted: Wanted, socket: Path) ->
         _progress(name, wanted.quiet) as progress,
     ):
         if lent["shared"]:
-            sampling = Sampling(local, remote, lambda: _checkpoint(socket), random.Random())
+            checkpoint = partial(planned.checkpoint, socket, _CHECKPOINT_S)
+            sampling = Sampling(local, remote, checkpoint, random.Random())
             found = sampling.run(wanted.sample_bytes, wanted.most, progress)
         else:
             found = compare(local, remote, wanted.most, progress)
@@ -79,10 +82,6 @@ def _disk(lent: dict[str, Any], config: Config, wanted: Wanted, socket: Path) ->
             "shared": bool(lent["shared"]),
             **plain(found),
         }
-
-
-def _checkpoint(socket: Path) -> None:
-    planned.checkpoint(socket, _CHECKPOINT_S)
 
 
 def plain(found: Comparison) -> dict[str, Any]:

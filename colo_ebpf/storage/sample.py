@@ -16,13 +16,12 @@ and keeps what is read from it until the next one: so not all of a disk is read.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from colo_ebpf.storage.nbd import Connection
 from colo_ebpf.storage.verify import (
     CHUNK_BYTES,
     LOOKS,
-    SECTOR_BYTES,
     Comparison,
     Progress,
     Range,
@@ -30,6 +29,7 @@ from colo_ebpf.storage.verify import (
     merged,
     read_both,
     to_read,
+    unlike_sectors,
 )
 
 _DRAWN = 4096  # places at most: of a disk that is nearly empty most read as zeroes
@@ -43,7 +43,7 @@ class Sampling:
         self,
         local: Connection,
         remote: Connection,
-        checkpoint: Callable[[], None],
+        checkpoint: Callable[[], object],
         draw: random.Random,
     ) -> None:
         self._local, self._remote = local, remote
@@ -60,16 +60,16 @@ class Sampling:
         size = common_size_bytes(self._local, self._remote)
         suspects: dict[int, bytes] = {}  # by offset: what is here
         for chunk, here, there in self._read(self._drawn(size, wanted_bytes)):
-            suspects.update((at, one) for at, one, other in _sectors(chunk, here, there))
+            differ = unlike_sectors(chunk.offset_bytes, here, there)
+            suspects.update((place.offset_bytes, sector) for place, sector in differ)
             progress(min(self._read_bytes, wanted_bytes), wanted_bytes)
-        differ: list[Range] = []
+        found: list[Range] = []
         for _ in range(LOOKS - 1):
-            if not suspects or len(merged(differ)) > most:
+            if not suspects or len(found) > most:
                 break
             self._checkpoint()
             suspects, wrong = self._look_again(suspects)
-            differ = sorted([*differ, *wrong], key=lambda one: one.offset_bytes)
-        found = merged(differ)
+            found = merged(sorted([*found, *wrong], key=lambda one: one.offset_bytes))
         return Comparison(
             size_bytes=size,
             read_bytes=self._read_bytes,
@@ -94,7 +94,7 @@ class Sampling:
             if self._read_bytes >= wanted_bytes:
                 return
 
-    def _read(self, ranges: Iterator[Range]) -> Iterator[tuple[Range, bytearray, bytearray]]:
+    def _read(self, ranges: Iterable[Range]) -> Iterator[tuple[Range, bytearray, bytearray]]:
         return read_both(self._local, self._remote, ranges)
 
     def _look_again(self, suspects: dict[int, bytes]) -> tuple[dict[int, bytes], list[Range]]:
@@ -103,20 +103,10 @@ class Sampling:
         wrong = []
         ranges = merged(Range(at, len(suspects[at])) for at in sorted(suspects))
         self._again_bytes += sum(one.length_bytes for one in ranges)
-        for chunk, here, there in self._read(iter(ranges)):
-            for at, one, _ in _sectors(chunk, here, there):
-                if one == suspects[at]:
-                    wrong.append(Range(at, len(one)))
+        for chunk, here, there in self._read(ranges):
+            for place, sector in unlike_sectors(chunk.offset_bytes, here, there):
+                if sector == suspects[place.offset_bytes]:
+                    wrong.append(place)
                 else:
-                    unlike[at] = one
+                    unlike[place.offset_bytes] = sector
         return unlike, wrong
-
-
-def _sectors(chunk: Range, here: bytearray, there: bytearray) -> Iterator[tuple[int, bytes, bytes]]:
-    """Those that are unlike: offset and both contents."""
-    if here == there:
-        return
-    for at in range(0, len(here), SECTOR_BYTES):
-        one, other = bytes(here[at : at + SECTOR_BYTES]), bytes(there[at : at + SECTOR_BYTES])
-        if one != other:
-            yield chunk.offset_bytes + at, one, other

@@ -33,7 +33,7 @@ LOOKS = 8
 CHUNK_BYTES = 64 << 10
 IN_FLIGHT = 2  # chunks: 128 KiB fit into a unix socket's default buffer of 208 KiB
 _FIRST_PAUSE_S = 0.01
-SECTOR_BYTES = 512
+_SECTOR_BYTES = 512
 _WINDOW_BYTES = 256 << 20  # what is looked at again is looked at before going on
 
 Progress = Callable[[int, int], None]
@@ -76,16 +76,21 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
     return found
 
 
-def differing(offset_bytes: int, one: bytes | bytearray, other: bytes | bytearray) -> list[Range]:
-    """The sectors of a chunk at this offset that are not the same in both."""
+def unlike_sectors(
+    offset_bytes: int, one: bytes | bytearray, other: bytes | bytearray
+) -> Iterator[tuple[Range, bytes]]:
+    """Those of a chunk at this offset that are not the same in both, with what `one` has there."""
     if one == other:
-        return []
-    sectors = range(0, len(one), SECTOR_BYTES)
-    return merged(
-        Range(offset_bytes + at, len(one[at : at + SECTOR_BYTES]))
-        for at in sectors
-        if one[at : at + SECTOR_BYTES] != other[at : at + SECTOR_BYTES]
-    )
+        return
+    for at in range(0, len(one), _SECTOR_BYTES):
+        sector = bytes(one[at : at + _SECTOR_BYTES])
+        if sector != other[at : at + _SECTOR_BYTES]:
+            yield Range(offset_bytes + at, len(sector)), sector
+
+
+def differing(offset_bytes: int, one: bytes | bytearray, other: bytes | bytearray) -> list[Range]:
+    """The same sectors, those that touch made one range."""
+    return merged(place for place, _ in unlike_sectors(offset_bytes, one, other))
 
 
 def to_read(one: list[Extent], other: list[Extent]) -> tuple[list[Range], int]:
