@@ -10,7 +10,6 @@ import errno
 import mmap
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from colo_ebpf.control.host.capabilities import as_daemon
 from colo_ebpf.errors import StorageError
 from colo_ebpf.storage import reservation
+from tests.link.wires import eventually
 
 _CONFIG = Path("/sys/kernel/config")
 _TARGET = _CONFIG / "target"
@@ -100,14 +100,13 @@ def _host(name: str) -> Host:
     lun.mkdir(parents=True)
     (group / "nexus").write_text(_PORTS[name].replace("naa.6", "naa.5"))
     (lun / "disk").symlink_to(_STORE)
-    deadline = time.monotonic() + _APPEARS_S
-    while not (found := set(Path("/sys/block").glob("sd*")) - before):
-        assert time.monotonic() < deadline, "no disk appears"
-        time.sleep(0.05)
-    device = Path("/dev") / found.pop().name
-    while not device.exists():
-        assert time.monotonic() < deadline, f"no {device} appears"
-        time.sleep(0.05)
+
+    def found() -> set[Path]:
+        return set(Path("/sys/block").glob("sd*")) - before
+
+    assert eventually(lambda: bool(found()), _APPEARS_S), "no disk appears"
+    device = Path("/dev") / found().pop().name
+    assert eventually(device.exists, _APPEARS_S), f"no {device} appears"
     return Host(name, device)
 
 

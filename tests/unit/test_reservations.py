@@ -26,7 +26,6 @@ from tests.unit.toy_steps import steps_of
 
 _SHARED = 'overlay-dir = "/dev/shm/colo-ebpf/web"', 'x-shared = true\noverlay-dir = "/dev/shm/x"'
 OWN, OTHER = reservation.key_of("web", "a"), reservation.key_of("web", "b")
-REGISTER, PREEMPT, RESERVE = range(3)
 
 
 class _Disk:
