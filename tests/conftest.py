@@ -90,10 +90,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failure on a lab comes with what its daemons said."""
+    """A failure with real VMs comes with what daemons, QEMUs and guests said."""
     report = yield
-    if report.failed and "tests.lab" in sys.modules:
-        report.sections += sys.modules["tests.lab"].logs()
+    for name in ("tests.lab", "tests.qemu.pair"):
+        if report.failed and name in sys.modules:
+            report.sections += sys.modules[name].logs()
     return report
 
 

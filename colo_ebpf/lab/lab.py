@@ -277,11 +277,11 @@ class Lab:
             self.say(f"{host}: {told[host]}")
 
     def logs(self, most_bytes: int = _LOG_TAIL_BYTES) -> Iterator[tuple[str, str]]:
-        """What the daemons have said last: the file's path, and its end."""
+        """What the daemons, their QEMUs and guests have said last: the file's path, and its end."""
         for place in self.places.values():
-            if place.log.exists():
-                end = place.log.read_bytes()[-most_bytes:]
-                yield str(place.log), end.decode(errors="replace")
+            for path in (place.log, place.run_dir / "qemu.log", place.run_dir / "serial.log"):
+                if path.exists():
+                    yield str(path), path.read_bytes()[-most_bytes:].decode(errors="replace")
 
     def _tails(self) -> str:
         return "".join(f"\n--- {path}\n{end}" for path, end in self.logs())

