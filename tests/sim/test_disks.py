@@ -87,6 +87,16 @@ def test_a_write_that_the_peers_image_refused_leaves_the_primary_alone(world: Wo
     assert host_of(world.record.owner) == "a"
 
 
+def test_what_the_images_refused_a_qemu_that_ended_says_nothing_of_the_next_pair(
+    world: World,
+) -> None:
+    """As found: the host of a QEMU that was told to end never said "protected" again."""
+    _vm(world, "a").quit()
+    _until(world, lambda: host_of(world.record.owner) == "b")
+    assert _until_protected(world, 20_000)
+    assert [host.core and host.core.decision.gap for host in world.hosts.values()] == ["", ""]
+
+
 @pytest.mark.parametrize("node", ["nbd1", "#block114"])
 def test_a_write_that_one_image_lacks_is_not_forgotten_while_no_daemon_runs(
     world: World, node: str

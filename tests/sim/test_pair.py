@@ -26,7 +26,7 @@ from tests import states
 from tests.sim.host import Host
 from tests.sim.world import MS, World
 
-SEEDS = int(os.environ.get("COLO_SIM_SEEDS", "2000"))
+SEEDS = int(os.environ.get("COLO_SIM_SEEDS", "1000"))
 FIRST = int(os.environ.get("COLO_SIM_FIRST", "0"))
 _BATCHES = 20
 _HISTORY_MS = 9_000
@@ -63,8 +63,10 @@ def _check(world: World) -> None:
 
 
 def _protected(world: World) -> bool:
-    states = {h.core.decision.state for h in world.hosts.values() if h.core is not None}
-    return states == {State.PRIMARY, State.SECONDARY}
+    """Both are a pair, and `status` says so."""
+    told = [h.core.decision for h in world.hosts.values() if h.core is not None]
+    paired = {one.state for one in told} == {State.PRIMARY, State.SECONDARY}
+    return paired and not any(one.gap for one in told)
 
 
 def _nothing() -> None: ...
@@ -153,7 +155,7 @@ class History:
         if world.shares_disk:
             kinds += ["not-kept"]
         if world.lost_vms == 0 or world.seed % 2:  # the odd ones lose both sides, too
-            kinds += ["crash", "vm"]
+            kinds += ["crash", "vm", "quit"]
         kind = rng.choice(kinds)
         world.note(f"FAULT {kind} {host.name}")
         simple = {
@@ -189,9 +191,9 @@ class History:
         elif kind == "crash":
             world.lost_vms += 1
             host.crash()
-        elif kind == "vm" and host.vm is not None and host.vm.alive:
+        elif kind in ("vm", "quit") and host.vm is not None and host.vm.alive:
             world.lost_vms += 1
-            host.vm.die()
+            (host.vm.die if kind == "vm" else host.vm.quit)()
 
     def _power_off(self, host: Host) -> None:
         """Both VMs of a pair do it, one a moment ahead; or only one does."""

@@ -68,9 +68,10 @@ class ToyVm:
 
     def fail_disk(self) -> None:
         """A request fails; the daemon hears of it, if there is one. To a shared disk it is done
-        again, but by a replica under COLO: there no load takes it away."""
+        again, but by a replica under COLO: there no load takes it away. A VM that stands has no
+        requests: QEMU waited for them."""
         if self.host.world.shares_disk:
-            self.sick = self.sick or (self.replica and not self.exited)
+            self.sick = self.sick or (self.replica and not self.exited and not self.stopped)
             self.waits_for_disk()
         else:
             self.sick = self.ever_sick = True
@@ -125,6 +126,15 @@ class ToyVm:
         """Whatever it stood for."""
         self.stopped = self.loading = self.off = False
         self.emit(VmEventKind.RESUME)
+
+    def quit(self) -> None:
+        """QMP's `quit`, or SIGTERM: what it still writes no image takes."""
+        self.emit(VmEventKind.SHUTDOWN, guest=False, reason="host-qmp-quit")
+        if not self.replica and self.session is not None:
+            self.session.end()
+            self.emit(VmEventKind.DISK_BAD, **{"node-name": "nbd1", "type": "write"})
+            self.emit(VmEventKind.DISK_BAD, **{"node-name": "#block114", "type": "write"})
+        self.die()
 
     def die(self) -> None:
         """SIGKILL."""

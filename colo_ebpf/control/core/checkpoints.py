@@ -120,6 +120,10 @@ class Checkpoints:
         broken = p.broken or self.peer_disk or self.stalled
         return CheckpointFacts(broken, p.loaded, p.triggered_ns, idle)
 
+    def forget(self) -> None:
+        """The VM is gone, or another: what was known of its disks, its guest and its secondary."""
+        self.fitness, self.guest, self.peer_disk = Fitness(), Guest(), ""
+
     def found(self, past: Past, off: bool, now_ns: int) -> None:
         """Of a VM that is adopted."""
         self.guest.found(past, off, now_ns)

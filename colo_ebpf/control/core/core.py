@@ -18,10 +18,8 @@ from colo_ebpf.control.checkpoint.primary import Cause, Command
 from colo_ebpf.control.checkpoint.secondary import Note
 from colo_ebpf.control.core import severity
 from colo_ebpf.control.core.facts import Facts
-from colo_ebpf.control.core.guest_events import Guest
 from colo_ebpf.control.core.healing import Healing
 from colo_ebpf.control.core.idle_detector import IdleDetector, lasts
-from colo_ebpf.control.core.vm_health import Fitness
 from colo_ebpf.control.decision import actions
 from colo_ebpf.control.decision import snapshot as values
 from colo_ebpf.control.decision.actions import Decision, State, Step, TaskKind
@@ -148,7 +146,7 @@ class Core(Facts):
         elif kind is VmEventKind.ANSWERS:
             self.fitness.hung = ""
         elif kind is VmEventKind.GONE:
-            self._fresh()  # it has no disk any more; `alive` says the rest
+            self.checkpoints.forget()  # it has no disk any more; `alive` says the rest
             if self.attempt.joins and not self.ends(vm):
                 self._keep_words(vm.last_words())
         elif kind is VmEventKind.MONITOR_LOST and vm.alive and not self.ends(vm):
@@ -177,9 +175,6 @@ class Core(Facts):
         if self._loads(vm):
             reason = event.data.get("reason") or "no reason given"
             self.fitness.failed(f"its disk failed ({reason})", None)
-
-    def _fresh(self) -> None:
-        self.checkpoints.fitness, self.checkpoints.guest = Fitness(), Guest()
 
     def _keep_words(self, text: str) -> None:
         """Of a QEMU that ended: one line, the end of it."""
@@ -232,7 +227,7 @@ class Core(Facts):
         """A StartVm step has made a QEMU (called before its step_done)."""
         self.vm, self._endpoints, self._left = vm, endpoints, False
         self._clean, self._public = vm.role is VmRole.PRIMARY, False
-        self._fresh()
+        self.checkpoints.forget()
         self._colo_exit_ns = self._yanked_ns = self._waits_ns = None
         self._take_offsets()  # which may have been said by now, and will not be said anew
 
@@ -265,7 +260,7 @@ class Core(Facts):
             self.attempt.mark_done(step)
         if isinstance(step, actions.EndVm):
             self.vm = self._endpoints = None
-            self._fresh()
+            self.checkpoints.forget()
         elif isinstance(step, actions.LeavePair | actions.ContinueAlone | actions.TakeOver):
             self._clean = True
         elif isinstance(step, actions.Yank):
