@@ -183,6 +183,15 @@ def test_whether_it_was_written_is_looked_up() -> None:
     assert (d.step, d.still) == (Read(), False)
 
 
+@pytest.mark.parametrize("me", ["a", "b"])
+def test_what_was_not_written_cannot_be_written_later(me: str) -> None:
+    """As found: nobody ever knew, and the pair did not say "protected" again."""
+    d = decide(_at(me, PAIRED, pending=TAKES_OVER))
+    assert d.step == Swap(PAIRED, record.reassert(PAIRED))
+    assert d.sentence.startswith("whether the record was changed is not known: writing down")
+    assert d.gap == d.sentence
+
+
 def test_while_it_is_being_written_nothing_ends_it() -> None:
     s = _silent(_requested(checkpoints=LOADED, pending=TAKES_OVER), link=SILENT, management=SILENT)
     assert decide(s).answer is None

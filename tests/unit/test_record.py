@@ -47,6 +47,12 @@ def test_the_way_of_a_switchover_there_and_back() -> None:
     assert (taken_back.owner, taken_back.other, taken_back.given) == (A, B, False)
 
 
+def test_what_was_sent_before_cannot_be_written_after_a_pair_was_written_anew() -> None:
+    anew = record.reassert(PAIRED)
+    assert (anew.meaning(), anew.generation) == (PAIRED.meaning(), PAIRED.generation + 1)
+    assert record.claim(PAIRED, B).generation == anew.generation
+
+
 @pytest.mark.parametrize(
     "move",
     [
@@ -62,7 +68,7 @@ def test_the_way_of_a_switchover_there_and_back() -> None:
         lambda: record.claim(PAIRED, "c/0000000000000003"),
         lambda: record.concede(ACTIVE, A),
         lambda: record.commit(ACTIVE),
-        lambda: record.reassert(PAIRED),
+        lambda: record.reassert(CLAIMED),
         lambda: record.hand_over(ACTIVE),
         lambda: record.power_off(COLD, 1),
         lambda: record.power_off(record.claim(PAIRED, B), 1),

@@ -208,9 +208,10 @@ def choose_image(old: Record, host: str) -> Record:
 
 
 def reassert(old: Record) -> Record:
-    """active -> active: the owner proves that it still is (a read never proves it)."""
-    _need(old.kind is Kind.ACTIVE, old, "re-assert")
-    return _next(old, kind=Kind.ACTIVE, owner=old.owner, image=old.image)
+    """active -> active, paired -> paired: who writes it proves that it still is so (a read never
+    proves it), and that no move sent before can be written any more."""
+    _need(old.kind in (Kind.ACTIVE, Kind.PAIRED), old, "re-assert")
+    return _next(old, kind=old.kind, owner=old.owner, other=old.other, vni=old.vni, image=old.image)
 
 
 def commit(old: Record) -> Record:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colo_ebpf.control.decision import compatibility
+from colo_ebpf.control.decision import compatibility, record
 from colo_ebpf.control.decision.actions import Decision, Read, Step, Swap
+from colo_ebpf.control.decision.record import Record
 from colo_ebpf.control.decision.snapshot import Snapshot
 from colo_ebpf.model import Pairing
 
@@ -53,3 +54,13 @@ def looked_up(s: Snapshot, d: Decision) -> Decision:
     if s.pending is None or s.request is not None or not due:
         return d
     return replace(d, step=rested(s, Read()))
+
+
+def settled(s: Snapshot, r: Record, paired: Decision) -> Decision:
+    """As `looked_up`, of a pair that is well: to write down that it is one settles it, for what was
+    sent before cannot be written after that."""
+    if s.pending is None or s.request is not None:
+        return paired
+    text = "whether the record was changed is not known: writing down that the pair is well"
+    swap = rested(s, Swap(r, record.reassert(r)), 10 * s.timing.retry_ns)
+    return replace(paired, sentence=text, step=swap or looked_up(s, paired).step)
