@@ -83,8 +83,7 @@ def _sharing(config: Config, file: Path) -> list[Config]:
 
 
 def _require_changed(config: Config) -> None:
-    socket = Path(config.host.run_dir) / "ctl.sock"
-    said = control_socket.ask(socket, "status")["key"]
+    said = control_socket.ask(vms.socket_of(config), "status")["key"]
     if not said["changed"]:
         raise NotInTimeError(
             f"{config.vm.name}: {config.peer.name} does not speak the new key yet: bring it there "

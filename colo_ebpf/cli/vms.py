@@ -85,7 +85,7 @@ def unit_of(file: Path) -> str:
 
 def socket_of(config: Config) -> Path:
     """Where its daemon is asked."""
-    return Path(config.host.run_dir) / "ctl.sock"
+    return control_socket.path_in(config.host.run_dir)
 
 
 @dataclass(frozen=True, slots=True)

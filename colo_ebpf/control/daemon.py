@@ -24,7 +24,7 @@ from typing import Any
 from colo_ebpf.clock import ago_ns, boot_ns
 from colo_ebpf.config.schema import Config
 from colo_ebpf.control import settings
-from colo_ebpf.control.admin import operations
+from colo_ebpf.control.admin import control_socket, operations
 from colo_ebpf.control.admin.samples import Samples
 from colo_ebpf.control.admin.server import ControlServer
 from colo_ebpf.control.admin.status import status
@@ -157,7 +157,7 @@ class Daemon:
         self._spawn(self._mender.run())
         self._spawn(watch.watch(self._arbiter, self._arbiter_looked_at))
         self._spawn(self._stalls.run(self._connects_to, self._stalled))
-        server = ControlServer(self, FilePath(self.config.host.run_dir) / "ctl.sock")
+        server = ControlServer(self, control_socket.path_in(self.config.host.run_dir))
         await server.start()
         gc.collect()
         gc.freeze()  # a full collection would take longer than a heartbeat

@@ -198,7 +198,7 @@ class Lab:
     def ask(self, host: str, command: str = "status") -> Any:
         """Of the daemon; None if it does not answer."""
         try:
-            return control_socket.ask(self.places[host].run_dir / "ctl.sock", command)
+            return control_socket.ask(control_socket.path_in(self.places[host].run_dir), command)
         except ControlError:
             return None
 
@@ -249,7 +249,7 @@ class Lab:
             "qemu_pid": vms[0] if vms else None,
             "config": str(place.config),
             "log": str(place.log),
-            "control_socket": str(place.run_dir / "ctl.sock"),
+            "control_socket": str(control_socket.path_in(place.run_dir)),
             "qmp_socket": str(place.run_dir / "qmp.sock"),
             "pins": str(place.bpffs / "colo_ebpf"),
             "disk": str(place.disk),

@@ -18,6 +18,7 @@ from pathlib import Path
 from colo_ebpf import shared
 from colo_ebpf.config.reading import load_config
 from colo_ebpf.config.schema import Config
+from colo_ebpf.control.admin import control_socket
 from colo_ebpf.control.arbiter.factory import arbiter_of
 from colo_ebpf.errors import ColoError, ConfigError, ControlError
 from colo_ebpf.metrics.answers import Answer, Status, Target
@@ -115,8 +116,8 @@ class Watched:
 
 def watched(config: Config) -> Watched:
     """That of a configuration file."""
-    socket = Path(config.host.run_dir) / "ctl.sock"
-    target = Target(config.vm.name, config.host.name, str(socket))
+    socket = str(control_socket.path_in(config.host.run_dir))
+    target = Target(config.vm.name, config.host.name, socket)
     return Watched(target, arbiter_of(config).read)
 
 

@@ -13,7 +13,8 @@ mkdir -p "$1"
 out=$(cd "$1" && pwd)
 site=$(cd "$here/../.." && .venv/bin/python -c 'import pyroute2, os; print(os.path.dirname(os.path.dirname(pyroute2.__file__)))')
 
-# What the link and a shared disk need, and what those depend on comes by itself. Kernels may have some built in.
+# What the link and a shared disk need; what those depend on comes by itself. A kernel may have some
+# built in.
 modules=(
 	aesni_intel bridge cryptomgr ctr drbg esp4 esp6 gcm ghash_clmulni_intel ghash_generic
 	hmac jitterentropy_rng sd_mod seqiv sha256_generic sha512_generic target_core_file tcm_loop tun

@@ -17,21 +17,14 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], s
 
 
 @pytest.mark.timeout(700)
-@pytest.mark.parametrize("name", [one.__name__ for one in scenarios.ALL])
-def test_on_a_kernel_that_has_ipsec(outcome: tuple[dict[str, str], str], name: str) -> None:
-    found, printed = outcome
-    assert found.get(name, f"it did not end:\n{printed[-3000:]}") == ""
-
-
-@pytest.mark.timeout(700)
-@pytest.mark.parametrize("name", [one.__name__ for one in tunnels.ALL])
-def test_on_a_kernel_that_has_wireguard(outcome: tuple[dict[str, str], str], name: str) -> None:
-    found, printed = outcome
-    assert found.get(name, f"it did not end:\n{printed[-3000:]}") == ""
-
-
-@pytest.mark.timeout(700)
-@pytest.mark.parametrize("name", [one.__name__ for one in reservations.ALL])
-def test_on_a_kernel_that_has_a_scsi_target(outcome: tuple[dict[str, str], str], name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(one.__name__, id=f"ipsec-{one.__name__}") for one in scenarios.ALL),
+        *(pytest.param(one.__name__, id=f"wireguard-{one.__name__}") for one in tunnels.ALL),
+        *(pytest.param(one.__name__, id=f"scsi-{one.__name__}") for one in reservations.ALL),
+    ],
+)
+def test_on_debians_kernel(outcome: tuple[dict[str, str], str], name: str) -> None:
     found, printed = outcome
     assert found.get(name, f"it did not end:\n{printed[-3000:]}") == ""

@@ -21,6 +21,11 @@ ANSWER_S = 5.0  # unless something else is said
 _REPLY_BYTES = 4 << 20
 
 
+def path_in(run_dir: str | Path) -> Path:
+    """Where the daemon with this run directory is asked."""
+    return Path(run_dir) / "ctl.sock"
+
+
 class Conversation:
     """Requests to a running daemon over one connection.
 
