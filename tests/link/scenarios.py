@@ -56,8 +56,10 @@ def _observer() -> Iterator[Observer]:
         one.close()
 
 
-def _serve_once(side: Side, port: int, answer: bytes) -> threading.Thread:
-    """Take one connection, as a QEMU's export does, hear it out and say something."""
+@contextlib.contextmanager
+def _serves_once(side: Side, port: int, answer: bytes) -> Iterator[None]:
+    """Take one connection, as a QEMU's export does, hear it out and say something; if none has
+    come by the end, wait for none."""
 
     def listen() -> socket.socket:
         return socket.create_server(
@@ -79,7 +81,12 @@ def _serve_once(side: Side, port: int, answer: bytes) -> threading.Thread:
 
     thread = threading.Thread(target=serve)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it was taken, and the server is gone
+            server.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def _ask(side: Side, port: int, question: bytes, timeout_s: float = 20) -> bytes:
@@ -117,9 +124,8 @@ def _no_plaintext(family: str) -> None:
         assert pair.a.link.agreed and pair.b.link.agreed
         for port in (NBD_PORT, NBD_PORT + 1):
             for server, client in ((pair.a, pair.b), (pair.b, pair.a)):
-                thread = _serve_once(server, port, SECRET)
-                assert _ask(client, port, SECRET) == SECRET
-                thread.join()
+                with _serves_once(server, port, SECRET):
+                    assert _ask(client, port, SECRET) == SECRET
         assert _crosses(pair.a, pair.b, SECRET)
         assert _crosses(pair.b, pair.a, SECRET)
         frames = seen.look()
@@ -148,10 +154,9 @@ def frames_of_the_plane_go_sealed() -> None:
             frames = seen.look()
             assert [one for one in frames if is_sealed(one) and len(one) > 1550]
             inner = replace(pair.b, ends=replace(pair.b.ends, local=_inner(2)))
-            thread = _serve_once(inner, 80, SECRET)
             client = replace(pair.a, ends=replace(pair.a.ends, peer=_inner(2)))
-            assert _ask(client, 80, SECRET * 1000) == SECRET
-            thread.join()
+            with _serves_once(inner, 80, SECRET):
+                assert _ask(client, 80, SECRET * 1000) == SECRET
             frames = seen.look()
             assert not [one for one in frames if is_fragment(one)]
             assert not [one for one in frames if b"abcdefgh" * 4 in one or SECRET in one]
@@ -218,46 +223,28 @@ def what_is_not_sealed_is_refused() -> None:
             before = refused(pair.a)
             assert not _crosses(pair.b, pair.a, b"forged")
             assert refused(pair.a).get("not sealed", 0) > before.get("not sealed", 0)
-            thread = _serve_once(pair.a, NBD_PORT, SECRET)
-            try:
-                _ask(pair.b, NBD_PORT, b"give", timeout_s=2)
-            except OSError:
-                pass
-            else:
+            with _serves_once(pair.a, NBD_PORT, SECRET):
+                try:
+                    _ask(pair.b, NBD_PORT, b"give", timeout_s=2)
+                except OSError:
+                    continue
                 raise AssertionError("the export answered")
-            _let_go(pair.a, thread)
-
-
-def _let_go(side: Side, thread: threading.Thread) -> None:
-    """A connection of its own host's ends what waits for one: loopback asks no policy."""
-
-    def connect() -> None:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((side.ends.local, NBD_PORT), 5) as s,
-        ):
-            s.sendall(b"end")
-
-    side.inside(connect)
-    thread.join()
 
 
 def nobody_but_the_peer_reaches_a_port() -> None:
     for family in FAMILIES:
         with link(family) as pair:
             pair.agree()
-            thread = _serve_once(pair.a, NBD_PORT, SECRET)
 
             def connect(pair: Link = pair) -> None:
                 socket.create_connection((pair.a.ends.local, NBD_PORT), timeout=2).close()
 
-            try:
-                inside(MIDDLE, connect)
-            except OSError:
-                pass
-            else:
+            with _serves_once(pair.a, NBD_PORT, SECRET):
+                try:
+                    inside(MIDDLE, connect)
+                except OSError:
+                    continue
                 raise AssertionError(f"{STRANGER[family]} was let in")
-            _let_go(pair.a, thread)
 
 
 def what_is_replayed_has_no_effect() -> None:
