@@ -12,7 +12,8 @@ from colo_ebpf.errors import LabError
 from colo_ebpf.lab.topology import DEFAULT_GUEST_ADDRESS, Guest
 
 BUILT = Path(__file__).resolve().parents[2] / "build" / "guest"
-_APPEND = "console=ttyS0 quiet mitigations=off random.trust_cpu=on"
+# A guest that TCG starves, as on a busy machine, takes its timer for broken and may never boot.
+APPEND = "console=ttyS0 quiet no_timer_check mitigations=off random.trust_cpu=on"
 _MEMORY_MIB, _APPS_MEMORY_MIB = 128, 384
 APPS = "apps"  # redis, nginx, PostgreSQL and sshd, built by `make guest-apps`
 NAMES = ("default", APPS)
@@ -103,7 +104,7 @@ def _named(wanted: Wanted) -> Wanted:
         wanted,
         kernel=str(BUILT / "vmlinuz"),
         initrd=wanted.initrd or str(initrd),
-        append=wanted.append or _APPEND,
+        append=wanted.append or APPEND,
         memory_mib=wanted.memory_mib or (_APPS_MEMORY_MIB if apps else 0),
         disk=str(disk) if disk else "",
     )

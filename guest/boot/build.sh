@@ -35,7 +35,7 @@ mkdir -p "$work/system"
 cp "$out/vmlinuz" "$out/initramfs.gz" "$work/system/"
 cat > "$work/grub.cfg" <<'CONFIGURATION'
 set root=(hd0,msdos1)
-linux /vmlinuz console=ttyS0 quiet mitigations=off random.trust_cpu=on colo.ip=192.168.77.10/24 colo.gw=192.168.77.1 colo.ledger=vda2
+linux /vmlinuz console=ttyS0 quiet no_timer_check mitigations=off random.trust_cpu=on colo.ip=192.168.77.10/24 colo.gw=192.168.77.1 colo.ledger=vda2
 initrd /initramfs.gz
 boot
 CONFIGURATION

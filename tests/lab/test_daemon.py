@@ -272,7 +272,7 @@ def test_anyone_can_bring_a_guest(tmp_path: Path) -> None:
     own = Wanted(
         kernel=str(GUEST / "vmlinuz"),
         initrd=str(GUEST / "initramfs.gz"),
-        append="console=ttyS0 quiet random.trust_cpu=on",
+        append="console=ttyS0 quiet no_timer_check random.trust_cpu=on",
         memory_mib=160,
         disk=str(disk),
         address="192.168.77.20",

@@ -20,6 +20,7 @@ from colo_ebpf.control.qemu.cmdline import DiskSpec, NicSpec, VmSpec
 from colo_ebpf.control.qemu.process import QemuMachine
 from colo_ebpf.control.qemu.vm import Qemu
 from colo_ebpf.datapath.net import namespaces, tuntap
+from colo_ebpf.lab.guest import APPEND
 from colo_ebpf.model import VmEvent, VmEventKind, VmRole
 from tests.capabilities import GUEST
 from tests.netns import enter
@@ -71,8 +72,7 @@ def spec_of(
         qemu="qemu-system-x86_64",
         kernel=str(GUEST / "vmlinuz"),
         initrd=str(GUEST / "initramfs.gz"),
-        append="console=ttyS0 quiet mitigations=off random.trust_cpu=on "
-        f"colo.disk=vd{chr(ord('a') + disk_count - 1)}",
+        append=f"{APPEND} colo.disk=vd{chr(ord('a') + disk_count - 1)}",
         memory_mib=memory_mib,
         cpus=1,
         accel="tcg",
