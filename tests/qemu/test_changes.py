@@ -99,6 +99,16 @@ async def test_a_copy_that_breaks_off_loses_no_mark(tmp_path: Path) -> None:
     assert copied.what == {_WHAT_CHANGED}
 
 
+async def test_a_pairing_that_is_given_up_under_colo_can_be_tried_again(tmp_path: Path) -> None:
+    """As found: QEMU's migration was cancelled for ever, and nobody protected the VM again."""
+    pair = Pair(tmp_path)
+    async with pair as (a, b):
+        await checkpoint(a, b)
+        for _ in range(2):
+            await a.vm.leave_pair()
+            await checkpoint(a, await _again(pair, a, Copied()))
+
+
 async def test_many_changes_are_copied_beside_the_guest_with_all_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -324,10 +324,15 @@ class Qemu:
             raise VmError(f"{self._instance}: migration: not in COLO in time") from e
 
     async def leave_pair(self) -> None:
-        """Primary, while pairing: drop what ties it to the peer, whatever there is, and run on."""
+        """Primary, while pairing: drop what ties it to the peer, whatever there is, and run on.
+
+        Under COLO only a failover ends the migration: QEMU 10 takes `migrate_cancel`
+        there, after which the migration neither ends nor fails over.
+        """
         await self.yank()
         await self._disks.cancel_copy()
-        await self._try("migrate_cancel")
+        if (await self._qmp.run("query-migrate")).get("status") != "colo":
+            await self._try("migrate_cancel")
         await self.continue_alone()
 
     # -- failover ------------------------------------------------------------------------
