@@ -87,6 +87,25 @@ def test_a_write_that_the_peers_image_refused_leaves_the_primary_alone(world: Wo
     assert host_of(world.record.owner) == "a"
 
 
+def test_what_qemu_says_late_of_the_last_secondary_is_not_held_against_the_next(
+    world: World,
+) -> None:
+    """As found: QEMU says it once a second, and the next pair had begun within that."""
+    vm, generation = _vm(world, "a"), world.record.generation
+
+    def refused() -> None:
+        vm.emit(VmEventKind.DISK_BAD, **{"node-name": "nbd1", "type": "write"})
+
+    refused()
+    world.after(1_000 * MS, refused)
+    assert _until_protected(world, 20_000)
+    world.run(3_000 * MS, lambda: None)
+    core = world.hosts["a"].core
+    assert core is not None
+    assert world.record.generation == generation + 3, "claimed, active, paired: once"
+    assert core.back_off.total == 0
+
+
 def test_what_the_images_refused_a_qemu_that_ended_says_nothing_of_the_next_pair(
     world: World,
 ) -> None:

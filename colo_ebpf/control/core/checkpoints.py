@@ -76,6 +76,7 @@ class Checkpoints:
         self.fitness = Fitness()
         self.guest = Guest()
         self.peer_disk = ""  # why the disk of the secondary lacks a write, since it is being made
+        self.refused_ns: int | None = None  # the last write that its disk did not take
         self.stalled = ""  # why the secondary's QEMU cannot be reached, though its host can
         self.announced = 0
         self.flush_wanted = False
@@ -118,11 +119,12 @@ class Checkpoints:
         p = self.primary
         idle = p.stage is Stage.IDLE and p.settled_epoch
         broken = p.broken or self.peer_disk or self.stalled
-        return CheckpointFacts(broken, p.loaded, p.triggered_ns, idle)
+        return CheckpointFacts(broken, p.loaded, p.triggered_ns, idle, self.refused_ns)
 
     def forget(self) -> None:
         """The VM is gone, or another: what was known of its disks, its guest and its secondary."""
         self.fitness, self.guest, self.peer_disk = Fitness(), Guest(), ""
+        self.refused_ns = None
 
     def found(self, past: Past, off: bool, now_ns: int) -> None:
         """Of a VM that is adopted."""
@@ -159,7 +161,7 @@ class Checkpoints:
         """One event of our VM, in order."""
         local = event.kind is VmEventKind.DISK_BAD and not of_peer(event)
         if event.kind is VmEventKind.DISK_BAD and not local:
-            self.peer_disk = _PEER_DISK
+            self.peer_disk, self.refused_ns = _PEER_DISK, event.at_ns
         if self._side is Side.PRIMARY and not local:
             self._do(self.primary.vm_event(event, vm.peer_loads()))
             if event.kind is VmEventKind.STOP and self.primary.stage is not Stage.IDLE:

@@ -127,6 +127,7 @@ class CheckpointFacts:
     loaded: Loaded | None = None
     triggered_ns: int = 0
     idle: bool = False  # the last one is loaded, and none is under way
+    refused_ns: int | None = None  # when the disk of the last secondary did not take a write
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,10 @@ from colo_ebpf.control.decision.record import Disk, Kind, Record
 from colo_ebpf.control.decision.snapshot import Snapshot, VmFacts
 from colo_ebpf.model import Mode
 
+# QEMU says QUORUM_REPORT_BAD once a second at most (monitor_qapi_event_conf): what it says last may
+# come that late, and names the secondary's node, which is the next secondary's, too.
+_SAID_LATE_NS = 1_100_000_000
+
 
 def active(s: Snapshot, r: Record) -> Decision:
     """The record says we are active."""
@@ -137,6 +141,9 @@ def _no_attempt(s: Snapshot) -> str:
     """Why a partner that is there is not tried now."""
     if differs := rules.unlike(s):
         return f"{s.who.peer} cannot have a replica: {differs}"
+    refused_ns = s.checkpoints.refused_ns
+    if refused_ns is not None and s.now_ns - refused_ns < _SAID_LATE_NS:
+        return "QEMU may say once more that the last secondary's disk did not take a write"
     if s.now_ns < s.rest_until_ns:
         return f"resting after a pairing that failed: {s.rest_why}"
     return ""
