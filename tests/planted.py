@@ -1435,4 +1435,32 @@ MUTANTS = [
         "if True:",
         "tests/storage/test_sample.py",
     ),
+    Mutant(
+        "what the last secondary's disk refused is held against the next pair",
+        "colo_ebpf/control/core/checkpoints.py",
+        'self.fitness, self.guest, self.peer_disk = Fitness(), Guest(), ""',
+        "self.fitness, self.guest = Fitness(), Guest()",
+        "tests/sim/test_disks.py",
+    ),
+    Mutant(
+        "what QEMU says late is held against the next pair",
+        "colo_ebpf/control/decision/solo.py",
+        "_SAID_LATE_NS = 1_100_000_000",
+        "_SAID_LATE_NS = 0",
+        "tests/sim/test_disks.py",
+    ),
+    Mutant(
+        "a pair that is well never learns what became of a swap",
+        OPERATOR_PY,
+        "return settled(s, r, paired)",
+        "return paired",
+        "tests/sim/test_planned.py",
+    ),
+    Mutant(
+        "the secondary of a pair that is well never learns what became of its bid",
+        DECIDE_PY,
+        "    return settled(s, r, paired)\n",
+        "    return paired\n",
+        "tests/unit/test_operator.py",
+    ),
 ]
