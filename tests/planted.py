@@ -1452,14 +1452,14 @@ MUTANTS = [
     Mutant(
         "a pair that is well never learns what became of a swap",
         OPERATOR_PY,
-        "return settled(s, r, paired)",
+        "return reasserted(s, r, paired)",
         "return paired",
         "tests/sim/test_planned.py",
     ),
     Mutant(
         "the secondary of a pair that is well never learns what became of its bid",
         DECIDE_PY,
-        "    return settled(s, r, paired)\n",
+        "    return reasserted(s, r, paired)\n",
         "    return paired\n",
         "tests/unit/test_operator.py",
     ),

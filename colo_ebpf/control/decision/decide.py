@@ -49,8 +49,8 @@ from colo_ebpf.control.decision.rules import (
     looked_up,
     no_frames,
     paired_with,
+    reasserted,
     rested,
-    settled,
 )
 from colo_ebpf.control.decision.snapshot import Snapshot, VmFacts
 from colo_ebpf.model import Mode, Settled, VmRole
@@ -207,7 +207,7 @@ def _secondary_beside_living(s: Snapshot, r: Record, paired: Decision, vm: VmFac
         return replace(paired, sentence=f"{_silence(s)}: the primary may go on alone first")
     if vm.colo_exit_ns is not None and s.now_ns - vm.colo_exit_ns > patience:
         return _bid(s, r, paired, vm, "COLO ended: the connection to the primary's QEMU is gone")
-    return settled(s, r, paired)
+    return reasserted(s, r, paired)
 
 
 def _peer_unusable(s: Snapshot, instance: str) -> str:

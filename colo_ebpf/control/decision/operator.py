@@ -21,7 +21,7 @@ from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.control.decision import poweroff, record
 from colo_ebpf.control.decision.actions import Decision, EndVm, State, Swap
 from colo_ebpf.control.decision.record import Kind, Record, host_of
-from colo_ebpf.control.decision.rules import failed, rested, settled
+from colo_ebpf.control.decision.rules import failed, reasserted, rested
 from colo_ebpf.control.decision.snapshot import MS, Request, Snapshot
 from colo_ebpf.control.peer.state import Answer
 from colo_ebpf.model import Mode
@@ -128,7 +128,7 @@ def beside_the_well(s: Snapshot, r: Record, paired: Decision) -> Decision:
     """The primary of a pair that is well: hand over, if that is asked for."""
     w = s.request
     if w is None or w.winner != r.other:
-        return settled(s, r, paired)
+        return reasserted(s, r, paired)
     if _in_the_way(s, r, w):
         return paired
     facts, loaded, peer = s.checkpoints, s.checkpoints.loaded, s.who.peer

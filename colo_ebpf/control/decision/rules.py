@@ -56,7 +56,7 @@ def looked_up(s: Snapshot, d: Decision) -> Decision:
     return replace(d, step=rested(s, Read()))
 
 
-def settled(s: Snapshot, r: Record, paired: Decision) -> Decision:
+def reasserted(s: Snapshot, r: Record, paired: Decision) -> Decision:
     """As `looked_up`, of a pair that is well: to write down that it is one settles it, for what was
     sent before cannot be written after that."""
     if s.pending is None or s.request is not None:
