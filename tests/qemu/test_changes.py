@@ -75,7 +75,8 @@ async def test_only_what_changed_is_copied_and_all_is_equal(tmp_path: Path) -> N
             again = await _again(pair, a, copied)
             await asyncio.to_thread(entries.append, 20)
             await _equal(a)
-            await checkpoint(a, again)
+            # QEMU may say up to a second late what the replica that died did not take.
+            await checkpoint(a, again, beside=VmEventKind.DISK_BAD)
     assert copied.what == {_WHAT_CHANGED}
     assert copied.most_bytes < 2 * DISK_BYTES // 4
 
