@@ -97,7 +97,7 @@ def _tell(lab: Lab, word: str) -> None:
     def seen() -> bool:
         """A second panic within ten seconds is no second line."""
         said = any("the guest" in line for line in _history(lab, host)[told:])
-        return said or bool((lab.ask(host) or {})["guest"]["panicked"])
+        return said or bool(lab.ask(host)["guest"]["panicked"])
 
     async def say() -> None:
         await until_serving(_client(lab))

@@ -20,9 +20,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], s
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(one.__name__, id=f"ipsec-{one.__name__}") for one in scenarios.ALL),
-        *(pytest.param(one.__name__, id=f"wireguard-{one.__name__}") for one in tunnels.ALL),
-        *(pytest.param(one.__name__, id=f"scsi-{one.__name__}") for one in reservations.ALL),
+        pytest.param(one.__name__, id=f"{kind}-{one.__name__}")
+        for kind, room in (("ipsec", scenarios), ("wireguard", tunnels), ("scsi", reservations))
+        for one in room.ALL
     ],
 )
 def test_on_debians_kernel(outcome: tuple[dict[str, str], str], name: str) -> None:
