@@ -60,6 +60,18 @@ def test_what_a_mode_lets_a_user_do(
     assert access.may(USER, found, rights) is wanted
 
 
+async def _ended(pid: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop, gone = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(pidfd, gone.set)
+    await asyncio.wait_for(gone.wait(), 30)
+    loop.remove_reader(pidfd)
+    os.close(pidfd)
+
+
 async def test_a_process_starts_as_that_user_with_the_descriptors_it_was_given(
     tmp_path: Path,
 ) -> None:
@@ -72,12 +84,7 @@ async def test_a_process_starts_as_that_user_with_the_descriptors_it_was_given(
         code += "print(open('/proc/self/status').read()); os.write(20, b'there')"
         argv = ["/usr/bin/python3", "-I", "-c", code]
         pid = await starter.start(argv, {"X": "y"}, {1: out, 2: out, 20: out})
-        pidfd = os.pidfd_open(pid)
-        loop, gone = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(pidfd, gone.set)
-        await asyncio.wait_for(gone.wait(), 30)
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
+        await _ended(pid)
         said = (tmp_path / "out").read_text()
         assert f"{USER.uid} {USER.uid} {USER.uid} 70902 y\n" in said
         assert "there" in said
@@ -118,12 +125,7 @@ async def _give_descriptors(tmp_path: Path) -> None:
         try:
             fds = {1: out, 2: out, **dict.fromkeys(numbers, out)}
             pid = await starter.start(["/usr/bin/python3", "-I", "-c", code], {}, fds)
-            pidfd = os.pidfd_open(pid)
-            loop, gone = asyncio.get_running_loop(), asyncio.Event()
-            loop.add_reader(pidfd, gone.set)
-            await asyncio.wait_for(gone.wait(), 30)
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
+            await _ended(pid)
             assert (tmp_path / "out").read_text() == f"{user.uid if user else 0}\n"
         finally:
             os.close(out)
