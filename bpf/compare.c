@@ -24,6 +24,7 @@
 #include <uapi/linux/pkt_cls.h>
 
 #include "colo_abi.h"
+#include "colo_carry.h"
 #include "colo_count.h"
 #include "colo_datagram.h"
 #include "colo_delay_in.h"
@@ -40,25 +41,10 @@
 #include "colo_release.h"
 #include "colo_reset.h"
 #include "colo_scratch.h"
-#include "colo_substitute.h"
 #include "colo_svm.h"
 #include "colo_table.h"
 #include "colo_trust.h"
 #include "colo_xmit.h"
-
-/*
- * Programs that others call. The verifier looks at a million instructions per program, so that not
- * all can be one. The loader fills the table.
- */
-#define COLO_CALL_DRAIN		0
-#define COLO_CALL_ENTER		1
-#define COLO_CALL_PVM		2
-#define COLO_CALL_SVM		3
-#define COLO_CALL_PVM_RST	4
-#define COLO_CALL_SVM_RST	5
-#define COLO_CALL_OWE		6
-
-BPF_PROG_ARRAY(colo_calls, 7);
 
 #define PVM		COLO_PROG_CMP_PVM
 #define SVM		COLO_PROG_CMP_SVM
@@ -141,61 +127,31 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS))
 		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_BUSY);
 	colo_pvm_prepare(skb, conf, work, buf, flow);
-	if (work->step == COLO_STEP_HASH)
-		colo_walk_hash(work, buf);
-	colo_pvm_conclude(skb, conf, work, flow);
-	colo_reset_parted(work, flow);
-	work->scale = colo_flow_scale(flow);
-	colo_unlock(&flow->lock);
-	/* After the unlock: a CPU that found the lock taken has set `more` before it gave up. */
-	if (flow->more && work->plan.verdict != COLO_V_PASS)
-		work->plan.drain = work->now.may_release;
-
-	if (work->plan.event)
-		colo_plan_event(work);
-	if (work->plan.verdict == COLO_V_PASS && (work->plan.lower || flow->ack_slot))
-		colo_calls.call(skb, COLO_CALL_OWE);
-	colo_pvm_told(skb, work, PVM);
-	if (work->parked) {
-		skb->mark = COLO_PARK_MARK | work->parked;
-		if (!work->plan.drain)
-			return colo_line_send(skb, conf, COLO_LINE_NEW);
-		skb->priority = COLO_LINE_NEW;
-		bpf_clone_redirect(skb, conf->park_ifindex, 0);
+	if (work->step == COLO_STEP_HASH && colo_walk_first(work, buf)) {
+		colo_calls.call(skb, COLO_CALL_PVM_LONG);
+		colo_unlock(&flow->lock);
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
 	}
-	if (work->plan.drain)
-		colo_calls.call(skb, COLO_CALL_DRAIN);
-	return colo_action(work->plan.verdict);
+	return colo_pvm_end(skb, conf, work, flow);
 }
 
-/* A carrier comes out of the delay line: are there more frames for it? */
-static __always_inline int colo_carry_on(struct __sk_buff *skb, struct colo_work *work)
+/* Goes on where colo_cmp_pvm was in the middle of a long frame. The flow is still locked. */
+int colo_long_pvm(struct __sk_buff *skb)
 {
-	if (colo_parse(skb, &work->pkt) || !colo_is_tcp(&work->pkt))
-		return colo_finish(skb, PARK, COLO_V_DROP, COLO_R_MALFORMED);
-	work->pkt.nic = skb->mark & (COLO_NICS - 1);
-	colo_key_from_vm(&work->pkt, &work->flow);
-	/* The frames it has carried before may still be in the tap's backlog. */
-	work->drains = COLO_DRAIN_RUNS / 2;
-	if (!work->now.may_release)
-		return colo_finish(skb, PARK, COLO_V_DROP, colo_now_kept(&work->now));
-	colo_count(PARK, COLO_V_CARRY, COLO_R_CARRIED, skb->len);
-	colo_calls.call(skb, COLO_CALL_DRAIN);
-	return TC_ACT_SHOT;
-}
+	struct colo_config *conf = colo_conf_get();
+	struct colo_buf *buf = colo_buf_get();
+	struct colo_work *work;
+	struct colo_flow *flow;
+	__u32 zero = 0;
 
-/* The frame leaves the delay line. */
-static __always_inline int colo_park_out(struct __sk_buff *skb, struct colo_config *conf,
-					 struct colo_work *work)
-{
-	colo_pvm_told(skb, work, PARK);
-	if (work->plan.verdict != COLO_V_PASS)
-		return TC_ACT_SHOT;
-	if (!work->plan.drain)
-		return colo_send_last(skb, conf, work->pkt.nic);
-	colo_send(skb, conf, work->pkt.nic);
-	colo_calls.call(skb, COLO_CALL_DRAIN);
-	return TC_ACT_SHOT;
+	work = colo_works.lookup(&zero);
+	if (!conf || !work || !buf)
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
+	flow = colo_flows.lookup(&work->flow);
+	if (!flow)
+		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_FLOW);
+	colo_walk_hash(work, buf, COLO_HASH_TURNS);
+	return colo_pvm_end(skb, conf, work, flow);
 }
 
 /* Behind the delay line: may the frame leave now? Or is it the plane's own beat? */
@@ -347,25 +303,31 @@ int colo_cmp_svm(struct __sk_buff *skb)
 	if (colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS))
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_BUSY);
 	colo_svm_prepare(skb, conf, work, buf, flow);
-	if (work->step == COLO_STEP_HASH)
-		colo_walk_hash(work, buf);
-	colo_svm_conclude(work, flow);
-	if (work->resent && flow->head)
-		colo_svm_meet(skb, work, buf, flow);
-	if (work->plan.whole && work->now.may_release)
-		colo_whole_alone(skb, flow, work);
-	colo_unlock(&flow->lock);
-	if (flow->more)
-		work->plan.drain = 1;
+	if (work->step == COLO_STEP_HASH && colo_walk_first(work, buf)) {
+		colo_calls.call(skb, COLO_CALL_SVM_LONG);
+		colo_unlock(&flow->lock);
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_CONF);
+	}
+	return colo_svm_end(skb, conf, work, buf, flow);
+}
 
-	if (work->plan.event)
-		colo_plan_event(work);
-	colo_count(SVM, work->plan.verdict, work->plan.reason, skb->len);
-	if (work->held_ns)
-		colo_late_count(&work->now, work->held_ns);
-	if (work->plan.drain && work->now.may_release)
-		colo_calls.call(skb, COLO_CALL_DRAIN);
-	return work->plan.leaves ? colo_send_last(skb, conf, pkt->nic) : TC_ACT_SHOT;
+/* Goes on where colo_cmp_svm was in the middle of a long frame. The flow is still locked. */
+int colo_long_svm(struct __sk_buff *skb)
+{
+	struct colo_config *conf = colo_conf_get();
+	struct colo_buf *buf = colo_buf_get();
+	struct colo_work *work;
+	struct colo_flow *flow;
+	__u32 zero = 0;
+
+	work = colo_works.lookup(&zero);
+	if (!conf || !work || !buf)
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_CONF);
+	flow = colo_flows.lookup(&work->flow);
+	if (!flow)
+		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_FLOW);
+	colo_walk_hash(work, buf, COLO_HASH_TURNS);
+	return colo_svm_end(skb, conf, work, buf, flow);
 }
 
 /*
@@ -457,30 +419,45 @@ int colo_drain(struct __sk_buff *skb)
 	return TC_ACT_SHOT;
 }
 
+/* What a run of colo_flush tells its next repetition, in skb->cb. */
+#define COLO_CB_LOOKED	0	/* slots that were looked at */
+#define COLO_CB_START	1	/* the input's first four bytes */
+#define COLO_CB_SAID	2	/* and the next four */
+#define COLO_CB_DONE	3	/* what is returned */
+
 /*
  * Run by the control plane, never attached: send the frames of past epochs (they are in the
  * checkpoint the SVM has loaded), verified ones at the head of their flow, and everything once the
  * VM is solo. The input's first four bytes name a slot: its part of the store is looked at, from
- * there on. If the next four are not 0, frames of the replay buffer are sent instead. Returns
- * frames sent | frames left << 16.
+ * there on, a piece of it at each repetition. If the next four are not 0, frames of the replay
+ * buffer are sent instead. Returns frames sent | frames left << 16.
  */
 int colo_flush(struct __sk_buff *skb)
 {
 	struct colo_config *conf = colo_conf_get();
 	struct colo_work *work = colo_work_get();
-	__u32 start[2] = {}, sent = 0, left = 0, ix;
+	__u32 start[2] = {}, ix;
 	struct colo_slot *slot;
 	int i;
 
-	if (!conf || !work || bpf_skb_load_bytes(skb, 0, start, 8))
+	if (!conf || !work)
 		return colo_run_over(skb, COLO_PROG_FLUSH, COLO_R_NO_CONF, 0);
+	if (!skb->cb[COLO_CB_LOOKED]) {	/* later the frame may be one that was sent */
+		if (bpf_skb_load_bytes(skb, 0, start, 8))
+			return colo_run_over(skb, COLO_PROG_FLUSH, COLO_R_NO_CONF, 0);
+		skb->cb[COLO_CB_START] = start[0];
+		skb->cb[COLO_CB_SAID] = start[1];
+	}
+	start[0] = skb->cb[COLO_CB_START];
+	start[1] = skb->cb[COLO_CB_SAID];
 	colo_now_get(conf, &work->now, bpf_ktime_get_boot_ns());
 	if (conf->mode != COLO_PRIMARY && conf->mode != COLO_SOLO)
 		return colo_run_over(skb, COLO_PROG_FLUSH, COLO_R_WITHHELD, 0);
 	if (conf->mode == COLO_PRIMARY && !work->now.heard)	/* the other may serve already */
 		return colo_run_over(skb, COLO_PROG_FLUSH, COLO_R_LINK_SILENT, 1 << 16);
-	for (i = 0; i < COLO_HOLD_PART; i++) {	/* the tap's backlog holds 1000 */
-		ix = colo_hold_place(conf, start[0] / COLO_HOLD_PART, start[0] + i);
+	for (i = 0; i < COLO_FLUSH_SLOTS; i++) {
+		ix = colo_hold_place(conf, start[0] / COLO_HOLD_PART,
+				     start[0] + skb->cb[COLO_CB_LOOKED] + i);
 		slot = colo_hold.lookup(&ix);
 		if (!slot || slot->state != COLO_SLOT_HELD ||
 		    (slot->kind == COLO_SLOT_SAID) != (start[1] != 0))
@@ -489,9 +466,10 @@ int colo_flush(struct __sk_buff *skb)
 		if (work->step == COLO_FLUSH_SENT && colo_flush_send(skb, conf, work, slot, ix))
 			work->step = COLO_FLUSH_LATER;
 		if (work->step == COLO_FLUSH_LATER)
-			left++;
+			skb->cb[COLO_CB_DONE] += 1 << 16;
 		else if (work->step == COLO_FLUSH_SENT)
-			sent++;
+			skb->cb[COLO_CB_DONE]++;
 	}
-	return colo_run_over(skb, COLO_PROG_FLUSH, COLO_R_RUN, sent | left << 16);
+	skb->cb[COLO_CB_LOOKED] += COLO_FLUSH_SLOTS;
+	return colo_run_over(skb, COLO_PROG_FLUSH, COLO_R_RUN, skb->cb[COLO_CB_DONE]);
 }

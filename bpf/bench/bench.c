@@ -177,8 +177,7 @@ static __always_inline struct colo_frame *bench_least(struct __sk_buff *skb,
 	colo_key_from_vm(&work->pkt, &work->flow);
 	flow = colo_flows.lookup(&work->flow);
 	len = work->pkt.len;
-	COLO_OPAQUE(len);
-	if (!flow || len < 1 || len > BENCH_MTU ||
+	if (!flow || colo_outside(len, 1, BENCH_MTU) ||
 	    colo_flow_lock(flow, &work->flow, COLO_LOCK_SPINS))
 		return 0;
 	if (!colo_load(skb, buf, work->pkt.payload, COLO_START, len)) {
@@ -199,8 +198,7 @@ int bench_least_pvm(struct __sk_buff *skb)
 	struct colo_frame *frame = plan ? bench_least(skb, plan) : 0;
 	__u64 len = skb->len;
 
-	COLO_OPAQUE(len);
-	if (!frame || len < BENCH_HEAD || len > COLO_FRAME_MAX)
+	if (!frame || colo_outside(len, BENCH_HEAD, COLO_FRAME_MAX))
 		return 0;
 	return !bpf_skb_load_bytes(skb, 0, frame->data, len);
 }

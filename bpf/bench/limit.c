@@ -81,8 +81,7 @@ static __always_inline void limit_hash(struct __sk_buff *skb)
 #pragma nounroll
 	for (i = 0; i < LIMIT_PARTS && from < len; i++) {
 		part = colo_min(len - from, COLO_PLAIN_MAX);
-		COLO_OPAQUE(part);
-		if (part < 1 || part > COLO_PLAIN_MAX)
+		if (colo_outside(part, 1, COLO_PLAIN_MAX))
 			return;
 		if (bpf_skb_load_bytes(skb, from, &buf->word[COLO_START / 8], part))
 			return;

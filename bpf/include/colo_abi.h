@@ -20,7 +20,8 @@
 #define COLO_MARK_CARRIER	0xC0100100u	/* a carrier in the delay line; plus its NIC */
 #define COLO_BEACON_ETHERTYPE	0x88B5	/* IEEE 802 local experimental 1 */
 #define COLO_LEAVE_ETHERTYPE	0x88B6	/* IEEE 802 local experimental 2 */
-#define COLO_HOLD_PART		256	/* slots of a part of the hold store; a flush takes one */
+#define COLO_HOLD_PART		256	/* slots of a part of the hold store */
+#define COLO_FLUSH_SLOTS	64	/* of them that a run of colo_flush takes */
 #define COLO_PARK_CUTS		8	/* segments of the shortest frame that is parked */
 #define COLO_BOUNDS		64	/* pending SVM boundaries of a flow, a power of two */
 #define COLO_LANES		4	/* 64-bit words of a hash block, each hashed by itself */

@@ -25,6 +25,7 @@
 #include "colo_reset.h"
 #include "colo_scratch.h"
 #include "colo_substitute.h"
+#include "colo_verifier.h"
 #include "colo_xmit.h"
 
 BPF_TABLE_PINNED("array", __u32, struct colo_bucket, colo_dgrams, COLO_DGRAM_BUCKETS,
@@ -105,19 +106,24 @@ static __always_inline int colo_dgram_use(struct colo_bucket *bucket, struct col
 	return 0;
 }
 
-/* A way for a new note: empty or of a past epoch, else the oldest note of the SVM. */
-static __always_inline struct colo_note *colo_dgram_way(struct colo_bucket *bucket, __u64 epoch)
+/*
+ * A way for a new note: empty or of a past epoch, else the oldest note of the SVM. By its number:
+ * Linux 6.1 does not follow LLVM's chains of pointers that are null or not.
+ */
+static __always_inline __u64 colo_dgram_way(struct colo_bucket *bucket, __u64 epoch)
 {
-	struct colo_note *oldest = 0;
+	__u64 oldest = COLO_DGRAM_WAYS, at_ns = 0;
 	int i;
 
 	for (i = 0; i < COLO_DGRAM_WAYS; i++) {
 		struct colo_note *note = &bucket->note[i];
 
 		if (!note->digest || note->epoch != epoch)
-			return note;
-		if (!note->slot && (!oldest || note->at_ns < oldest->at_ns))
-			oldest = note;
+			return i;
+		if (!note->slot && (oldest == COLO_DGRAM_WAYS || note->at_ns < at_ns)) {
+			oldest = i;
+			at_ns = note->at_ns;
+		}
 	}
 	return oldest;
 }
@@ -138,10 +144,12 @@ static __always_inline int colo_dgram_waits(struct colo_bucket *bucket, __u64 di
 static __always_inline void colo_dgram_wait(struct colo_bucket *bucket, __u64 digest,
 					    struct colo_now *now, __u32 ref)
 {
-	struct colo_note *note = colo_dgram_way(bucket, now->epoch);
+	__u64 way = colo_dgram_way(bucket, now->epoch);
+	struct colo_note *note;
 
-	if (!note)
+	if (colo_above(way, COLO_DGRAM_WAYS - 1))
 		return;
+	note = &bucket->note[way];
 	note->digest = digest;
 	note->at_ns = now->at_ns;
 	note->epoch = now->epoch;
@@ -153,8 +161,8 @@ static __always_inline void colo_dgram_wait(struct colo_bucket *bucket, __u64 di
 static __always_inline __u32 colo_dgram_meet(struct colo_bucket *bucket, __u64 digest,
 					     struct colo_now *now)
 {
-	struct colo_note *same = 0, *held = 0, *note;
-	__u64 epoch = now->epoch;
+	__u64 same = COLO_DGRAM_WAYS, held = COLO_DGRAM_WAYS, epoch = now->epoch, at_ns = 0, at;
+	struct colo_note *note;
 	__u32 ref;
 	int i;
 
@@ -162,21 +170,25 @@ static __always_inline __u32 colo_dgram_meet(struct colo_bucket *bucket, __u64 d
 		note = &bucket->note[i];
 		if (note->digest != digest || note->epoch != epoch)
 			continue;
-		if (!note->slot)
-			same = note;
-		else if (!held || note->at_ns < held->at_ns)
-			held = note;
+		if (!note->slot) {
+			same = i;
+		} else if (held == COLO_DGRAM_WAYS || note->at_ns < at_ns) {
+			held = i;
+			at_ns = note->at_ns;
+		}
 	}
-	if (held) {
-		ref = held->slot;
-		held->digest = 0;
-		held->slot = 0;
+	if (!colo_above(held, COLO_DGRAM_WAYS - 1)) {
+		note = &bucket->note[held];
+		ref = note->slot;
+		note->digest = 0;
+		note->slot = 0;
 		return ref;
 	}
-	note = same ? same : colo_dgram_way(bucket, epoch);
-	if (!note)
+	at = same < COLO_DGRAM_WAYS ? same : colo_dgram_way(bucket, epoch);
+	if (colo_above(at, COLO_DGRAM_WAYS - 1))
 		return 0;
-	note->copies = same ? same->copies + 1 : 1;
+	note = &bucket->note[at];
+	note->copies = same < COLO_DGRAM_WAYS ? note->copies + 1 : 1;
 	note->digest = digest;
 	note->at_ns = now->at_ns;
 	note->epoch = epoch;

@@ -21,6 +21,7 @@
 #define COLO_START	COLO_BLOCK	/* where a stream's bytes begin in the buffer */
 #define COLO_EIGHT	(8 * COLO_BLOCK)
 #define COLO_HASH_TURNS	(65536 / COLO_EIGHT + COLO_STOPS + 2)
+#define COLO_HASH_FIRST	64	/* in a program that has parsed the frame: some 10 KB */
 #define COLO_PLAIN_MAX	(60 * COLO_EIGHT)	/* bytes of what is no stream */
 #define COLO_FEW_WORDS	8	/* of a payload that is read in place */
 #define COLO_FEW_FROM	256	/* where it begins at most */
@@ -126,16 +127,18 @@ static __always_inline void colo_walk_rest(struct colo_walk *walk, struct colo_b
 	colo_walk_tail(walk, colo_walk_at(walk, buf), stop);
 }
 
-/* Hash the buffer from walk->pos to walk->limit, with a digest at each stop. */
-static __always_inline void colo_walk_hash(struct colo_work *work, struct colo_buf *buf)
+/*
+ * Hash the buffer from walk->pos to walk->limit, with a digest at each stop from walk->stop on. -1:
+ * that takes more turns.
+ */
+static __always_inline int colo_walk_hash(struct colo_work *work, struct colo_buf *buf, int turns)
 {
 	struct colo_walk *walk = &work->walk;
 	struct colo_stop *stop;
 	int i;
 
-	walk->stop = 0;
 #pragma nounroll
-	for (i = 0; i < COLO_HASH_TURNS; i++) {
+	for (i = 0; i < turns; i++) {
 		COLO_FORGET();
 		stop = &work->stop[walk->stop & (COLO_STOPS - 1)];
 		if (walk->pos + COLO_EIGHT <= stop->at) {
@@ -145,8 +148,16 @@ static __always_inline void colo_walk_hash(struct colo_work *work, struct colo_b
 		colo_walk_rest(walk, buf, stop->at);
 		stop->digest = colo_walk_digest(walk, stop->at);
 		if (++walk->stop >= walk->stops)
-			break;
+			return 0;
 	}
+	return -1;
+}
+
+/* Begin with the buffer. -1: another program goes on, for the verifier's sake. */
+static __always_inline int colo_walk_first(struct colo_work *work, struct colo_buf *buf)
+{
+	work->walk.stop = 0;
+	return colo_walk_hash(work, buf, COLO_HASH_FIRST);
 }
 
 /* The digest of the buffer up to walk->limit, for what is no stream. */
@@ -180,11 +191,9 @@ static __always_inline int colo_load_words(struct __sk_buff *skb, struct colo_bu
 	__u64 head = from - before, tail = from + len - 8;
 	int i;
 
-	COLO_OPAQUE(head);
-	COLO_OPAQUE(tail);
-	COLO_OPAQUE(last);
-	if (head > COLO_FEW_FROM || tail > COLO_FEW_FROM + 8 * COLO_FEW_WORDS ||
-	    last > COLO_FEW_WORDS || data + tail + 8 > end)
+	if (colo_above(head, COLO_FEW_FROM) ||
+	    colo_above(tail, COLO_FEW_FROM + 8 * COLO_FEW_WORDS) ||
+	    colo_above(last, COLO_FEW_WORDS) || data + tail + 8 > end)
 		return -1;
 #pragma unroll
 	for (i = 0; i < COLO_FEW_WORDS; i++) {
@@ -203,8 +212,7 @@ static __always_inline int colo_load_words(struct __sk_buff *skb, struct colo_bu
 static __always_inline int colo_load(struct __sk_buff *skb, struct colo_buf *buf, __u64 from,
 				     __u64 to, __u64 len)
 {
-	COLO_OPAQUE(len);
-	if (len < 1 || len > 65536)
+	if (colo_outside(len, 1, 65536))
 		return -1;
 	if (len <= 8 * COLO_FEW_WORDS && !colo_load_words(skb, buf, from, to, len))
 		return 0;

@@ -187,12 +187,12 @@ static __always_inline int colo_hold_copy(struct __sk_buff *skb, struct colo_fra
 	int result;
 
 	copy->tag = 0;
-	if (head < ETH_HLEN || head > COLO_HEAD_MAX - 8)
+	if (colo_outside(head, ETH_HLEN, COLO_HEAD_MAX - 8))
 		return -1;
 	if (!skb->vlan_present && copy->from == head) {		/* all in one: nearly always */
 		len += head;
-		COLO_OPAQUE(len);
-		if (copy->len > COLO_DATA_MAX || len < ETH_HLEN || len > COLO_FRAME_MAX - 4)
+		if (copy->len > COLO_DATA_MAX ||
+		    colo_outside(len, ETH_HLEN, COLO_FRAME_MAX - 4))
 			return -1;
 		result = bpf_skb_load_bytes(skb, 0, frame->data, len);
 		__builtin_memset(&frame->data[len], 0, 4);
@@ -209,21 +209,18 @@ static __always_inline int colo_hold_copy(struct __sk_buff *skb, struct colo_fra
 		__builtin_memcpy(&frame->data[14], &tci, 2);
 	}
 	head -= ETH_HLEN - 2;
-	COLO_OPAQUE(head);
-	if (head < 2 || head > COLO_HEAD_MAX)
+	if (colo_outside(head, 2, COLO_HEAD_MAX))
 		return -1;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN - 2, &frame->data[12 + (copy->tag & 4)], head))
 		return -1;
 	head = copy->head + copy->tag;
-	COLO_OPAQUE(head);
-	COLO_OPAQUE(len);
-	if (head > COLO_HEAD_MAX || len > COLO_DATA_MAX)
+	if (colo_above(head, COLO_HEAD_MAX))
 		return -1;
-	if (len && bpf_skb_load_bytes(skb, copy->from, &frame->data[head], len))
+	if (len && (colo_outside(len, 1, COLO_DATA_MAX) ||
+		    bpf_skb_load_bytes(skb, copy->from, &frame->data[head], len)))
 		return -1;
 	head += len;
-	COLO_OPAQUE(head);
-	if (head > COLO_FRAME_MAX - 4)
+	if (colo_above(head, COLO_FRAME_MAX - 4))
 		return -1;
 	__builtin_memset(&frame->data[head], 0, 4);
 	return 0;
@@ -241,9 +238,7 @@ static __always_inline void colo_hold_sum(struct colo_frame *frame, struct colo_
 	__u64 at = l4 + (proto == IPPROTO_TCP ? 16 : 6);
 	__u16 folded = 0;
 
-	COLO_OPAQUE(at);
-	COLO_OPAQUE(l3);
-	if (at > COLO_HEAD_MAX || l3 > COLO_HEAD_MAX)
+	if (colo_above(at, COLO_HEAD_MAX) || colo_above(l3, COLO_HEAD_MAX))
 		return;
 	__builtin_memcpy(&folded, &frame->data[at], 2);
 	if (!folded && proto == IPPROTO_UDP)
@@ -267,9 +262,7 @@ static __always_inline void colo_slot_sum(struct colo_slot *slot, struct colo_fr
 	__u16 sum = 0;
 	int six;
 
-	COLO_OPAQUE(l3);
-	COLO_OPAQUE(l4);
-	if (l3 > COLO_HEAD_MAX || l4 > COLO_HEAD_MAX)
+	if (colo_above(l3, COLO_HEAD_MAX) || colo_above(l4, COLO_HEAD_MAX))
 		return;
 	six = frame->data[l3] >> 4 == 6;
 	__builtin_memcpy(&frame->data[l4 + 16], &sum, 2);
@@ -284,8 +277,7 @@ static __always_inline void colo_cut_ip(struct colo_frame *frame, struct colo_pk
 	__u64 hlen = pkt->l4 - pkt->l3;
 	__u16 word;
 
-	COLO_OPAQUE(l3);
-	if (l3 > COLO_HEAD_MAX)
+	if (colo_above(l3, COLO_HEAD_MAX))
 		return;
 	if (pkt->ethertype == ETH_P_IPV6) {
 		word = bpf_htons(hlen + len - 40);
@@ -299,8 +291,7 @@ static __always_inline void colo_cut_ip(struct colo_frame *frame, struct colo_pk
 	__builtin_memcpy(&frame->data[l3 + 4], &word, 2);
 	word = 0;
 	__builtin_memcpy(&frame->data[l3 + 10], &word, 2);
-	COLO_OPAQUE(hlen);
-	if (hlen > 60)
+	if (colo_above(hlen, 60))
 		return;
 	word = colo_sum_fold(bpf_csum_diff(0, 0, (__be32 *)&frame->data[l3], hlen & ~3ULL, 0));
 	__builtin_memcpy(&frame->data[l3 + 10], &word, 2);
@@ -310,8 +301,7 @@ static __always_inline void colo_cut_ip(struct colo_frame *frame, struct colo_pk
 static __always_inline void colo_cut_tcp(struct colo_frame *frame, __u64 l4, __u32 seq, int first,
 					 int last)
 {
-	COLO_OPAQUE(l4);
-	if (l4 > COLO_HEAD_MAX)
+	if (colo_above(l4, COLO_HEAD_MAX))
 		return;
 	seq = bpf_htonl(seq);
 	__builtin_memcpy(&frame->data[l4 + 4], &seq, 4);
@@ -389,8 +379,7 @@ static __always_inline void colo_slot_lower(struct colo_slot *slot, struct colo_
 
 	if (!off)
 		return;
-	COLO_OPAQUE(off);
-	if (off > COLO_FRAME_MAX - 20)
+	if (colo_above(off, COLO_FRAME_MAX - 20))
 		return;
 	__builtin_memcpy(&frame->data[off + 8], &told, 4);
 	__builtin_memcpy(&window, &frame->data[off + 14], 2);
@@ -414,11 +403,10 @@ static __always_inline void colo_length_set(struct colo_length *as, __u16 ip_len
 	as->ip_len = ip_len;
 }
 
+/* From a frame, or into it. Neither `l3` nor `l4` is above COLO_HEAD_MAX. */
 static __always_inline void colo_length_put(struct colo_frame *frame, struct colo_length *as,
 					    __u64 l3, __u64 l4, int six, int load)
 {
-	if (l3 > COLO_HEAD_MAX || l4 > COLO_HEAD_MAX)
-		return;
 	if (load) {
 		__builtin_memcpy(&as->ip_len, &frame->data[l3 + (six ? 4 : 2)], 2);
 		__builtin_memcpy(&as->ip_sum, &frame->data[l3 + 10], 2);
@@ -445,9 +433,7 @@ static __always_inline int colo_ack_make(struct colo_slot *slot, struct colo_fra
 	struct colo_length as;
 	int six;
 
-	COLO_OPAQUE(l3);
-	COLO_OPAQUE(l4);
-	if (!l4 || l3 > COLO_HEAD_MAX || l4 > COLO_HEAD_MAX)
+	if (colo_above(l3, COLO_HEAD_MAX) || colo_outside(l4, 1, COLO_HEAD_MAX))
 		return -1;
 	six = frame->data[l3] >> 4 == 6;
 	__builtin_memcpy(&frame->data[l4 + 4], &next, 4);

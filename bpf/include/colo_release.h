@@ -48,9 +48,7 @@ static __always_inline int colo_emit_part(struct __sk_buff *skb, struct colo_con
 	struct colo_length was, now;
 	int six, result;
 
-	COLO_OPAQUE(l3);
-	COLO_OPAQUE(l4);
-	if (l3 > COLO_HEAD_MAX || l4 > COLO_HEAD_MAX || !l4)
+	if (colo_above(l3, COLO_HEAD_MAX) || colo_outside(l4, 1, COLO_HEAD_MAX))
 		return -1;
 	six = frame->data[l3] >> 4 == 6;
 	colo_length_put(frame, &was, l3, l4, six, 1);

@@ -199,8 +199,7 @@ static __always_inline int colo_walk_load(struct __sk_buff *skb, struct colo_wor
 		return -1;
 	if (fin) {	/* counts as a byte of its own */
 		end = phase + len;
-		COLO_OPAQUE(end);
-		if (end > 65536 + 2 * COLO_BLOCK)
+		if (colo_above(end, 65536 + 2 * COLO_BLOCK))
 			return -1;
 		*((__u8 *)buf->word + end) = 0;
 	}

@@ -86,8 +86,7 @@ static __always_inline int colo_whole_sum(struct __sk_buff *skb, struct colo_pkt
 	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffffffff) + (sum >> 32);
 	if (options) {
-		COLO_OPAQUE(options);
-		if (options < 4 || options > sizeof(was) ||
+		if (colo_outside(options, 4, sizeof(was)) ||
 		    bpf_skb_load_bytes(skb, pkt->l4 + 20, was, options))
 			return -1;
 		sum = (__u32)bpf_csum_diff((__be32 *)was, options & ~3ULL,
@@ -131,9 +130,7 @@ static __always_inline int colo_whole_store(struct __sk_buff *skb, struct colo_w
 		from = l4;
 	}
 	len = l4 + 16 - from;
-	COLO_OPAQUE(from);
-	COLO_OPAQUE(len);
-	if (from > COLO_HEAD_MAX || len < 16 || len > COLO_HEAD_MAX + 16)
+	if (colo_above(from, COLO_HEAD_MAX) || colo_outside(len, 16, COLO_HEAD_MAX + 16))
 		return -1;
 	return bpf_skb_store_bytes(skb, from, &frame->data[from], len, 0);
 }
@@ -147,8 +144,7 @@ static __always_inline int colo_whole_same(struct __sk_buff *skb, struct colo_wo
 {
 	__u64 l4 = slot->tcp_off, options = slot->data_off - slot->tcp_off - 20;
 
-	COLO_OPAQUE(l4);
-	if (l4 < ETH_HLEN || l4 > COLO_HEAD_MAX || frame->data[l4 + 13] & COLO_TCP_URG)
+	if (colo_outside(l4, ETH_HLEN, COLO_HEAD_MAX) || frame->data[l4 + 13] & COLO_TCP_URG)
 		return -1;
 	if (colo_whole_sum(skb, &work->pkt, frame, l4, options))
 		return -1;
@@ -158,9 +154,7 @@ static __always_inline int colo_whole_same(struct __sk_buff *skb, struct colo_wo
 	if (!options)
 		return 0;
 	l4 += 20;
-	COLO_OPAQUE(l4);
-	COLO_OPAQUE(options);
-	if (l4 > COLO_HEAD_MAX || options < 4 || options > COLO_TCP_MAX - 20)
+	if (colo_above(l4, COLO_HEAD_MAX) || colo_outside(options, 4, COLO_TCP_MAX - 20))
 		return -1;
 	return bpf_skb_store_bytes(skb, l4, &frame->data[l4], options, 0);
 }
@@ -177,10 +171,8 @@ static __always_inline int colo_whole_dress(struct __sk_buff *skb, struct colo_w
 	struct colo_length was, now;
 	int six, result;
 
-	COLO_OPAQUE(l3);
-	COLO_OPAQUE(l4);
-	COLO_OPAQUE(head);
-	if (l3 > COLO_HEAD_MAX || l4 > COLO_HEAD_MAX || head < ETH_HLEN || head > COLO_HEAD_MAX)
+	if (colo_above(l3, COLO_HEAD_MAX) || colo_above(l4, COLO_HEAD_MAX) ||
+	    colo_outside(head, ETH_HLEN, COLO_HEAD_MAX))
 		return -1;
 	six = frame->data[l3] >> 4 == 6;
 	colo_length_put(frame, &was, l3, l4, six, 1);
@@ -322,9 +314,7 @@ static __always_inline int colo_whole_udp_sum(struct __sk_buff *skb, struct colo
 	__u64 l3 = pkt->l3, at = pkt->l4 + 6;
 	__u16 sum;
 
-	COLO_OPAQUE(l3);
-	COLO_OPAQUE(at);
-	if (due < 0 || l3 > COLO_HEAD_MAX || at > COLO_HEAD_MAX)
+	if (due < 0 || colo_above(l3, COLO_HEAD_MAX) || colo_above(at, COLO_HEAD_MAX))
 		return -1;
 	__builtin_memcpy(&sum, &frame->data[at], 2);
 	if (due)
@@ -343,8 +333,7 @@ static __always_inline int colo_whole_dgram(struct __sk_buff *skb, struct colo_w
 	if (!frame || skb->vlan_present || slot->len != skb->len ||
 	    work->pkt.end != skb->len || colo_is_tcp(&work->pkt))
 		return -1;
-	COLO_OPAQUE(head);
-	if (head < ETH_HLEN || head > COLO_HEAD_MAX)
+	if (colo_outside(head, ETH_HLEN, COLO_HEAD_MAX))
 		return -1;
 	if (colo_is_ip(&work->pkt) && work->pkt.proto == IPPROTO_UDP && !work->pkt.fragment &&
 	    colo_whole_udp_sum(skb, &work->pkt, frame))

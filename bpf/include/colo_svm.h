@@ -90,8 +90,7 @@ static __always_inline void colo_svm_meet(struct __sk_buff *skb, struct colo_wor
 		return;
 	off = slot->data_off + (from - slot->start);
 	len = colo_min(work->pkt.len - (from - seq), slot->bytes - (from - slot->start));
-	COLO_OPAQUE(len);
-	if (len < 1 || len > COLO_DATA_MAX)
+	if (colo_outside(len, 1, COLO_DATA_MAX))
 		return;
 	if (bpf_skb_load_bytes(skb, work->pkt.payload + (from - seq), buf->word, len))
 		return;
@@ -100,8 +99,7 @@ static __always_inline void colo_svm_meet(struct __sk_buff *skb, struct colo_wor
 	for (i = 0; i < COLO_DATA_MAX / 8 + 1; i++) {
 		__u64 at = off + i * 8, ours, bytes;
 
-		COLO_OPAQUE(at);
-		if (!left || at > COLO_FRAME_MAX - 8)
+		if (!left || colo_above(at, COLO_FRAME_MAX - 8))
 			break;
 		bytes = colo_min(left, 8);
 		__builtin_memcpy(&ours, &frame->data[at], 8);

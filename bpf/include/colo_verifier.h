@@ -9,6 +9,27 @@
  */
 #define COLO_OPAQUE(x)	asm volatile("" : "+r"(x))
 
+/*
+ * Whether `x` is above `most`, or not in `least`..`most`. It is compared in the register that is
+ * used later. Of two comparisons in C, LLVM makes one, of `x - least`, or it compares a copy from
+ * the stack. Linux 6.12 and before learn nothing about `x` from either.
+ */
+#define colo_above(x, most) ({							\
+	__u64 above_ = 1;							\
+										\
+	asm volatile("if %[value] > %[high] goto +1; %[is] = 0"			\
+		     : [value] "+r"(x), [is] "+r"(above_) : [high] "i"(most));	\
+	above_;									\
+})
+#define colo_outside(x, least, most) ({						\
+	__u64 outside_ = 1;							\
+										\
+	asm volatile("if %[value] < %[low] goto +2; if %[value] > %[high] goto +1; %[is] = 0" \
+		     : [value] "+r"(x), [is] "+r"(outside_)			\
+		     : [low] "i"(least), [high] "i"(most));			\
+	outside_;								\
+})
+
 /* LLVM would keep a value it has just stored in its register: this makes it read the map again. */
 #define COLO_FORGET()	asm volatile("" : : : "memory")
 

@@ -58,8 +58,7 @@ static __always_inline int colo_emit(struct __sk_buff *skb, struct colo_config *
 		return -1;
 	if (slot->tcp_off)
 		colo_slot_sum(slot, frame, bytes);
-	COLO_OPAQUE(len);
-	if (len > COLO_FRAME_MAX)
+	if (colo_outside(len, 1, COLO_FRAME_MAX))
 		return -1;
 	if (bpf_skb_change_tail(skb, len, 0))
 		return -1;

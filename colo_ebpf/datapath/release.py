@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from colo_ebpf.datapath.bpf import abi
 from colo_ebpf.datapath.bpf.abi import LiveWord
-from colo_ebpf.datapath.bpf.syscalls import test_run
+from colo_ebpf.datapath.bpf.syscalls import TestRun, test_run
 from colo_ebpf.model import FlushReport
 
 _ROUNDS = 256  # times round the ring; a frame may wait for the one before it
@@ -29,8 +29,7 @@ class Release:
                 return FlushReport(emitted, 0)
             left, before = 0, emitted
             for slot in self._oldest_first():
-                frame = struct.pack("=I", slot).ljust(12, b"\0") + b"\x08\x00"
-                run = test_run(self._program, frame.ljust(64, b"\0"))
+                run = self._run(slot, said=False)
                 emitted += run.retval & 0xFFFF
                 left += run.retval >> 16
             if not left:
@@ -48,6 +47,9 @@ class Release:
 
     def repeat(self) -> int:
         """Send what the VM said last as a secondary; see colo_replay.h. Returns how many frames."""
-        frame = struct.pack("=II", 0, 1).ljust(12, b"\0") + b"\x08\x00"
-        run = test_run(self._program, frame.ljust(64, b"\0"))
-        return run.retval & 0xFFFF
+        return self._run(0, said=True).retval & 0xFFFF
+
+    def _run(self, slot: int, *, said: bool) -> TestRun:
+        """Over the slot's part of the store."""
+        frame = struct.pack("=II", slot, said).ljust(12, b"\0") + b"\x08\x00"
+        return test_run(self._program, frame.ljust(64, b"\0"), abi.HOLD_PART // abi.FLUSH_SLOTS)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Build a system that runs this project's own Python on Debian's kernel: build.sh OUTPUT-DIRECTORY
-# Kernels that lack IPsec or a SCSI target cannot test them; Debian's has both, and QEMU runs that
-# kernel anywhere.
+# Kernels that lack IPsec or a SCSI target cannot test them, and a verifier that is newer than Debian's
+# takes programs that Debian's refuses. QEMU runs Debian's kernel anywhere.
 # Leaves vmlinuz and system.cpio there: an initramfs of kernel modules, Python and iproute2, whose
 # /init runs /work/main.py. Tests append an archive with that file, and with what it imports.
 set -euo pipefail
@@ -78,6 +78,7 @@ done
 copy "$debian" "$(command -v bridge)" "$(command -v ip)" "$(command -v tc)"
 # shellcheck disable=SC2046
 copy $(find "$stdlib/lib-dynload" "$packages/cryptography" "$packages"/_cffi_backend.* "$site/msgspec" -name '*.so')
+copy /usr/lib/*/libbpf.so.1
 copy /usr/lib/*/ossl-modules/legacy.so	# cryptography insists on it
 ln -sf "$(basename "$debian")" "$root/bin/python3"
 install -m 755 /bin/busybox "$root/bin/busybox"

@@ -6,14 +6,14 @@ from __future__ import annotations
 import json
 import traceback
 
-from tests.link import reservations, scenarios, tunnels
+from tests.link import programs, reservations, scenarios, tunnels
 
 MARK = "scenario "  # begins the line that tells it
 
 
 def main() -> None:
     """Of one boot."""
-    for one in (*scenarios.ALL, *tunnels.ALL, *reservations.ALL):
+    for one in (*scenarios.ALL, *tunnels.ALL, *reservations.ALL, *programs.ALL):
         wrong = ""
         try:
             one()

@@ -13,7 +13,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from colo_ebpf.datapath.bpf import image, loader
+from colo_ebpf.lab.bed import CACHE
 from tests.capabilities import GUEST, ROOT
+from tests.link import programs
 from tests.link.inside import MARK
 
 SYSTEM = GUEST / "link"
@@ -31,6 +34,15 @@ def _archive(directory: Path) -> None:
         else:
             shutil.copyfile(source, there)
     (directory / "work" / "main.py").write_text("from tests.link import inside\ninside.main()\n")
+
+
+def _images(directory: Path) -> None:
+    """The data plane, as it is compiled here."""
+    directory.mkdir()
+    for mtu in programs.MTUS:
+        sources = loader.shipped(programs.sizes(mtu))
+        for source, made in zip(sources, loader.images(sources, CACHE), strict=True):
+            (directory / f"{mtu}-{source.name}").write_bytes(image.encode(made))
 
 
 def _initramfs(directory: Path) -> Path:
@@ -69,6 +81,7 @@ def _lines(directory: Path) -> Iterator[str]:
 def run(directory: Path) -> tuple[dict[str, str], str]:
     """What each scenario says of itself ("" if all was right), and all that was printed."""
     _archive(directory)
+    _images(directory / "work" / programs.IMAGES.name)
     found, printed = {}, []
     for line in _lines(directory):
         printed.append(line)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What an observer on the link learns and can do: nothing. Who may write to a shared disk. Run on
-Debian's kernel, in one boot."""
+"""What an observer on the link learns and can do: nothing. Who may write to a shared disk. Whether
+the data plane is taken. Run on Debian's kernel, in one boot."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.capabilities import require
-from tests.link import machine, reservations, scenarios, tunnels
+from tests.link import machine, programs, reservations, scenarios, tunnels
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], str]:
-    require("guest-link", "qemu")
+    require("guest-link", "qemu", "bpf")
     return machine.run(tmp_path_factory.mktemp("link"))
 
 
@@ -21,7 +21,12 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], s
     "name",
     [
         pytest.param(one.__name__, id=f"{kind}-{one.__name__}")
-        for kind, room in (("ipsec", scenarios), ("wireguard", tunnels), ("scsi", reservations))
+        for kind, room in (
+            ("ipsec", scenarios),
+            ("wireguard", tunnels),
+            ("scsi", reservations),
+            ("bpf", programs),
+        )
         for one in room.ALL
     ],
 )

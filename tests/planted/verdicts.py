@@ -444,8 +444,8 @@ MUTANTS = (
     ),
     Mutant(
         "a carrier that comes in a turn vanishes",
-        "compare.c",
-        "return colo_finish(skb, PARK, COLO_V_DROP, colo_now_kept(&work->now));",
+        "include/colo_carry.h",
+        "return colo_finish(skb, COLO_PROG_PARK, COLO_V_DROP, colo_now_kept(&work->now));",
         "return TC_ACT_SHOT;",
         EXITS,
     ),

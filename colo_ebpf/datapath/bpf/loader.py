@@ -32,6 +32,8 @@ PROGRAMS = {
         "colo_drain",
         "colo_enter",
         "colo_flush",
+        "colo_long_pvm",
+        "colo_long_svm",
         "colo_owe",
         "colo_park",
         "colo_rst_pvm",

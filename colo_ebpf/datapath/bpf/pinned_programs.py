@@ -37,6 +37,8 @@ CALLS = (  # by COLO_CALL_...
     "colo_rst_pvm",
     "colo_rst_svm",
     "colo_owe",
+    "colo_long_pvm",
+    "colo_long_svm",
 )
 _CALLS_MAP, _RING_MAP = "colo_calls", "colo_ring"
 _OWN_MAPS = (_CALLS_MAP, _RING_MAP)
