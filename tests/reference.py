@@ -64,7 +64,8 @@ def _option(action: argparse.Action) -> str:
     names = ", ".join(action.option_strings)
     if action.nargs == 0:
         return names
-    value = "|".join(action.choices or ()) or str(action.metavar or action.dest).upper()
+    words = (action.metavar,) if isinstance(action.metavar, str) else action.metavar
+    value = "|".join(action.choices or ()) or " ".join(words or (action.dest,)).upper()
     return _cell(f"{names} {value}".strip())
 
 

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from colo_ebpf.cli.termination import taken_down_first
+from colo_ebpf.cli.verbs import confirm
 from colo_ebpf.errors import LabError
 from colo_ebpf.lab import faults, topology
 from colo_ebpf.lab.guest import NAMES, Wanted, choose
@@ -44,6 +45,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         address=args.guest_address,
         accel=args.accel,
         shared_disk=args.shared_disk,
+        luns=tuple(args.luns),
     )
 
 
@@ -72,7 +74,13 @@ def readable(lab: Lab, facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _confirm_luns(args: argparse.Namespace) -> None:
+    if args.luns:
+        confirm(args, f"What is on {args.luns[0]} is lost. Go on?")
+
+
 def _up(args: argparse.Namespace) -> int:
+    _confirm_luns(args)
     lab = _lab(args, args.family)
     with taken_down_first():
         lab.up(choose(_wanted(args)), args.arbiter, args.security)
@@ -137,6 +145,7 @@ def _down(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from colo_ebpf.lab.demo import demo
 
+    _confirm_luns(args)
     with taken_down_first():
         report = demo(_lab(args), choose(_wanted(args)), args.fault)
     _print(args, report.plain(), report.text())
@@ -207,6 +216,13 @@ def _guest_options() -> argparse.ArgumentParser:
     options.add_argument("--disk", default="", help="raw image; each host gets a copy")
     options.add_argument(
         "--shared-disk", action="store_true", help="both hosts have one disk (not safe yet)"
+    )
+    options.add_argument(
+        "--luns",
+        nargs=len(topology.HOSTS),
+        default=(),
+        metavar=tuple(host.upper() for host in topology.HOSTS),
+        help="one disk, by its name on each host: both have it, reserve it, and write to it",
     )
     options.add_argument("--guest-address", default="", help="where the client finds it")
     options.add_argument(

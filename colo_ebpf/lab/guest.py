@@ -32,12 +32,16 @@ class Wanted:
     address: str = ""
     accel: str = "auto"
     shared_disk: bool = False
+    luns: tuple[str, ...] = ()  # one disk, as host a and as host b have it
 
 
 def choose(wanted: Wanted) -> Guest:
     """The guest to boot; LabError if it is not built or a file is missing."""
     preload = BUILT / "libtcgdirty.so"
     named = _named(wanted)
+    for lun in named.luns:
+        if not Path(lun).is_block_device():
+            raise LabError(f"guest: {lun} is no block device: only a disk can be reserved")
     for path in (named.kernel, named.initrd, named.disk):
         if path and not Path(path).is_file():
             raise LabError(f"guest: {path} does not exist")
@@ -50,7 +54,8 @@ def choose(wanted: Wanted) -> Guest:
         address=named.address or DEFAULT_GUEST_ADDRESS,
         preload=str(preload) if preload.exists() else "",
         disk=named.disk,
-        shared_disk=named.shared_disk,
+        shared_disk=named.shared_disk or bool(named.luns),
+        luns=named.luns,
     )
 
 

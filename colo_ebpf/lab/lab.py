@@ -131,6 +131,11 @@ class Lab:
             mounts.mount_bpf(place.bpffs)
 
     def _image(self, place: Place, guest: Guest) -> None:
+        if guest.luns:
+            place.disk.symlink_to(guest.luns[HOSTS.index(place.host)])
+            if place.host == HOSTS[0]:
+                _fill(place.disk, guest)
+            return
         if guest.shared_disk:
             place.fence.write_text(topology.fence_script(place))
             place.fence.chmod(0o700)
@@ -347,6 +352,14 @@ class Lab:
             self.power_off(place)
         network.remove(self.name)
         mounts.remove(topology.directory(self.name), topology.ROOT.parent)
+
+
+def _fill(disk: Path, guest: Guest) -> None:
+    """Write what a guest expects to find; the rest of the disk stays what it is."""
+    with disk.open("r+b") as file:
+        file.write(Path(guest.disk).read_bytes() if guest.disk else bytes(guest.disk_bytes))
+        file.flush()
+        os.fsync(file)
 
 
 def daemons_of(place: Place) -> list[int]:

@@ -36,6 +36,7 @@ FIRST_USER = 70_000  # of QEMUs: one of its own for each VM on each host, in no 
 class Guest:
     """What to boot. `disk` is copied, for each host; empty: an empty image is made.
 
+    `luns`: one disk, by its name on each host, instead of an image; the hosts reserve it.
     `checkpoint_mode`: of the daemons; empty: their default.
     """
 
@@ -49,6 +50,7 @@ class Guest:
     disk: str = ""
     disk_bytes: int = 64 << 20
     shared_disk: bool = False  # both hosts have one and the same
+    luns: tuple[str, ...] = ()  # of `HOSTS`
     checkpoint_mode: str = ""
 
 
@@ -215,9 +217,11 @@ def _link_table(place: Place, security: str) -> dict[str, object]:
 
 
 def _fence_table(place: Place, guest: Guest) -> dict[str, object]:
-    """Who goes on alone with a shared disk turns the other host off first."""
+    """Who goes on alone with a shared disk turns the other host off first, or reserves the disk."""
     if not guest.shared_disk:
         return {}
+    if guest.luns:
+        return {"reservation": True}
     return {"command": [str(place.fence)], "when": "before-solo"}
 
 
