@@ -404,6 +404,20 @@ def test_full_store_drops_tcp_and_a_checkpoint_heals() -> None:
         assert len(rig.to_client()) == 16
 
 
+def test_a_flush_takes_all_of_a_part_whatever_the_frames_say() -> None:
+    """A piece at a time. What it sends stands where it was told the place to begin at."""
+    with Rig() as rig:
+        rig.pair()
+        rig.from_client(request(5000, flags="S"))
+        for i in range(200):
+            rig.from_vm(datagram(bytes([i])))
+        rig.plane.set_turn(2, Phase.OPEN)
+        report = rig.plane.flush()
+        assert (report.emitted, report.left) == (200, 0)
+        left = [bytes(frame)[-1] for frame in rig.to_client()]
+        assert left == list(range(200))
+
+
 def test_a_slot_is_looked_for_in_every_stretch_of_the_store() -> None:
     with established(slots=512) as rig:
         store, head = rig.map("colo_hold"), rig.plane._live(LiveWord.HOLD_HEAD)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from tests.planted.mutant import Mutant
 
+JUMBO = "tests/bpf/test_jumbo.py"
 COMPARE = "tests/bpf/test_compare.py"
 MODEL = "tests/model/test_stream.py"
 PROTOCOLS = "tests/bpf/test_protocols.py"
@@ -441,6 +442,27 @@ MUTANTS = (
         "		return colo_finish(skb, COLO_PROG_ENTER, COLO_V_DROP, COLO_R_NO_CONF);\n",
         "		return TC_ACT_SHOT;\n",
         EXITS,
+    ),
+    Mutant(
+        "a run of a flush looks at what the first one has looked at",
+        "compare.c",
+        "skb->cb[COLO_CB_LOOKED] += COLO_FLUSH_SLOTS;",
+        "skb->cb[COLO_CB_LOOKED] = COLO_FLUSH_SLOTS;",
+        COMPARE,
+    ),
+    Mutant(
+        "a flush asks the frame that it has sent where to begin",
+        "compare.c",
+        "if (!skb->cb[COLO_CB_LOOKED]) {",
+        "if (1) {",
+        COMPARE,
+    ),
+    Mutant(
+        "a long frame is hashed as far as one program goes",
+        "include/colo_hash.h",
+        "return colo_walk_hash(work, buf, COLO_HASH_FIRST);",
+        "return colo_walk_hash(work, buf, COLO_HASH_FIRST) & 0;",
+        JUMBO,
     ),
     Mutant(
         "a carrier that comes in a turn vanishes",
