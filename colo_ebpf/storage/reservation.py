@@ -148,9 +148,12 @@ def _why(error: OSError) -> str:
         return (
             f"may not be reserved: that takes {_NEEDS_LINUX}, and a whole disk, no partition of it"
         )
-    if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):
+    instead = "leave fence.reservation out, and set fence.command"
+    if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP):
+        return f"cannot be reserved: it is no SCSI, NVMe or multipath disk; {instead}"
+    if error.errno == errno.EINVAL:  # sense "invalid field": what tgt says
         return (
-            "cannot be reserved: it is no SCSI, NVMe or multipath disk; leave fence.reservation "
-            "out, and set fence.command"
+            "cannot be reserved: the storage does not take what Linux asks for, most likely that "
+            f"it keeps a key through a loss of power (APTPL); {instead}"
         )
     return f"cannot be reserved: {error.strerror}"

@@ -88,6 +88,7 @@ def test_attention_is_no_refusal(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ([OSError(errno.EPERM, "no")], "Linux 6.6 or later, and a whole disk"),
         ([OSError(errno.ENOTTY, "no")], "no SCSI, NVMe or multipath disk"),
         ([OSError(errno.EOPNOTSUPP, "no")], "no SCSI, NVMe or multipath disk"),
+        ([OSError(errno.EINVAL, "no")], "keeps a key through a loss of power .APTPL.; leave"),
         ([OSError(errno.ENODEV, "it is gone")], "cannot be reserved: it is gone"),
     ],
 )
