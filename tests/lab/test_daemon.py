@@ -259,7 +259,7 @@ def test_what_the_plane_told_nobody_does_not_end_the_pair(pair: Lab) -> None:
     begin, generation = len(_log(pair, "a")), _status(pair)["record"]["generation"]
     asyncio.run(scenario())
     said = _log(pair, "a")[begin:]
-    assert "adopted 17 programs that are loaded" in said
+    assert re.search(r"adopted \d+ programs that are loaded", said)
     assert "conceding" not in said
     assert _status(pair)["record"]["generation"] == generation, "nobody went solo meanwhile"
 
