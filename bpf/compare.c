@@ -135,22 +135,30 @@ int colo_cmp_pvm(struct __sk_buff *skb)
 	return colo_pvm_end(skb, conf, work, flow);
 }
 
+/* The rest of a long frame. Returns its flow, which is still locked. */
+static __always_inline struct colo_flow *colo_long_hash(struct colo_work *work,
+							struct colo_buf *buf)
+{
+	struct colo_flow *flow = colo_flows.lookup(&work->flow);
+
+	if (flow)
+		colo_walk_hash(work, buf, COLO_HASH_TURNS);
+	return flow;
+}
+
 /* Goes on where colo_cmp_pvm was in the middle of a long frame. The flow is still locked. */
 int colo_long_pvm(struct __sk_buff *skb)
 {
 	struct colo_config *conf = colo_conf_get();
 	struct colo_buf *buf = colo_buf_get();
-	struct colo_work *work;
+	struct colo_work *work = colo_work_again();
 	struct colo_flow *flow;
-	__u32 zero = 0;
 
-	work = colo_works.lookup(&zero);
 	if (!conf || !work || !buf)
 		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
-	flow = colo_flows.lookup(&work->flow);
+	flow = colo_long_hash(work, buf);
 	if (!flow)
 		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_FLOW);
-	colo_walk_hash(work, buf, COLO_HASH_TURNS);
 	return colo_pvm_end(skb, conf, work, flow);
 }
 
@@ -209,11 +217,9 @@ int colo_park(struct __sk_buff *skb)
 int colo_owe(struct __sk_buff *skb)
 {
 	struct colo_config *conf = colo_conf_get();
-	struct colo_work *work;
+	struct colo_work *work = colo_work_again();
 	struct colo_flow *flow;
-	__u32 zero = 0;
 
-	work = colo_works.lookup(&zero);
 	if (!conf || !work)
 		return colo_finish(skb, PVM, COLO_V_DROP, COLO_R_NO_CONF);
 	flow = colo_flows.lookup(&work->flow);
@@ -316,17 +322,14 @@ int colo_long_svm(struct __sk_buff *skb)
 {
 	struct colo_config *conf = colo_conf_get();
 	struct colo_buf *buf = colo_buf_get();
-	struct colo_work *work;
+	struct colo_work *work = colo_work_again();
 	struct colo_flow *flow;
-	__u32 zero = 0;
 
-	work = colo_works.lookup(&zero);
 	if (!conf || !work || !buf)
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_CONF);
-	flow = colo_flows.lookup(&work->flow);
+	flow = colo_long_hash(work, buf);
 	if (!flow)
 		return colo_finish(skb, SVM, COLO_V_DROP, COLO_R_NO_FLOW);
-	colo_walk_hash(work, buf, COLO_HASH_TURNS);
 	return colo_svm_end(skb, conf, work, buf, flow);
 }
 
@@ -336,10 +339,8 @@ int colo_long_svm(struct __sk_buff *skb)
  */
 int colo_enter(struct __sk_buff *skb)
 {
-	struct colo_work *work;
-	__u32 zero = 0;
+	struct colo_work *work = colo_work_again();
 
-	work = colo_works.lookup(&zero);
 	if (!work)
 		return colo_finish(skb, COLO_PROG_ENTER, COLO_V_DROP, COLO_R_NO_CONF);
 	colo_flow_make(&work->flow);
@@ -354,10 +355,8 @@ static __always_inline struct colo_work *colo_reset_work(struct __sk_buff *skb,
 							 struct colo_config *conf)
 {
 	struct colo_buf *buf = colo_buf_get();
-	struct colo_work *work;
-	__u32 zero = 0;
+	struct colo_work *work = colo_work_again();
 
-	work = colo_works.lookup(&zero);
 	if (!work || !buf)
 		return 0;
 	colo_dgram_digest(skb, conf, work, buf);
@@ -399,10 +398,8 @@ int colo_drain(struct __sk_buff *skb)
 {
 	struct colo_config *conf = colo_conf_get();
 	struct colo_flow *flow;
-	struct colo_work *work;
-	__u32 zero = 0;
+	struct colo_work *work = colo_work_again();
 
-	work = colo_works.lookup(&zero);
 	if (!conf || !work)
 		return colo_finish(skb, COLO_PROG_DRAIN, COLO_V_DROP, COLO_R_NO_CONF);
 	flow = colo_flows.lookup(&work->flow);

@@ -164,8 +164,8 @@ static __always_inline struct colo_flow *bench_find(struct bench_plan *plan, __u
 static __always_inline struct colo_frame *bench_least(struct __sk_buff *skb,
 						      struct bench_plan *plan)
 {
-	__u32 zero = 0, ix = plan->n & (COLO_HOLD_PART - 1);
-	struct colo_work *work = colo_works.lookup(&zero);
+	__u32 ix = plan->n & (COLO_HOLD_PART - 1);
+	struct colo_work *work = colo_work_again();
 	struct colo_buf *buf = colo_buf_get();
 	struct colo_walk *walk;
 	struct colo_flow *flow;

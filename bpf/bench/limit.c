@@ -70,11 +70,9 @@ static __always_inline void limit_hash(struct __sk_buff *skb)
 {
 	__u64 from = LIMIT_L4 + 8, len = skb->len, part;
 	struct colo_buf *buf = colo_buf_get();
-	struct colo_work *work;
-	__u32 zero = 0;
+	struct colo_work *work = colo_work_again();
 	int i;
 
-	work = colo_works.lookup(&zero);
 	if (!work || !buf)
 		return;
 	colo_lanes_begin(work->walk.lane, 1);

@@ -132,12 +132,18 @@ static __always_inline struct colo_buf *colo_buf_get(void)
 	return colo_bufs.lookup(&cpu);
 }
 
-static __always_inline struct colo_work *colo_work_get(void)
+/* As the program has left it that called this one. */
+static __always_inline struct colo_work *colo_work_again(void)
 {
-	struct colo_work *work;
 	__u32 zero = 0;
 
-	work = colo_works.lookup(&zero);
+	return colo_works.lookup(&zero);
+}
+
+static __always_inline struct colo_work *colo_work_get(void)
+{
+	struct colo_work *work = colo_work_again();
+
 	if (work) {
 		__builtin_memset(&work->plan, 0, sizeof(work->plan));
 		__builtin_memset(&work->flow, 0, sizeof(work->flow));

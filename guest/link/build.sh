@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Build a system that runs this project's own Python on Debian's kernel: build.sh OUTPUT-DIRECTORY
-# Kernels that lack IPsec or a SCSI target cannot test them, and a verifier that is newer than Debian's
-# takes programs that Debian's refuses. QEMU runs Debian's kernel anywhere.
+# Kernels that lack IPsec or a SCSI target cannot test them, and a verifier that is newer than
+# Debian's takes programs that Debian's refuses. QEMU runs Debian's kernel anywhere.
 # Leaves vmlinuz and system.cpio there: an initramfs of kernel modules, Python and iproute2, whose
 # /init runs /work/main.py. Tests append an archive with that file, and with what it imports.
 set -euo pipefail
