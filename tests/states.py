@@ -72,9 +72,9 @@ RECORDS = _records()
 class _Draw:
     """One random snapshot; what is usual is drawn more often."""
 
-    def __init__(self, rng: random.Random, late: random.Random) -> None:
-        """`late`: for what was added later, so that all else is drawn as before."""
-        self._rng, self._late = rng, late
+    def __init__(self, rng: random.Random, late: random.Random, later: random.Random) -> None:
+        """`late` and `later`: for what was added then, so that all else is drawn as before."""
+        self._rng, self._late, self._later = rng, late, later
         self._record = rng.choice(RECORDS)
         self._rare = rng.choice((0.15, 0.03))  # many oddities at once, or hardly any
 
@@ -152,12 +152,14 @@ class _Draw:
         named = [one for one in (r.owner, r.other) if one.startswith("HERE/")] if r else []
         made = [task.instance] if task and task.kind is actions.TaskKind.JOIN else []
         instance = rng.choice([*(named * 4), *(made * 2), OLD])
+        closing = self._later.random() < self._rare
         return values.VmFacts(
             instance,
             rng.choice(tuple(VmRole)),
             alive=not self._seldom(),
             settled=rng.choice((Settled.CURRENT, Settled.CURRENT, *Settled)),
-            fit=not self._seldom(),
+            fit=not self._seldom() and not closing,
+            closing=closing,
             clean=not self._seldom(),
             endpoints=_TO,
             colo_exit_ns=rng.choice((None, self._at_ns())),
@@ -263,9 +265,9 @@ class _Draw:
 
 def decisions(draws: int = DRAWS) -> Iterator[tuple[Snapshot, Decision]]:
     """What is decided for snapshots drawn at random, the same ones every time."""
-    rng, late = random.Random(1), random.Random(2)
+    drawn = [random.Random(seed) for seed in (1, 2, 3)]
     for _ in range(draws):
-        snapshot = _Draw(rng, late).snapshot()
+        snapshot = _Draw(*drawn).snapshot()
         try:
             yield snapshot, decide(snapshot)
         except ArbiterError:

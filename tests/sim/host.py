@@ -114,7 +114,7 @@ class Host:
             fence=self.world.fence,
             log=lambda sentence, level: self.world.note(f"{self.name}: {sentence}"),
         )
-        if self.vm is not None and self.vm.alive:
+        if self.vm is not None and self.vm.acts:
             vm, now_ns = self.vm, self.now_ns
             self.core.adopt(
                 vm,  # type: ignore[arg-type]
@@ -286,7 +286,7 @@ class Host:
                 vm.stopped = stopped = True
                 vm.emit(VmEventKind.STOP)
             if run == self._run and self.core is not None:
-                error = "" if vm.alive else "monitor lost"
+                error = "" if vm.acts else "monitor lost"
                 self.core.command_done(command, stopped, error, self.now_ns)
 
         self.world.after(self.world.delay_ns(0.1, 3), lambda: self.deliver(answer))
@@ -391,7 +391,7 @@ class Host:
 
     def _with_vm(self, step: actions.Step) -> None:
         vm = self.vm
-        if vm is None or not vm.alive:
+        if vm is None or not vm.acts:
             raise VmError("there is no VM here")
         match step:
             case actions.Synchronise():
@@ -422,7 +422,7 @@ class Host:
 
     def _need_peer_vm(self) -> ToyVm:
         peer = self.other.vm
-        if peer is None or not peer.alive or not self.world.link_up():
+        if peer is None or not peer.acts or not self.world.link_up():
             raise VmError("the peer's QEMU cannot be reached")
         return peer
 

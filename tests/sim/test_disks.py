@@ -66,10 +66,10 @@ def test_what_fails_after_each_checkpoint_ends_the_pair(world: World) -> None:
 
     def fails_again() -> bool:
         nonlocal failed_at
-        if vm.loads() > failed_at and vm.alive and not vm.stopped:
+        if vm.loads() > failed_at and vm.acts and not vm.stopped:
             failed_at = vm.loads()
             vm.fail_disk()
-        return not vm.alive
+        return not vm.acts
 
     _until(world, fails_again)
     assert host_of(world.record.owner) == "a"
@@ -191,3 +191,17 @@ def test_who_took_over_once_is_fit_though_its_disk_waits_before_the_record_is_re
     shared.arbiter_cut.clear()
     _until(shared, lambda: not _vm(shared, "b").stopped)
     assert _until_protected(shared, 20_000)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_host_that_lost_its_vm_is_not_turned_off(seed: int) -> None:
+    """It says so itself: other VMs may run there."""
+    world = World(seed, bad_loads=0.0, fence=FenceWhen.BEFORE_SOLO, shares_disk=True)
+    for host in [Host(world, name) for name in "ab"]:
+        host.start_daemon()
+    assert _until_protected(world, 20_000)
+    world.run(world.random.randrange(500) * MS, lambda: None)
+    _vm(world, host_of(world.record.owner)).die()
+    _until(world, lambda: world.record.kind is not Kind.PAIRED)
+    assert _until_protected(world, 20_000)
+    assert [line for line in world.log if "FENCED" in line] == []

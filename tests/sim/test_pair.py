@@ -42,7 +42,7 @@ def _check(world: World) -> None:
     alone = [
         host
         for host in world.hosts.values()
-        if host.plane.mode() is Mode.SOLO and host.vm is not None and host.vm.alive
+        if host.plane.mode() is Mode.SOLO and host.vm is not None and host.vm.acts
     ]
     if len(alone) > 1:
         raise BrokenError("two VMs are alone")
@@ -97,7 +97,7 @@ def _until_protected(
 
 def _serves(world: World) -> bool:
     return any(
-        host.plane.mode() in (Mode.SOLO, Mode.PRIMARY) and host.vm is not None and host.vm.alive
+        host.plane.mode() in (Mode.SOLO, Mode.PRIMARY) and host.vm is not None and host.vm.acts
         for host in world.hosts.values()
     )
 
@@ -191,7 +191,7 @@ class History:
         elif kind == "crash":
             world.lost_vms += 1
             host.crash()
-        elif kind in ("vm", "quit") and host.vm is not None and host.vm.alive:
+        elif kind in ("vm", "quit") and host.vm is not None and host.vm.acts:
             world.lost_vms += 1
             (host.vm.die if kind == "vm" else host.vm.quit)()
 
@@ -216,7 +216,7 @@ class History:
         if (
             not forced
             and vm is not None
-            and vm.alive
+            and vm.acts
             and r.kind is Kind.PAIRED
             and vm.instance == r.other
         ):
@@ -283,7 +283,7 @@ class History:
         hosts = self.world.hosts.values()
         states = {h.core.decision.state for h in hosts if h.core is not None}
         lost = self.world.lost_vms > 0 and not _serves(self.world)
-        failed = all(h.vm is None or not h.vm.alive or h.vm.ever_sick for h in hosts)
+        failed = all(h.vm is None or not h.vm.acts or h.vm.ever_sick for h in hosts)
         doubt = failed and self.world.record.kind is Kind.CLAIMED
         return State.STUCK in states and (lost or doubt)
 

@@ -70,7 +70,7 @@ def _speaks(world: World) -> bool:
 
 
 def _passes(host: Host) -> bool:
-    if host.vm is None or not host.vm.alive or host.paused:
+    if host.vm is None or not host.vm.acts or host.paused:
         return False
     hears = host.now_ns - host.plane.heard_ns <= TIMING.peer_timeout_ns
     return host.plane.mode() is Mode.SOLO or (host.plane.mode() is Mode.PRIMARY and hears)

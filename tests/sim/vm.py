@@ -29,7 +29,8 @@ class ToyVm:
     def __init__(self, host: Host, role: VmRole, instance: str, state: int) -> None:
         self.host, self.role, self.instance, self.state = host, role, instance, state
         self.pid = 1
-        self.alive = True
+        self.alive = True  # its process exists
+        self.killed = False  # it is being taken down, and does nothing any more
         self.complete = role is VmRole.PRIMARY  # a secondary is nothing before COLO
         self.replica = role is VmRole.SECONDARY  # until it is told to take over
         self.off = False  # its guest ended it, and nothing has made it run since
@@ -41,6 +42,11 @@ class ToyVm:
         self.session: Session | None = None
         self.answers: Answers | None = None
         self._past = Past()
+
+    @property
+    def acts(self) -> bool:
+        """It is there, and nobody has killed it."""
+        return self.alive and not self.killed
 
     def settled(self) -> Settled:
         """As the trace says."""
@@ -79,7 +85,7 @@ class ToyVm:
 
     def waits_for_disk(self) -> None:
         """A request to a shared disk cannot be done: the guest sees no error, and stands."""
-        if self.alive and not self.stopped:
+        if self.acts and not self.stopped:
             self.emit(VmEventKind.BLOCK_ERROR, action="stop")
             self.stopped = True
             self.emit(VmEventKind.STOP)
@@ -103,7 +109,7 @@ class ToyVm:
 
     def power_off(self) -> None:
         """By its guest. QEMU keeps it."""
-        if self.alive and not self.off:
+        if self.acts and not self.off:
             self.off = self.ended = True
             self.emit(VmEventKind.SHUTDOWN, guest=True, reason="guest-shutdown", at_s=1)
             if not self.stopped:
@@ -112,7 +118,7 @@ class ToyVm:
 
     def reboot(self) -> None:
         """By its guest: it goes on, from its disk."""
-        if self.alive and not self.stopped:
+        if self.acts and not self.stopped:
             self.emit(VmEventKind.RESET, guest=True, reason="guest-reset")
 
     def stands(self) -> None:
@@ -137,12 +143,17 @@ class ToyVm:
         self.die()
 
     def die(self) -> None:
-        """SIGKILL."""
-        if not self.alive:
+        """SIGKILL. Its sockets close before its process is gone."""
+        if not self.acts:
             return
-        self.alive = False
+        self.killed = True
         if self.session is not None:
             self.session.end()
+        self.emit(VmEventKind.MONITOR_LOST)
+        self.host.world.after(self.host.world.delay_ns(0.1, 20), self._gone)
+
+    def _gone(self) -> None:
+        self.alive = False
         self.emit(VmEventKind.GONE)
 
 
@@ -230,7 +241,7 @@ class Session:
         """The sockets are gone; each side learns of it when it can. What the secondary has received
         it loads all the same."""
         s = self.secondary
-        if self.alive and s.alive and s.loading and s.received and not s.new:
+        if self.alive and s.acts and s.loading and s.received and not s.new:
             self._load()
         self._ends()
 
@@ -244,9 +255,9 @@ class Session:
 
     def _tell(self, vm: ToyVm) -> None:
         def tell() -> None:
-            if vm.alive and not self.world.link_up() and not vm.host.yanked:
+            if vm.acts and not self.world.link_up() and not vm.host.yanked:
                 self.world.after(_POLL_NS, tell)
-            elif vm.alive and not vm.exited:
+            elif vm.acts and not vm.exited:
                 side = "secondary" if vm is self.secondary else "primary"
                 vm.emit(VmEventKind.COLO_EXIT, mode=side, reason="error")
 

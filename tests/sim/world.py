@@ -117,7 +117,7 @@ class World:
         self.may_write(vm.host)
         if takes_over:
             other = vm.host.other.vm
-            off = other is None or not other.alive
+            off = other is None or not other.acts
             assert off or self.reserves, "two VMs write to one disk"
             self.between = vm.instance
 

@@ -215,6 +215,16 @@ def test_an_unfit_vm_does_not_bid() -> None:
     assert "not bidding" in d.sentence
 
 
+def test_a_vm_that_ends_does_not_bid_and_is_handed_to_nobody() -> None:
+    """Its monitor is closed. Once its process is gone this host concedes."""
+    vm = VmFacts(A, VmRole.PRIMARY, alive=True, fit=False, closing=True)
+    d = decide(_silent(_at("a", PAIRED, vm=vm)))
+    assert (d.step, "but the VM here ends: not bidding" in d.sentence) == (None, True)
+    d = decide(_at("a", record.claim(PAIRED, A), vm=vm))
+    assert (d.state, d.mode, d.step) == (State.CLAIMED, Mode.WITHHOLD, None)
+    assert d.sentence == "the VM here ends: output withheld"
+
+
 def _says(me: str, r: Record, **words: Any) -> Snapshot:
     """The peer is heard, and says this of itself."""
     s = _at(me, r)

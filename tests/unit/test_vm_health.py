@@ -99,3 +99,12 @@ def test_one_that_was_promoted_was_whole_then() -> None:
     f.failed("its disk failed", None)
     f.serves()
     assert f.unfit(replica=False)
+
+
+def test_a_monitor_that_closed_is_not_complained_of_before_its_process_outlives_it() -> None:
+    f = Fitness()
+    f.lost_ns = 1_000
+    f.outlives_monitor(1_100, 100)
+    assert (f.unfit(False), f.complaint(False)) == ("its QEMU does not answer", "")
+    f.outlives_monitor(1_101, 100)
+    assert f.complaint(replica=False) == "its QEMU does not answer"

@@ -150,7 +150,7 @@ class Core(Facts):
             if self.attempt.joins and not self.ends(vm):
                 self._keep_words(vm.last_words())
         elif kind is VmEventKind.MONITOR_LOST and vm.alive and not self.ends(vm):
-            self.fitness.lasting = "its QEMU does not answer"
+            self.fitness.lost_ns = now_ns
         replica = self._is_replica(vm)
         if told := self.checkpoints.guest.hear(event, loads=self._loads(vm)):
             self._tell(
@@ -322,6 +322,7 @@ class Core(Facts):
         if self.peer.state is not None and self.peer.state.pause.newer_than(self.pause):
             self.take_pause(self.peer.state.pause, now_ns)
         self.idle_detector.ends()
+        self.fitness.outlives_monitor(now_ns, self.timing.peer_timeout_ns)
         for _ in range(_SETTLE_ROUNDS):
             before, s = self.decision, self.snapshot(now_ns)
             self._apply(decide(s), now_ns)

@@ -7,6 +7,10 @@ load, and wants one. If it fails again after each of several loads, what fails i
 then it is unfit for good, and the primary leaves the pair.
 
 The VM that serves has no such way out: what failed there failed for good.
+
+A QEMU that dies closes its monitor before its process is gone. Between the two this host does not
+count on the VM, and does not complain of it either: to the other host a VM that is unfit is one
+that has to be taken over from, with the fence, and one that is gone hands over by itself.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from colo_ebpf.model import OverlayUse
 RELAPSES = 3
 ROOM_BYTES = 256 << 10  # a few clusters: below, the next write of either VM may find no room
 _LEAST_MARK_BYTES = 1 << 20  # an empty overlay takes a quarter of it
+_SILENT = "its QEMU does not answer"
 
 
 @dataclass(slots=True)
@@ -28,6 +33,7 @@ class Fitness:
     lasting: str = ""
     hung: str = ""  # QEMU does not answer: until it does
     passing: str = ""  # while it is a replica, until a load
+    lost_ns: int | None = None  # its monitor closed then: perhaps its process ends
     filling: str = ""  # nothing failed yet, but a checkpoint should come before it does
     _failed_at: int = -RELAPSES  # loads when it failed
     _row: int = 0
@@ -48,6 +54,11 @@ class Fitness:
         if loads > self._failed_at:
             self.passing = ""
 
+    def outlives_monitor(self, now_ns: int, patience_ns: int) -> None:
+        """Once its process has not ended within `patience_ns` of its monitor."""
+        if self.lost_ns is not None and now_ns - self.lost_ns > patience_ns:
+            self.lasting, self.lost_ns = self.lasting or _SILENT, None
+
     def serves(self) -> None:
         """It is no replica: what a load would have healed was healed before it took over."""
         self.passing = self.filling = ""
@@ -66,9 +77,13 @@ class Fitness:
 
     def unfit(self, replica: bool) -> str:
         """Why it may not be made the only one; "": it may."""
+        return self.complaint(replica) or (_SILENT if self.lost_ns is not None else "")
+
+    def complaint(self, replica: bool) -> str:
+        """The same as the other host is told."""
         return self.lasting or self.hung or (self.passing if replica else "")
 
     @property
     def want(self) -> str:
         """Why a replica wants a checkpoint. One that cannot load it wants nothing."""
-        return "" if self.lasting or self.hung else self.passing or self.filling
+        return "" if self.unfit(replica=False) else self.passing or self.filling

@@ -246,7 +246,8 @@ def _silence(s: Snapshot) -> str:
 
 def _bid(s: Snapshot, r: Record, paired: Decision, vm: VmFacts, why: str) -> Decision:
     if not vm.fit and not operator.forced(s, r):
-        text = f"{why}, but this side's disk failed: not bidding, output withheld"
+        failed = "the VM here ends" if vm.closing else "this side's disk failed"
+        text = f"{why}, but {failed}: not bidding, output withheld"
         return looked_up(s, replace(paired, sentence=text))
     if s.paused and host_of(r.owner) != s.who.host and not operator.forced(s, r):
         text = f"paused by the operator: not taking over although {why}"
@@ -288,7 +289,7 @@ def _claimed(s: Snapshot, r: Record) -> Decision:
     if r.vni == 0:
         return _activate(s, r, State.STARTING, Mode.WITHHOLD)
     if not vm.fit and not operator.forced(s, r):
-        return _hand_back(s, r, "this side's disk failed")
+        return _ends() if vm.closing else _hand_back(s, r, "this side's disk failed")
     if r.image == s.who.host:
         return _continue_alone(s, r)
     taking_over = replace(_take_over(s, r, vm), side=Side.SECONDARY)
@@ -373,6 +374,10 @@ def _peer_can(s: Snapshot, r: Record) -> bool:
     heard = state is not None and s.peer_heard
     usable = state is not None and state.fit and not _peer_unusable(s, r.other)
     return heard and r.other != "" and usable
+
+
+def _ends() -> Decision:
+    return Decision(State.CLAIMED, "the VM here ends: output withheld", mode=Mode.WITHHOLD)
 
 
 def _hand_back(s: Snapshot, r: Record, why: str) -> Decision:

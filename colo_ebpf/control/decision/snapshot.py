@@ -90,6 +90,7 @@ class VmFacts:
     alive: bool
     settled: Settled = Settled.CURRENT
     fit: bool = True
+    closing: bool = False  # its monitor is closed, and its process not gone yet: it is not fit
     clean: bool = True  # known to be in no pairing: no child, no migration, no replica
     endpoints: Endpoints | None = None
     colo_exit_ns: int | None = None  # COLO ended (or the yank that must end it was answered)
