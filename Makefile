@@ -93,7 +93,8 @@ soak: guest ## millions of steps of the models, of histories and of bad inputs (
 deb: setup ## build the Debian packages of this release in build/deb
 	@packaging/deb/build.sh $(DEB)
 
-deb-test: deb ## install them in a fresh root (from Debian's mirror), use, remove, purge them
+deb-test: deb guest ## install them in a fresh root (from Debian's mirror), use, remove, purge them
+	@scripts/setup.sh deb-test
 	@COLO_DEB=$(DEB) $(PYTHON) -m pytest -v --timeout 1800 tests/packages
 
 clean: ## remove everything that was built

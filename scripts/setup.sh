@@ -3,6 +3,7 @@
 # Install what colo-ebpf needs on Debian 12 or 13: packages, then a virtual environment in .venv,
 # then kernel headers below build/. Idempotent: what is there already is skipped.
 # `setup.sh bench`: also the clients of the benchmarks with real servers, and a browser for pages.
+# `setup.sh deb-test`: also what looks at packages, and what installs them in a fresh root.
 #
 # No kernel is ever installed, nor a package that depends on one: the next boot might choose it.
 # The packages of kernel headers do since Debian 13, so they are unpacked and not installed.
@@ -29,7 +30,10 @@ packages=(
 	iproute2 kmod libbpf1 libc6-dev libseccomp2 libvirt-clients nftables nginx-light openssl procps python3 python3-bpfcc python3-cryptography
 	python3-libnbd python3-venv qemu-system-x86 qemu-utils util-linux wireguard-go xz-utils
 )
-[ "${1:-}" != bench ] || packages+=(apache2-utils chromium curl libpq5 openssh-client redis-tools)
+case ${1:-} in
+bench) packages+=(apache2-utils chromium curl libpq5 openssh-client redis-tools) ;;
+deb-test) packages+=(debootstrap lintian) ;;
+esac
 
 missing=()
 for package in "${packages[@]}"; do
