@@ -93,7 +93,8 @@ for section in 1 5; do
 done
 install -m 644 "$stage/made/colo-ebpf.bash" "$base/usr/share/bash-completion/completions/colo-ebpf"
 install -m 644 "$stage/made/colo-ebpf.zsh" "$base/usr/share/zsh/vendor-completions/_colo-ebpf"
-mkdir -p "$base/lib/systemd/system" "$base/usr/lib/sysctl.d" "$base/etc/colo-ebpf/vms"
+mkdir -p "$base/lib/systemd/system" "$base/usr/lib/sysctl.d" "$base/etc/colo-ebpf/vms" \
+	"$base/var/lib/colo-ebpf"
 install -m 644 packaging/*.service "$base/lib/systemd/system/"
 # Since Debian 13 units are below /usr alone.
 if [ "$minor" -gt 11 ]; then
