@@ -4,7 +4,7 @@
 # Kernels that lack IPsec or a SCSI target cannot test them, and a verifier that is newer than
 # Debian's takes programs that Debian's refuses. QEMU runs Debian's kernel anywhere.
 # Leaves vmlinuz and system.cpio there: an initramfs of kernel modules, Python and iproute2, whose
-# /init runs /work/main.py. Tests append an archive with that file, and with what it imports.
+# /init runs /trial/main.py. Tests append an archive with that file, and with what it imports.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 PATH=$PATH:/usr/sbin:/sbin
@@ -36,7 +36,7 @@ version=$(ls "$work/kernel/lib/modules")
 depmod -b "$work/kernel" "$version"
 
 root=$work/root
-mkdir -p "$root"/{bin,dev,etc,lib64,modules,proc,run,sys,tmp,var,work}
+mkdir -p "$root"/{bin,dev,etc,lib64,modules,proc,run,sys,tmp,trial,var}
 ln -s ../run "$root/var/run"
 ln -s . "$root/usr"
 : > "$root/modules/order"

@@ -25,15 +25,15 @@ _LIMIT_S = 600
 
 
 def _archive(directory: Path) -> None:
-    """What is to be run, below /work."""
+    """What is to be run, below /trial."""
     for part in _PARTS:
-        source, there = ROOT / part, directory / "work" / part
+        source, there = ROOT / part, directory / "trial" / part
         there.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, there, ignore=shutil.ignore_patterns("__pycache__", "*.c"))
         else:
             shutil.copyfile(source, there)
-    (directory / "work" / "main.py").write_text("from tests.link import inside\ninside.main()\n")
+    (directory / "trial" / "main.py").write_text("from tests.link import inside\ninside.main()\n")
 
 
 def _images(directory: Path) -> None:
@@ -81,7 +81,7 @@ def _lines(directory: Path) -> Iterator[str]:
 def run(directory: Path) -> tuple[dict[str, str], str]:
     """What each scenario says of itself ("" if all was right), and all that was printed."""
     _archive(directory)
-    _images(directory / "work" / programs.IMAGES.name)
+    _images(directory / "trial" / programs.IMAGES.name)
     found, printed = {}, []
     for line in _lines(directory):
         printed.append(line)

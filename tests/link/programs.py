@@ -12,7 +12,7 @@ from pathlib import Path
 
 from colo_ebpf.datapath.bpf import image, loader
 
-IMAGES = Path("/work/images")
+IMAGES = Path("/trial/images")
 MTUS = (1500, 9000)
 _BPFFS = Path("/sys/fs/bpf")
 _MOST = 900_000  # instructions that the verifier looks at; at a million it refuses
