@@ -18,6 +18,7 @@ from colo_ebpf.config.schema import Config
 from colo_ebpf.control import link_security, settings
 from colo_ebpf.control.daemon import Daemon
 from colo_ebpf.control.host.capabilities import keep_only_needed
+from colo_ebpf.control.host.systemd import Notifier
 from colo_ebpf.control.loop import BeatSelector, loop_of
 from colo_ebpf.control.qemu import accel, vhost
 from colo_ebpf.control.qemu.own_compatibility import compatibility_of
@@ -30,6 +31,7 @@ from colo_ebpf.errors import ControlError
 from colo_ebpf.storage import overlay
 
 _log = logging.getLogger(__name__)
+_LOADING_S = 600  # to compile and verify, on a host that is slow or busy: more than a unit allows
 
 
 def _lock(run_dir: Path) -> IO[str]:
@@ -105,13 +107,20 @@ def _serve_with(config: Config, starter: Starter) -> None:
         os.umask(0o077)
         ends, through = settings.link_ends(config), settings.through(config)
         security = link_security.choose(config.link.security, ends, through)
-        _log.info("loading the data plane of %s", config.vm.name)
-        plane = DataPlane.open(settings.plane_spec(config, starter.user, security=security))
+        plane = _load(config, starter, security)
         keep_only_needed()
         _realtime(config.start.realtime_priority)
         _serve(config, plane, starter, security)
     finally:
         lock.close()
+
+
+def _load(config: Config, starter: Starter, security: Security) -> DataPlane:
+    """The unit's own limit is for a start that hangs: this part may compile and verify."""
+    what = f"loading the data plane of {config.vm.name}"
+    _log.info(what)
+    Notifier().say(STATUS=what, EXTEND_TIMEOUT_USEC=_LOADING_S * 1_000_000)
+    return DataPlane.open(settings.plane_spec(config, starter.user, security=security))
 
 
 def _serve(config: Config, plane: DataPlane, starter: Starter, security: Security) -> None:

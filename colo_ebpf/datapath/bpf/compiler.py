@@ -8,10 +8,12 @@ answer on its standard output and ends. Nothing is loaded there.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from colo_ebpf.datapath.bpf.recorder import Record, record_calls
 from colo_ebpf.errors import ColoError, LoadError
 
 _LOG_BYTES = 6000
+_PR_SET_PDEATHSIG = 1
 _PINNED = re.compile(r'COLO_PIN "/(\w+)"')
 # The pins are up to who loads the image: a map that bcc pinned would be one VM's.
 PRELUDE = """\
@@ -178,7 +181,9 @@ def _image(request: Request, calls: Record) -> Image:
 
 
 def main() -> None:
-    """One request, one answer."""
+    """One request, one answer. Nobody waits for it once the daemon is gone: the next one of a host
+    that is slow would find these processes beside its own, and be slower."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     request = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Request)
     answer = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints
