@@ -16,12 +16,35 @@ PACE_PY = "colo_ebpf/control/checkpoint/pace.py"
 WATCH_PY = "colo_ebpf/control/checkpoint/watch.py"
 WAITS_PY = "colo_ebpf/control/core/held_answers.py"
 ONE_DISK = "tests/unit/test_one_disk.py"
+DISKS = "tests/sim/test_disks.py"
+FENCING = "tests/unit/test_fencing.py"
 ONE_DISK_QEMU = "tests/unit/test_shared_disk.py"
 DECIDE_PY = "colo_ebpf/control/decision/decide.py"
 OPERATOR_PY = "colo_ebpf/control/decision/operator.py"
 CMDLINE_PY = "colo_ebpf/control/qemu/cmdline.py"
 
 MUTANTS = (
+    Mutant(
+        "a VM whose monitor closed is complained of before its process is gone",
+        "colo_ebpf/control/core/facts.py",
+        "fit=not self.fitness.complaint(self.is_replica()),",
+        "fit=not self.unfit(),",
+        DISKS,
+    ),
+    Mutant(
+        "who is about to be fenced is given no time to concede",
+        DECIDE_PY,
+        "fences = s.who.shares_disk or s.fence.when is not FenceWhen.OFF",
+        "fences = s.who.shares_disk",
+        FENCING,
+    ),
+    Mutant(
+        "a primary fences before it heard why COLO ended",
+        DECIDE_PY,
+        "soon = ended_ns is not None and ended_ns < s.timing.peer_timeout_ns",
+        "soon = False",
+        FENCING,
+    ),
     Mutant(
         "an idle SVM is waited for",
         PATIENCE_PY,

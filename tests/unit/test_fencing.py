@@ -24,12 +24,14 @@ from colo_ebpf.control.decision.actions import (
 from colo_ebpf.control.decision.decide import decide
 from colo_ebpf.control.decision.record import Kind
 from colo_ebpf.control.decision.snapshot import (
+    CheckpointFacts,
     FenceFacts,
     FenceWhen,
     PeerFacts,
     Snapshot,
+    VmFacts,
 )
-from colo_ebpf.model import Mode, VmHealth
+from colo_ebpf.model import Mode, VmHealth, VmRole
 from tests.unit.test_decide import (
     COLD,
     HEARD,
@@ -37,9 +39,11 @@ from tests.unit.test_decide import (
     NOW,
     PAIRED,
     PEER_A,
+    PEER_B,
     A,
     B,
     _at,
+    _says,
     _silent,
 )
 
@@ -52,6 +56,37 @@ def _won(me: str, fence: FenceFacts, **change: Any) -> Snapshot:
     mode = Mode.PRIMARY if me == "a" else Mode.WITHHOLD
     s = _silent(_at(me, r, fence=fence, done=_ACTED[me], mode=mode))
     return replace(s, **change)
+
+
+@pytest.mark.parametrize("when", [FenceWhen.BEFORE_SOLO, FenceWhen.AFTER_SOLO])
+@pytest.mark.parametrize("me", ["a", "b"])
+def test_a_host_whose_vm_is_gone_is_given_time_to_concede(me: str, when: FenceWhen) -> None:
+    vm = VmFacts(A if me == "a" else B, VmRole.PRIMARY, alive=True, colo_exit_ns=NOW)
+    s = replace(_says(me, PAIRED, health=VmHealth.GONE), vm=vm, fence=FenceFacts(when))
+    assert decide(s).sentence.endswith("says that its VM is gone: it concedes")
+    assert decide(replace(s, fence=FenceFacts())).step is not None, "nobody would be turned off"
+    late = replace(vm, colo_exit_ns=NOW - 600 * MS)
+    assert decide(replace(s, vm=late)).step is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "waits"),
+    [
+        ({}, True),
+        ({"fence": FenceFacts()}, False),
+        ({"now_ns": NOW + 250 * MS}, False),
+    ],
+)
+def test_a_primary_whose_replica_left_hears_first_why(change: dict[str, Any], waits: bool) -> None:
+    """Its QEMU may have died: then the other host says so."""
+    vm = VmFacts(A, VmRole.PRIMARY, alive=True, colo_exit_ns=NOW)
+    s = _at("a", PAIRED, vm=vm, fence=FenceFacts(FenceWhen.BEFORE_SOLO))
+    s = replace(s, checkpoints=CheckpointFacts(broken="COLO ended"))
+    d = decide(replace(s, **change))
+    assert (d.sentence == "COLO ended: b may concede") is waits
+    assert (d.step is None) is waits
+    unfit = msgspec.structs.replace(PEER_B, fit=False)
+    assert decide(replace(s, peer=replace(s.peer, state=unfit))).step is not None
 
 
 def _failing(when: FenceWhen, failures: int, *, ago: int = 1, **words: Any) -> FenceFacts:

@@ -52,7 +52,7 @@ from colo_ebpf.control.decision.rules import (
     reasserted,
     rested,
 )
-from colo_ebpf.control.decision.snapshot import Snapshot, VmFacts
+from colo_ebpf.control.decision.snapshot import FenceWhen, Snapshot, VmFacts
 from colo_ebpf.model import Mode, Settled, VmRole
 
 
@@ -220,14 +220,22 @@ def _peer_unusable(s: Snapshot, instance: str) -> str:
     return "" if state.fit or state.heals else f"{s.who.peer} says that its VM is unfit"
 
 
-def _concedes_soon(s: Snapshot, instance: str, vm: VmFacts) -> bool:
-    """With a shared disk who bids turns the other host off. One that is heard, and says that its VM
-    is gone, concedes by itself: it is given a moment for that."""
+def _concedes_soon(s: Snapshot, r: Record, vm: VmFacts, why: str) -> str:
+    """Who bids turns the other host off, if there is a fence. One that is heard concedes by itself
+    if its VM is gone: it is given a moment to say so, and to do it. "": there is none to give."""
     heard = s.peer_heard and s.peer.away_since_ns is None and not s.link_cut
-    if not s.who.shares_disk or not heard or not s.peer_vm_gone(instance):
-        return False
-    since_ns = vm.colo_exit_ns
-    return since_ns is None or s.now_ns - since_ns < s.timing.prefer_primary_ns
+    fences = s.who.shares_disk or s.fence.when is not FenceWhen.OFF
+    if not heard or not fences:
+        return ""
+    instance, peer = r.partner_of(vm.instance), s.who.peer
+    ended_ns = None if vm.colo_exit_ns is None else s.now_ns - vm.colo_exit_ns
+    if s.peer_vm_gone(instance):
+        soon = ended_ns is None or ended_ns < s.timing.prefer_primary_ns
+        return f"{peer} says that its VM is gone: it concedes" if soon else ""
+    if s.who.shares_disk or _peer_unusable(s, instance):  # a secondary with one disk is not fenced
+        return ""
+    soon = ended_ns is not None and ended_ns < s.timing.peer_timeout_ns
+    return f"{why}: {peer} may concede" if soon else ""
 
 
 def _daemon_away(s: Snapshot) -> bool:
@@ -252,8 +260,8 @@ def _bid(s: Snapshot, r: Record, paired: Decision, vm: VmFacts, why: str) -> Dec
     if s.paused and host_of(r.owner) != s.who.host and not operator.forced(s, r):
         text = f"paused by the operator: not taking over although {why}"
         return looked_up(s, replace(paired, sentence=text))
-    if not operator.forced(s, r) and _concedes_soon(s, r.partner_of(vm.instance), vm):
-        return replace(paired, sentence=f"{s.who.peer} says that its VM is gone: it concedes")
+    if not operator.forced(s, r) and (text := _concedes_soon(s, r, vm, why)):
+        return replace(paired, sentence=text)
     return replace(
         paired,
         sentence=_or_unreachable(s, f"bidding to go on alone: {why}"),
