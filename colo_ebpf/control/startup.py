@@ -27,6 +27,7 @@ from colo_ebpf.control.qemu.starter import Starter
 from colo_ebpf.control.state import atomic
 from colo_ebpf.datapath.net.tunnel import Security
 from colo_ebpf.datapath.plane import DataPlane
+from colo_ebpf.directories import make_passable
 from colo_ebpf.errors import ControlError
 from colo_ebpf.storage import overlay
 
@@ -38,7 +39,7 @@ def _lock(run_dir: Path) -> IO[str]:
     """One daemon per run directory, for as long as the file stays open."""
     path = run_dir / "daemon.lock"
     try:
-        run_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_passable(run_dir)
         file = path.open("a+")
     except OSError as e:
         raise ControlError(f"cannot open {path}: {e.strerror}") from e

@@ -99,7 +99,7 @@ class Lab:
         guest = within_reach(guest, topology.directory(self.name) / "boot")
         security = security or self._link_security()
         for place in self.places.values():
-            place.run_dir.mkdir(parents=True)
+            place.run_dir.parent.mkdir(parents=True, exist_ok=True)
             text = topology.config_text(place, guest, arbiter, security, self.timing)
             place.config.write_text(text)
             self._image(place, guest)
@@ -165,6 +165,7 @@ class Lab:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                umask=0o077,
                 cwd="/",
                 env={**os.environ, "PYTHONPATH": _CODE, **self.environment.get(place.host, {})},
             )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from colo_ebpf.directories import make_passable
 from colo_ebpf.errors import StorageError
 
 _TIMEOUT_S = 20
@@ -226,6 +227,6 @@ def _refuse_if_written(path: Path, file: BinaryIO) -> None:
 def make_overlays(paths: tuple[Path, ...], virtual_bytes: int) -> None:
     """Empty qcow2 overlays of the image's size, for the secondary's replication driver."""
     for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_passable(path.parent)
         path.unlink(missing_ok=True)
         _qemu_img("create", "-q", "-f", "qcow2", str(path), str(virtual_bytes))

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from colo_ebpf.directories import make_passable
 from colo_ebpf.errors import StorageError
 
 _BLOCK_BYTES = 512  # st_blocks counts in these, whatever the file system
@@ -41,7 +42,7 @@ def claim(directory: Path, vm: str) -> None:
 
 def _place(mark: Path, vm: str) -> None:
     """All at once: of two VMs that begin together one finds the other's name."""
-    mark.parent.mkdir(parents=True, exist_ok=True)
+    make_passable(mark.parent)
     draft = mark.with_name(f"{mark.name}.{os.getpid()}")
     try:
         draft.write_text(f"{vm}\n")
