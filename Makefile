@@ -20,7 +20,7 @@ SEED ?= 53
 DEB ?= build/deb
 
 .PHONY: help setup guest guest-apps guest-boot guest-link demo test lint coverage bench bench-quick \
-	mutants matrix writer many hostile soak deb deb-test clean
+	mutants matrix writer many hostile soak deb deb-test machines clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -96,6 +96,10 @@ deb: setup ## build the Debian packages of this release in build/deb
 deb-test: deb guest ## install them in a fresh root (from Debian's mirror), use, remove, purge them
 	@scripts/setup.sh deb-test
 	@COLO_DEB=$(DEB) $(PYTHON) -m pytest -v --timeout 1800 tests/packages
+
+machines: deb guest ## the packages on two emulated Debian machines with systemd; an hour, alone
+	@scripts/setup.sh deb-test
+	@COLO_MACHINES=$(DEB) $(PYTHON) -m pytest -v --timeout 7200 tests/packages/test_machines.py
 
 clean: ## remove everything that was built
 	@rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

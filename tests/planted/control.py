@@ -32,6 +32,20 @@ MUTANTS = (
         DISKS,
     ),
     Mutant(
+        "the umask decides whether QEMU's user comes through",
+        "colo_ebpf/directories.py",
+        "one.chmod(mode | _WAY_THROUGH)",
+        "pass",
+        "tests/unit/test_directories.py",
+    ),
+    Mutant(
+        "a compiler goes on without its daemon",
+        "colo_ebpf/datapath/bpf/compiler.py",
+        "    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)\n",
+        "",
+        "tests/unit/test_startup.py",
+    ),
+    Mutant(
         "who is about to be fenced is given no time to concede",
         DECIDE_PY,
         "fences = s.who.shares_disk or s.fence.when is not FenceWhen.OFF",
