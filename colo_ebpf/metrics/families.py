@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 from prometheus_client.core import (
@@ -20,6 +19,7 @@ from prometheus_client.core import (
     StateSetMetricFamily,
 )
 
+from colo_ebpf import __version__
 from colo_ebpf.control.checkpoint.primary import Cause
 from colo_ebpf.control.decision.actions import State
 from colo_ebpf.metrics.answers import Answer, Status, legible, protected, serves
@@ -371,7 +371,7 @@ def families(answers: Sequence[Answer]) -> Iterator[Metric]:
     build = GaugeMetricFamily(
         f"{PREFIX}build_info", "The version of what reads the daemons.", labels=("version",)
     )
-    build.add_metric([_version()], 1)
+    build.add_metric([__version__], 1)
     yield build
     yield from _own(answers)
     for measure in _MEASURES:
@@ -400,13 +400,6 @@ def _own(answers: Sequence[Answer]) -> Iterator[Metric]:
             arbiter.add_metric(_names(answer), float(not answer.arbiter_error))
             read.add_metric(_names(answer), answer.arbiter_s)
     yield from (up, took, arbiter, read)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("colo-ebpf")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def sample_names() -> frozenset[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import colo_ebpf
 from tests.capabilities import ROOT, require
 from tests.packages import fresh, machines
 from tests.packages.machines import Machine, until
@@ -29,6 +30,10 @@ with socket.create_connection(("{machines.GUEST}", 7), timeout={_STEP_S}) as s:
     for line in sys.stdin:
         s.sendall(line.encode())
         print(s.makefile().readline(), end="", flush=True)
+"""
+_METRICS = """
+from urllib.request import urlopen
+print(urlopen("http://127.0.0.1:9949/metrics").read().decode())
 """
 
 
@@ -129,6 +134,10 @@ def test_a_pair_lives_through_a_shutdown_and_the_death_of_a_host(
         protected(a)
         say("protected")
         assert a.run("cat /sys/module/apparmor/parameters/enabled") == "Y\n"
+        a.run("systemctl start colo-ebpf-metrics")
+        metrics = a.run(f"/usr/bin/python3 -c '{_METRICS}'")
+        assert f'build_info{{version="{colo_ebpf.__version__}"}} 1.0' in metrics
+        assert 'colo_ebpf_protected{host="a",vm="web"} 1.0' in metrics
         until(lambda: _connected(clients), "the guest answers", 2 * _STEP_S)
         say("the guest answers")
         (client,) = clients
