@@ -12,7 +12,8 @@
 /*
  * Whether `x` is above `most`, or not in `least`..`most`. It is compared in the register that is
  * used later. Of two comparisons in C, LLVM makes one, of `x - least`, or it compares a copy from
- * the stack. Linux 6.12 and before learn nothing about `x` from either.
+ * the stack. Linux 6.12 and before learn nothing about `x` from either. The upper bound comes
+ * first: of a value that might be negative Linux 7.3 forgets the lower one.
  */
 #define colo_above(x, most) ({							\
 	__u64 above_ = 1;							\
@@ -24,7 +25,7 @@
 #define colo_outside(x, least, most) ({						\
 	__u64 outside_ = 1;							\
 										\
-	asm volatile("if %[value] < %[low] goto +2; if %[value] > %[high] goto +1; %[is] = 0" \
+	asm volatile("if %[value] > %[high] goto +2; if %[value] < %[low] goto +1; %[is] = 0" \
 		     : [value] "+r"(x), [is] "+r"(outside_)			\
 		     : [low] "i"(least), [high] "i"(most));			\
 	outside_;								\
