@@ -62,8 +62,8 @@ def take(path: Path, own: int, other: int) -> None:
 
 
 def probe(path: Path, own: int) -> None:
-    """Whether the disk would take a reservation: a key is registered, and taken back at once. One
-    that is registered here already is left. StorageError says why it would not."""
+    """Whether the disk would take a reservation; nothing on it is changed. StorageError says why it
+    would not."""
     with _Disk(path) as disk:
         disk.try_to_register(own)
 
@@ -86,15 +86,19 @@ class _Disk:
         os.close(self._fd)
 
     def register(self, own: int) -> None:
-        """Whatever was registered from here before."""
-        self._registered(self._call(_REGISTER, _REGISTRATION.pack(0, own, _IGNORE_KEY, 0)))
+        """Whatever was registered from here before. NVMe has two requests for that: a host that has
+        another key there already replaces it, which Linux asks for if an old key is named."""
+        status = self._call(_REGISTER, _REGISTRATION.pack(0, own, _IGNORE_KEY, 0))
+        if _conflicts(status):
+            status = self._call(_REGISTER, _REGISTRATION.pack(own, own, _IGNORE_KEY, 0))
+        self._registered(status)
 
     def try_to_register(self, own: int) -> None:
-        """Where nothing was before, nothing is afterwards."""
-        status = self._call(_REGISTER, _REGISTRATION.pack(0, own, 0, 0))
-        if not _conflicts(status):
-            self._registered(status)
-            self._registered(self._call(_REGISTER, _REGISTRATION.pack(own, 0, 0, 0)))
+        """Replace the key by itself. A disk that knows reservations does so, or says that the key
+        is not registered. (To register one would not do: Linux cannot take a key of NVMe back, and
+        a host that stays registered may write.)"""
+        status = self._call(_REGISTER, _REGISTRATION.pack(own, own, 0, 0))
+        self._registered(0 if _conflicts(status) else status)
 
     def _registered(self, status: int) -> None:
         if status:

@@ -70,6 +70,14 @@ def test_the_requests_are_the_kernels(path: Path, monkeypatch: pytest.MonkeyPatc
     ]
 
 
+def test_another_key_of_this_host_is_replaced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVMe says that it conflicts: the disk was another VM's before."""
+    disk = _Disk(monkeypatch, 0x18, 0, 0, 0)
+    reservation.take(path, OWN, OTHER)
+    assert disk.asked == [200, 200, 204, 201]
+    assert disk.words[1] == struct.pack("=QQII", OWN, OWN, 1, 0)
+
+
 def test_attention_is_no_refusal(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host whose registration was taken away is told so at its next request."""
     disk = _Disk(monkeypatch, 0x08000002, 0, 0, 0)
@@ -100,13 +108,15 @@ def test_each_refusal_has_a_sentence(
         reservation.take(path, OWN, OTHER)
 
 
-def test_what_is_tried_is_taken_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = _Disk(monkeypatch, 0, 0)
+@pytest.mark.parametrize("status", [0, 0x18, 0x4083])
+def test_a_try_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    """Whether or not this host is registered: it replaces its key by the same one, or by none."""
+    disk = _Disk(monkeypatch, status)
     reservation.probe(path, OWN)
-    assert disk.asked == [200, 200]
-    held = _Disk(monkeypatch, 0x18)
-    reservation.probe(path, OWN)
-    assert held.asked == [200], "this host has registered already: that is left"
+    assert disk.words == [struct.pack("=QQII", OWN, OWN, 0, 0)]
+
+
+def test_a_try_says_what_is_missing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _Disk(monkeypatch, 2, 2, 2)
     with pytest.raises(StorageError, match="registers no key"):
         reservation.probe(path, OWN)
