@@ -35,6 +35,7 @@ from colo_ebpf.lab.topology import (
 Say = Callable[[str], None]
 PROTECT_S = 180.0
 _POLL_S = 0.1
+_PIECE_BYTES = 1 << 20
 _CODE = str(Path(__file__).parents[2])  # a daemon runs in /: another checkout may be installed
 _LOG_TAIL_BYTES = 2500
 
@@ -356,11 +357,22 @@ class Lab:
 
 
 def _fill(disk: Path, guest: Guest) -> None:
-    """Write what a guest expects to find; the rest of the disk stays what it is."""
-    with disk.open("r+b") as file:
-        file.write(Path(guest.disk).read_bytes() if guest.disk else bytes(guest.disk_bytes))
-        file.flush()
-        os.fsync(file)
+    """Write what a guest expects to find; the rest of the disk stays what it is. LabError."""
+    try:
+        with disk.open("r+b") as file:
+            if guest.disk:
+                with Path(guest.disk).open("rb") as image:
+                    shutil.copyfileobj(image, file, _PIECE_BYTES)
+            else:
+                for begin in range(0, guest.disk_bytes, _PIECE_BYTES):
+                    file.write(bytes(min(_PIECE_BYTES, guest.disk_bytes - begin)))
+            file.flush()
+            os.fsync(file)
+    except OSError as e:
+        raise LabError(
+            f"disk {disk.resolve()}: cannot be written: {e.strerror}; if it is a LUN, another "
+            "initiator may have reserved it"
+        ) from e
 
 
 def daemons_of(place: Place) -> list[int]:

@@ -46,6 +46,22 @@ MUTANTS = (
         "tests/unit/test_startup.py",
     ),
     Mutant(
+        "a try registers a key that nobody can take back",
+        "colo_ebpf/storage/reservation.py",
+        "_REGISTRATION.pack(own, own, 0, 0))",
+        "_REGISTRATION.pack(0, own, 0, 0))",
+        "tests/unit/test_reservations.py",
+    ),
+    Mutant(
+        "another key of this host's stays",
+        "colo_ebpf/storage/reservation.py",
+        """        if _conflicts(status):
+            status = self._call(_REGISTER, _REGISTRATION.pack(own, own, _IGNORE_KEY, 0))
+""",
+        "",
+        "tests/unit/test_reservations.py",
+    ),
+    Mutant(
         "who is about to be fenced is given no time to concede",
         DECIDE_PY,
         "fences = s.who.shares_disk or s.fence.when is not FenceWhen.OFF",
