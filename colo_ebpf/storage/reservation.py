@@ -65,7 +65,7 @@ def probe(path: Path, own: int) -> None:
     """Whether the disk would take a reservation; nothing on it is changed. StorageError says why it
     would not."""
     with _Disk(path) as disk:
-        disk.try_to_register(own)
+        disk.try_key(own)
 
 
 class _Disk:
@@ -93,7 +93,7 @@ class _Disk:
             status = self._call(_REGISTER, _REGISTRATION.pack(own, own, _IGNORE_KEY, 0))
         self._registered(status)
 
-    def try_to_register(self, own: int) -> None:
+    def try_key(self, own: int) -> None:
         """Replace the key by itself. A disk that knows reservations does so, or says that the key
         is not registered. (To register one would not do: Linux cannot take a key of NVMe back, and
         a host that stays registered may write.)"""
