@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -59,12 +60,10 @@ def _cycle(pair: Pair, dies: Victim) -> str:
 
 
 @pytest.mark.timeout(120 + 60 * _CYCLES)
-def test_a_connection_lives_through_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_connection_lives_through_all(say: Callable[[str], None]) -> None:
     with working("colotesty") as pair:
         for cycle in range(_CYCLES):
-            line = _cycle(pair, victim(cycle))
-            with capsys.disabled():
-                print(f"\n  cycle {cycle + 1} of {_CYCLES}: {line}", end=" ", flush=True)
+            say(f"cycle {cycle + 1} of {_CYCLES}: {_cycle(pair, victim(cycle))}")
             assert pair.clients.ledger.wrong == []
         pair.verify()
 

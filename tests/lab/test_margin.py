@@ -6,9 +6,8 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from colo_ebpf.config.schema import Timing
 from colo_ebpf.lab.client import Client
@@ -48,7 +47,7 @@ async def _work(lab: Lab) -> None:
     assert ledger.wrong == []
 
 
-def test_a_busy_machine_parts_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_busy_machine_parts_nobody(say: Callable[[str], None]) -> None:
     require("root", "bpf", "qemu", "guest")
     lab = clean(Lab("colotestb"))
     try:
@@ -59,8 +58,7 @@ def test_a_busy_machine_parts_nobody(capsys: pytest.CaptureFixture[str]) -> None
         assert all(status["protected"] for status in after.values())
         assert after["a"]["record"] == before
         longest = max(status["peer"]["link_longest_ms"] for status in after.values())
-        with capsys.disabled():
-            limits = f"link {Timing().link_timeout_ms}, peer {Timing().peer_timeout_ms}"
-            print(f"\n  longest silence {longest:.0f} ms (timeouts: {limits})", end=" ")
+        limits = f"link {Timing().link_timeout_ms}, peer {Timing().peer_timeout_ms}"
+        say(f"longest silence {longest:.0f} ms (timeouts: {limits})")
     finally:
         lab.down()

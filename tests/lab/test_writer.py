@@ -225,15 +225,8 @@ def _words(one: Kill) -> str:
 
 @pytest.mark.parametrize("disks", ["two disks", "one disk"])
 @pytest.mark.timeout(180 + 30 * _KILLS)
-def test_nothing_told_is_lost(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], disks: str
-) -> None:
+def test_nothing_told_is_lost(tmp_path: Path, say: Callable[[str], None], disks: str) -> None:
     require("root", "bpf", "qemu", "guest", "e2fsprogs")
-
-    def say(text: str) -> None:
-        with capsys.disabled():
-            print(f"\n  {text}", end=" ", flush=True)
-
     image = tmp_path / "ext4.raw"
     records.make(image, _DISK_BYTES)
     guest = choose(Wanted(shared_disk=disks == "one disk"))

@@ -8,6 +8,7 @@ it: the directory can be removed at any time.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,13 @@ class Fresh:
             at = Path(directory).relative_to(self.root)
             found |= {str(at / name) for name in (*inner, *files)}
         return {name for name in found if not f"{name}/".startswith(_OF_APT)}
+
+
+def release_of(package: Path) -> str:
+    """The Debian that a package of ours was built for, as its file's name says."""
+    found = re.search(r"\+deb(\d+)_", package.name)
+    assert found, package
+    return found[1]
 
 
 def debian(root: Path, version: str) -> Fresh:

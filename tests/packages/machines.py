@@ -46,7 +46,7 @@ ExecStart=/usr/local/sbin/net-up
 WantedBy=multi-user.target network-online.target
 """
 # What has a deadline is given ten times of it and more: the machines are so slow.
-CONFIG = """
+_CONFIG = """
 [vm]
 name = "web"
 memory-mib = 128
@@ -105,7 +105,7 @@ start-timeout-ms = 600000
 def config_of(host: str) -> str:
     """Of VM web, for this host."""
     (peer,) = HOSTS.keys() - {host}
-    return CONFIG.format(
+    return _CONFIG.format(
         guest=GUEST,
         host=host,
         peer=peer,
@@ -160,7 +160,8 @@ def make_system(debian: Fresh, directory: Path, packages: list[Path], guest: Pat
     shutil.copy(directory / "key.pub", keys)
     for name in ("vmlinuz", "initramfs.gz", "libtcgdirty.so"):
         shutil.copy(guest / name, root / "var/lib/colo-ebpf" / name)
-    os.truncate(os.open(root / "var/lib/colo-ebpf/web.raw", os.O_CREAT | os.O_RDWR), 64 << 20)
+    with (root / "var/lib/colo-ebpf/web.raw").open("wb") as image:
+        image.truncate(64 << 20)
     key = root / "etc/colo-ebpf/key"
     key.write_bytes(os.urandom(32))
     key.chmod(0o600)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -36,9 +35,7 @@ def debian(packages: dict[str, Path]) -> Iterator[Fresh]:
     require("root", "debootstrap")
     root = Path(tempfile.mkdtemp(prefix="colo-test-deb-"))
     try:
-        release = re.search(r"\+deb(\d+)_", packages[BASE].name)
-        assert release
-        made = fresh.debian(root, release[1])
+        made = fresh.debian(root, fresh.release_of(packages[BASE]))
         made.apt("install", *sorted(_wanted(packages[BASE]) | _wanted(packages[LAB]) - {BASE}))
         for path in packages.values():
             (root / "root" / path.name).write_bytes(path.read_bytes())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The packages in `$COLO_DEB` on two machines with Debian's kernel, its systemd and AppArmor.
+"""The packages in `$COLO_MACHINES` on two machines with Debian's kernel, its systemd and AppArmor.
 
 Labs start daemons themselves, with this host's kernel. What only a unit does (its umask, its
 limits, the order of a shutdown) and what only Debian's kernel does is seen here: `make machines`.
@@ -9,7 +9,6 @@ It takes most of an hour, and nothing should run beside it.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -79,15 +78,15 @@ def hosts() -> Iterator[dict[str, Machine]]:
         pytest.skip("takes most of an hour and Debian's mirror: run `make machines`")
     require("root", "debootstrap", "qemu", "guest")
     packages = sorted(Path(where).absolute().glob("colo-ebpf_*.deb"))
-    release = re.search(r"\+deb(\d+)_", packages[0].name)
-    assert release
     with tempfile.TemporaryDirectory(prefix="colo-test-machines-") as name:
         directory = Path(name)
         root = directory / "fresh"
         root.mkdir()
         try:
             guest = ROOT / "build" / "guest"
-            machines.make_system(fresh.debian(root, release[1]), directory, packages, guest)
+            machines.make_system(
+                fresh.debian(root, fresh.release_of(packages[0])), directory, packages, guest
+            )
         finally:
             fresh.remove(root)
         made = {host: Machine(host, directory) for host in machines.HOSTS}
