@@ -170,6 +170,17 @@ static __always_inline __u32 colo_flow_scale(struct colo_flow *flow)
 	return flow->flags & COLO_F_PVM_SCALE ? flow->p_scale : COLO_NO_SCALE;
 }
 
+/* Put slot ref - 1 before the flow's held frames. */
+static __always_inline void colo_flow_prepend(struct colo_flow *flow, struct colo_slot *slot,
+					      __u32 ref)
+{
+	slot->next = flow->head;
+	flow->head = ref;
+	if (!flow->tail)
+		flow->tail = ref;
+	flow->held++;
+}
+
 /* Append slot ref - 1 to the flow's held frames. */
 static __always_inline void colo_flow_append(struct colo_flow *flow, struct colo_slot *slot,
 					     __u32 ref)

@@ -101,6 +101,29 @@ static __always_inline int colo_pvm_syn_early(struct colo_pkt *pkt, struct colo_
 	       (!(flow->flags & COLO_F_HAS_FLOOR) || COLO_AFTER(pkt->ack, flow->floor));
 }
 
+/*
+ * The PVM resends bytes of which the last is not verified. The verified ones leave, however often:
+ * the ones that left before may be lost, and both VMs may be waiting for an ACK of just these. Of a
+ * GSO frame its first cut does; the client's ACK brings the next.
+ */
+static __always_inline void colo_pvm_again(struct colo_work *work, struct colo_flow *flow)
+{
+	__u32 verified = flow->verified - work->pkt.seq;
+
+	work->plan.drain = work->now.may_release;
+	if (work->now.may_release && flow->flags & COLO_F_HAS_FLOOR && (__s32)verified > 0) {
+		colo_pvm_hold_as(work, COLO_SLOT_STREAM, COLO_R_HELD_AGAIN);
+		work->again = 1;
+		work->cuts = 2;
+		work->cut_bytes = colo_min(work->cut_bytes, verified);
+	} else if (flow->flags & COLO_F_LOST) {
+		/* A frame found no room: any copy may be the one. */
+		colo_pvm_hold_as(work, COLO_SLOT_STREAM, COLO_R_HELD_AGAIN);
+	} else {
+		colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_HELD_AGAIN);
+	}
+}
+
 /* Output that counts: payload, SYN or FIN, in an open epoch. */
 static __always_inline void colo_pvm_bytes(struct __sk_buff *skb, struct colo_work *work,
 					   struct colo_buf *buf, struct colo_flow *flow, int fresh)
@@ -131,12 +154,7 @@ static __always_inline void colo_pvm_bytes(struct __sk_buff *skb, struct colo_wo
 		return;
 	}
 	if (!COLO_AFTER(end, flow->pvm.next)) {
-		/* Held already; unless a frame found no room, then any copy may be the one. */
-		if (flow->flags & COLO_F_LOST)
-			colo_pvm_hold_as(work, COLO_SLOT_STREAM, COLO_R_HELD_AGAIN);
-		else
-			colo_plan_set(plan, COLO_V_DROP, COLO_R_HELD_AGAIN);
-		plan->drain = plan->part = work->now.may_release;
+		colo_pvm_again(work, flow);
 		return;
 	}
 	if (flow->flags & COLO_F_BAD) {
@@ -259,6 +277,9 @@ static __always_inline int colo_pvm_hold_cut(struct __sk_buff *skb, struct colo_
 	if (work->kind == COLO_SLOT_ACK) {
 		flow->ack_slot = ref;
 		slot->start = slot->edge;
+	} else if (work->again) {
+		colo_flow_prepend(flow, slot, ref);
+		work->cut = work->cuts - 1;
 	} else {
 		colo_flow_append(flow, slot, ref);
 	}

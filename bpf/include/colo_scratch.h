@@ -31,7 +31,7 @@ struct colo_plan {
 	__u32 verdict;		/* enum colo_verdict */
 	__u32 reason;
 	__u32 drain;		/* held frames may leave now */
-	__u32 part;		/* even a part of one: a VM resends, it gets no further */
+	__u32 part;		/* even a part of one: the SVM resends, it gets no further */
 	__u32 lower;		/* the frame passes with `ack` and `edge` */
 	__u32 ack;
 	__u32 edge;
@@ -103,6 +103,7 @@ struct colo_work {		/* one per CPU; programs run with BH off and do not nest */
 	__u32 cuts;		/* slots the frame needs */
 	__u32 cut;		/* the next to be held */
 	__u32 reuse;		/* the slot it takes, slot + 1; 0: a free one */
+	__u32 again;		/* 1: the first cut goes before all held frames, the rest nowhere */
 	__u32 made;		/* slots taken */
 	__u32 parked;		/* the frame goes to the delay line, slot + 1; 0: it does not */
 	__u32 out;		/* 1: the frame has come out of the delay line, and leaves */
@@ -150,6 +151,7 @@ static __always_inline struct colo_work *colo_work_get(void)
 		work->step = COLO_STEP_DONE;
 		work->drains = 0;
 		work->parked = 0;
+		work->again = 0;
 		work->out = 0;
 		work->held_ns = 0;
 	}

@@ -29,6 +29,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from colo_ebpf.datapath.bpf.abi import FlowFlag
 from colo_ebpf.lab import frames
 from colo_ebpf.model import Mode, Phase
 from tests.bpf.frames import beacon
@@ -172,6 +173,24 @@ class Stream(RuleBasedStateMachine):
     def the_link_loses(self, count: int) -> None:
         """The SVM sent, nothing came."""
         self.s_sent = min(self.s_sent + count, len(self.s_app))
+
+    @precondition(lambda self: self.open and not self.solo)
+    @rule(back=st.integers(1, 3000), count=LENGTHS)
+    def a_clients_wire_loses(self, back: int, count: int) -> None:
+        """What both have said comes when the PVM resends: no checkpoint is needed for it.
+
+        But for a mismatch, for which there is one anyway.
+        """
+        flow = self.rig.flow()
+        if flow.flags & FlowFlag.BAD:
+            return
+        verified = (flow.verified - self.isn - 1) % 2**32
+        for position in range(max(0, verified - back), verified):
+            self.received.pop(position, None)
+        missing = next((p for p in range(verified) if p not in self.received), verified)
+        self._pvm(missing, min(count, self.p_sent - missing))
+        if missing < verified:
+            assert missing in self.received, "the client lacks what both have said"
 
     @rule(count=LENGTHS, age=st.integers(1, 3))
     def a_late_frame(self, count: int, age: int) -> None:
