@@ -15,6 +15,7 @@ SAID = "tests/bpf/test_said.py"
 BEAT = "tests/bpf/test_beat.py"
 WHOLE = "tests/bpf/test_whole.py"
 PARK = "tests/bpf/test_park.py"
+RESENT = "tests/bpf/test_resent.py"
 HASH = "tests/bpf/test_hash.py"
 RESET = "tests/bpf/test_reset.py"
 LATE = "tests/bpf/test_late.py"
@@ -101,9 +102,23 @@ MUTANTS = (
     Mutant(
         "a second copy of a held segment passes",
         "include/colo_pvm.h",
-        "colo_plan_set(plan, COLO_V_DROP, COLO_R_HELD_AGAIN);",
-        "colo_plan_set(plan, COLO_V_PASS, COLO_R_HELD_AGAIN);",
+        "colo_plan_set(&work->plan, COLO_V_DROP, COLO_R_HELD_AGAIN);",
+        "colo_plan_set(&work->plan, COLO_V_PASS, COLO_R_HELD_AGAIN);",
         COMPARE,
+    ),
+    Mutant(
+        "of a resent segment more leaves than is verified",
+        "include/colo_pvm.h",
+        "work->cut_bytes = colo_min(work->cut_bytes, verified);",
+        "work->cut_bytes = colo_min(work->cut_bytes, verified + 1);",
+        RESENT,
+    ),
+    Mutant(
+        "verified bytes that come again do not leave",
+        "include/colo_pvm.h",
+        "flow->flags & COLO_F_HAS_FLOOR && (__s32)verified > 0)",
+        "flow->flags & COLO_F_HAS_FLOOR && (__s32)verified > 65536)",
+        RESENT,
     ),
     Mutant(
         "what finds no room leaves",
@@ -236,14 +251,14 @@ MUTANTS = (
         "include/colo_release.h",
         "__u32 part = (verified - slot->start) & ~3;",
         "__u32 part = (verified - slot->start + 3) & ~3;",
-        PROTOCOLS,
+        RESENT,
     ),
     Mutant(
         "bytes of the SVM that differ verify",
         "include/colo_svm.h",
         "if ((ours ^ buf->word[i]) & ~colo_from_byte(bytes))",
         "if (0)",
-        PROTOCOLS,
+        RESENT,
     ),
     Mutant(
         "an ACK on its way to the SVM is one it missed",
