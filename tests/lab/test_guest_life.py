@@ -142,8 +142,10 @@ def _compared(lab: Lab, host: str) -> int:
 
 def _lives_on(lab: Lab, act: Callable[[str], object], says: str) -> None:
     """What `act` does to the guest of the primary is no end of the pair."""
+    count = _serves(lab)
+    lab.wait_protected()  # while the guest boots the hosts are busiest, and one may miss the other
     host = _primary(lab)
-    before, count = _status(lab, host), _serves(lab)
+    before = _status(lab, host)
     act(host)
     lab.wait(lambda: says in _history(lab, host), f"{host} does not say {says!r}", 60)
     count = _serves(lab, count)
