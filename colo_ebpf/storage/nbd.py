@@ -11,6 +11,7 @@ import errno
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,12 @@ class Extent:
 
     offset_bytes: int
     length_bytes: int
-    zero: bool  # reads as zeroes
+    flags: int  # what the context says of it
+
+    @property
+    def zero(self) -> bool:
+        """It reads as zeroes (of ALLOCATION)."""
+        return bool(self.flags & _ZERO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +71,10 @@ _CLOSED = frozenset((errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE))
 class Connection:
     """Connects when entered. Raises StorageError with the export's address."""
 
-    def __init__(self, address: ExportAddress, timeout_ms: int) -> None:
+    def __init__(self, address: ExportAddress, timeout_ms: int, context: str = ALLOCATION) -> None:
         self.address = address
-        self._timeout_ms = timeout_ms
+        self._timeout_ms, self._context = timeout_ms, context
+        self._writes: deque[tuple[Any, int]] = deque()  # not known to be done: buffer, cookie
         self.handle = nbd.NBD()
 
     def __enter__(self) -> Self:
@@ -91,7 +98,7 @@ class Connection:
 
     def _connect(self) -> None:
         self.handle.set_export_name(self.address.name)
-        self.handle.add_meta_context(ALLOCATION)
+        self.handle.add_meta_context(self._context)
         self.handle.aio_connect_socket(self._socket().detach())
         self.drive(self.handle.aio_is_ready)
 
@@ -137,7 +144,8 @@ class Connection:
         try:
             yield
         except nbd.Error as e:
-            why = "the server closed the connection" if e.errnum in _CLOSED else e.string
+            gone = e.errnum in _CLOSED or self.handle.aio_is_dead()
+            why = "the server closed the connection" if gone else e.string
             raise StorageError(f"{self.address}: {why}") from e
         except TimeoutError as e:
             raise StorageError(
@@ -187,19 +195,48 @@ class Connection:
 
     def finish_read(self, reading: Reading) -> bytearray:
         """The bytes that were asked for."""
+        self._complete(reading.cookie)
         with self._wrapped():
-            self.drive(lambda: bool(self.handle.aio_command_completed(reading.cookie)))
             data: bytearray = reading.buffer.to_bytearray()
         return data
+
+    def start_write(self, offset_bytes: int, data: bytearray) -> None:
+        """Send bytes; zeroes are not sent, and take no room where the server can do without."""
+        buffer = nbd.Buffer.from_bytearray(data)
+        with self._wrapped():
+            if data.count(0) < len(data):
+                cookie = self.handle.aio_pwrite(buffer, offset_bytes)
+            else:
+                cookie = self.handle.aio_zero(len(data), offset_bytes)
+        self._writes.append((buffer, cookie))
+
+    def settle(self, most: int) -> None:
+        """Wait until no more writes than so many are under way."""
+        while len(self._writes) > most:
+            self._complete(self._writes.popleft()[1])
+
+    def flush(self) -> None:
+        """What was written is durable."""
+        with self._wrapped():
+            cookie = self.handle.aio_flush()
+        self._complete(cookie)
+
+    def _complete(self, cookie: int) -> None:
+        with self._wrapped():
+            self.drive(lambda: bool(self.handle.aio_command_completed(cookie)))
 
     def extents(self, offset_bytes: int, length_bytes: int) -> list[Extent]:
         """Where zeroes are, from the offset on; at least one extent, maybe not all that was asked.
 
         A server that cannot say has no zeroes to tell of.
         """
+        if self.handle.can_meta_context(self._context):
+            return self.flags(offset_bytes, length_bytes)
+        return [Extent(offset_bytes, min(length_bytes, _STATUS_BYTES), 0)]
+
+    def flags(self, offset_bytes: int, length_bytes: int) -> list[Extent]:
+        """The same, of any context. StorageError if the server does not know it."""
         length_bytes = min(length_bytes, _STATUS_BYTES)
-        if not self.handle.can_meta_context(ALLOCATION):
-            return [Extent(offset_bytes, length_bytes, zero=False)]
         words: list[int] = []
 
         def take(_context: str, _offset: int, entries: list[int], _error: Any) -> int:
@@ -208,7 +245,7 @@ class Connection:
 
         with self._wrapped():
             cookie = self.handle.aio_block_status(length_bytes, offset_bytes, take)
-            self.drive(lambda: bool(self.handle.aio_command_completed(cookie)))
+        self._complete(cookie)
         return clipped(words, offset_bytes, length_bytes)
 
 
@@ -217,6 +254,6 @@ def clipped(words: list[int], offset_bytes: int, length_bytes: int) -> list[Exte
     found, at, end = [], offset_bytes, offset_bytes + length_bytes
     for length, flags in zip(words[::2], words[1::2], strict=True):
         if at < end:
-            found.append(Extent(at, min(length, end - at), bool(flags & _ZERO)))
+            found.append(Extent(at, min(length, end - at), flags))
         at += length
-    return found or [Extent(offset_bytes, length_bytes, zero=False)]
+    return found or [Extent(offset_bytes, length_bytes, 0)]

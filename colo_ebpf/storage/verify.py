@@ -109,7 +109,8 @@ def _zero(extents: list[Extent], piece: Range) -> bool:
     return False
 
 
-def _chunks(ranges: Iterable[Range]) -> Iterator[Range]:
+def chunks(ranges: Iterable[Range]) -> Iterator[Range]:
+    """The same, in pieces of at most CHUNK_BYTES."""
     for one in ranges:
         for at in range(one.offset_bytes, one.end_bytes, CHUNK_BYTES):
             yield Range(at, min(CHUNK_BYTES, one.end_bytes - at))
@@ -135,7 +136,7 @@ def read_both(
         chunk, one, other = waiting.popleft()
         return chunk, local.finish_read(one), remote.finish_read(other)
 
-    for chunk in _chunks(ranges):
+    for chunk in chunks(ranges):
         where = (chunk.offset_bytes, chunk.length_bytes)
         waiting.append((chunk, local.start_read(*where), remote.start_read(*where)))
         if len(waiting) == IN_FLIGHT:

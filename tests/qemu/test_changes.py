@@ -14,7 +14,7 @@ import pytest
 
 from colo_ebpf.control.qemu import resync
 from colo_ebpf.control.qemu.vm import data_generation_of
-from colo_ebpf.errors import VmError
+from colo_ebpf.errors import StorageError, VmError
 from colo_ebpf.model import Progress, VmEventKind, VmRole
 from tests.capabilities import require
 from tests.qemu.pair import DISK_BYTES, Ledger, Pair, Side, checkpoint, until
@@ -110,10 +110,28 @@ async def test_a_pairing_that_is_given_up_under_colo_can_be_tried_again(tmp_path
             await checkpoint(a, await _again(pair, a, Copied()))
 
 
-async def test_many_changes_are_copied_beside_the_guest_with_all_the_rest(
+async def test_many_changes_are_copied_beside_the_guest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The guest writes all the while, and more than once what was copied is written again."""
     monkeypatch.setattr(resync, "_FEW_BYTES", 0)
+    pair, entries, copied = Pair(tmp_path, disk_count=2), Ledger(), Copied()
+    async with pair as (a, b):
+        await pair.face("a")
+        await asyncio.to_thread(entries.append, 20)
+        await _alone(a, b, entries)
+        writing = asyncio.create_task(asyncio.to_thread(entries.append, 40))
+        again = await _again(pair, a, copied)
+        await writing
+        await _equal(a)
+        await checkpoint(a, again, beside=VmEventKind.DISK_BAD)
+    assert _WHAT_CHANGED in copied.what
+
+
+async def test_a_guest_that_writes_faster_than_it_is_copied_is_copied_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resync, "_FEW_BYTES", -1)
     pair, entries, copied = Pair(tmp_path), Ledger(), Copied()
     async with pair as (a, b):
         await pair.face("a")
@@ -121,7 +139,32 @@ async def test_many_changes_are_copied_beside_the_guest_with_all_the_rest(
         await _alone(a, b, entries)
         await _again(pair, a, copied)
         await _equal(a)
-    assert copied.what == {"disk"}
+    assert copied.what == {_WHAT_CHANGED, "disk"}
+
+
+async def test_a_peer_that_dies_while_changes_are_copied_loses_no_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest sees no error, and the next attempt copies all of the changes again."""
+    monkeypatch.setattr(resync, "_FEW_BYTES", 0)
+    pair, entries, copied = Pair(tmp_path), Ledger(), Copied()
+
+    def die() -> None:
+        os.kill(pair.sides[-1].vm.pid, signal.SIGKILL)
+
+    async with pair as (a, b):
+        await pair.face("a")
+        await asyncio.to_thread(entries.append, 20)
+        await _alone(a, b, entries)
+        with pytest.raises(StorageError):
+            await _again(pair, a, Copied(die))
+        await until(lambda: not pair.sides[-1].vm.alive, "the replica's end")
+        await a.vm.leave_pair()
+        await asyncio.to_thread(entries.append, 20)
+        await _again(pair, a, copied)
+        await _equal(a)
+        assert await a.vm.failed_requests() == 0
+    assert copied.what == {_WHAT_CHANGED}
 
 
 async def test_another_image_is_copied_whole(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.control.qemu.resync import bitmap_of, choose
+from colo_ebpf.control.qemu.bitmaps import bitmap_of, choose
 from colo_ebpf.control.state import images
 from colo_ebpf.control.state.images import DataGeneration
 from colo_ebpf.errors import StorageError

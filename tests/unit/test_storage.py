@@ -79,19 +79,22 @@ def test_both_hosts_need_the_same_disks(wanted: list[str], offered: list[str], o
     assert (wrong_names(wanted, offered, "192.0.2.2:10809") == []) is ok
 
 
+ZERO = 2  # NBD_STATE_ZERO
+
+
 @pytest.mark.parametrize(
     ("one", "other", "wanted"),
     [
-        ([(0, 8, True)], [(0, 8, True)], ([], 8)),
-        ([(0, 8, True)], [(0, 8, False)], ([(0, 8)], 8)),
-        ([(0, 8, False)], [(0, 4, False)], ([(0, 4)], 4)),
-        ([(0, 2, True), (2, 6, False)], [(0, 6, True), (6, 2, True)], ([(2, 6)], 8)),
-        ([(0, 4, True), (4, 4, False)], [(0, 2, False), (2, 6, True)], ([(0, 2), (4, 4)], 8)),
+        ([(0, 8, ZERO)], [(0, 8, ZERO)], ([], 8)),
+        ([(0, 8, ZERO)], [(0, 8, 0)], ([(0, 8)], 8)),
+        ([(0, 8, 0)], [(0, 4, 0)], ([(0, 4)], 4)),
+        ([(0, 2, ZERO), (2, 6, 0)], [(0, 6, ZERO), (6, 2, ZERO)], ([(2, 6)], 8)),
+        ([(0, 4, ZERO), (4, 4, 0)], [(0, 2, 0), (2, 6, ZERO)], ([(0, 2), (4, 4)], 8)),
     ],
 )
 def test_what_both_call_zero_is_not_read(
-    one: list[tuple[int, int, bool]],
-    other: list[tuple[int, int, bool]],
+    one: list[tuple[int, int, int]],
+    other: list[tuple[int, int, int]],
     wanted: tuple[list[tuple[int, int]], int],
 ) -> None:
     ranges, end = to_read([Extent(*e) for e in one], [Extent(*e) for e in other])
@@ -101,15 +104,15 @@ def test_what_both_call_zero_is_not_read(
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ([8, 3], [(4, 8, True)]),
-        ([4, 1, 4, 2], [(4, 4, False), (8, 4, True)]),
-        ([100, 0], [(4, 8, False)]),
-        ([8, 0, 8, 3], [(4, 8, False)]),
-        ([], [(4, 8, False)]),
+        ([8, 3], [(4, 8, 3)]),
+        ([4, 1, 4, 2], [(4, 4, 1), (8, 4, ZERO)]),
+        ([100, 0], [(4, 8, 0)]),
+        ([8, 0, 8, 3], [(4, 8, 0)]),
+        ([], [(4, 8, 0)]),
     ],
 )
 def test_a_servers_extents_are_cut_to_what_was_asked(
-    words: list[int], wanted: list[tuple[int, int, bool]]
+    words: list[int], wanted: list[tuple[int, int, int]]
 ) -> None:
     assert clipped(words, 4, 8) == [Extent(*one) for one in wanted]
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,11 @@ from urllib.parse import urlsplit
 
 from colo_ebpf.control.qemu import peersocket
 from colo_ebpf.control.qemu.cmdline import DiskSpec, VmSpec
-from colo_ebpf.control.qemu.listening import listen
+from colo_ebpf.control.qemu.lending import Lending
 from colo_ebpf.control.qemu.monitor import Monitors
 from colo_ebpf.control.qemu.old_content import OldContent
 from colo_ebpf.control.qemu.resync import DiskCopy, job_of
+from colo_ebpf.control.qemu.rounds import Carrier
 from colo_ebpf.control.qemu.starter import Starter
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import Endpoints, LentImage, OverlayUse, Progress
@@ -24,7 +24,7 @@ from colo_ebpf.storage.preflight import LocalDisk
 
 _log = logging.getLogger(__name__)
 
-_LENDING, _EXPORTS = "lending", "exports"  # sockets that QEMU is given
+_EXPORTS = "exports"  # a socket that QEMU is given
 _FAILED_REQUESTS = (
     "failed_rd_operations",
     "failed_wr_operations",
@@ -44,9 +44,9 @@ class Disks:
     def __init__(
         self, spec: VmSpec, instance: str, pid: int, qmp: Monitors, starter: Starter
     ) -> None:
-        self._spec, self._instance, self._pid, self._qmp = spec, instance, pid, qmp
-        self._starter = starter
-        self._copy = DiskCopy(spec, instance, qmp)
+        self._spec, self._instance, self._qmp = spec, instance, qmp
+        self._lending = Lending(spec, instance, pid, qmp, starter)
+        self._copy = DiskCopy(spec, instance, qmp, Carrier(spec, self._lending).carry)
         self._old = OldContent(spec, instance, qmp)
         self._limit_bytes: list[int] = []
 
@@ -149,19 +149,8 @@ class Disks:
         return not await self._qmp.run("query-block-exports")
 
     async def close_server(self) -> None:
-        """Stop the NBD server; whoever is connected is cut off. VmError if that cannot be done:
-        then it is not stopped, for QEMU would wait for them with all else."""
-        connections = await self._starter.hang_up(self._pid, self._spec.nbd_port)
-        if connections:
-            count = len(connections)
-            _log.warning("%s: %d were connected to the disk's port", self._instance, count)
-        try:
-            async with asyncio.timeout(self._spec.qmp_timeout_ms / 1000):
-                while not await self._starter.closed(self._pid, connections):
-                    await self._qmp.run("query-status")  # a turn of its main loop
-        except TimeoutError as e:
-            raise VmError(f"{self._instance}: does not close its disk's port") from e
-        await self._try("nbd-server-stop")
+        """See `Lending.close_server`."""
+        await self._lending.close_server()
 
     async def committed(self) -> bool:
         """QEMU has no overlay open any more: all is in the images."""
@@ -221,23 +210,9 @@ class Disks:
                 raise VmError(f"{self._instance}: where disk {disk.number} goes is not known")
             where = (to.hostname, to.port)
             lent.append(LentImage(disk.image, str(path), disk.export, *where, disk.shared))
-        await self.close_server()  # what an earlier daemon may have left open
-        with listen(path) as socket:
-            await self._qmp.give(_LENDING, socket.fileno())
-        await self._qmp.run(
-            "nbd-server-start",
-            addr={"type": "fd", "data": {"str": _LENDING}},
-            max_connections=len(lent),
-        )
-        try:
-            for one in lent:
-                await self._qmp.run("nbd-server-add", device=one.export, writable=False)
-        except QmpError:
-            await self.take_back(path)
-            raise
+        await self._lending.images(path, self._spec.replicated)
         return tuple(lent)
 
     async def take_back(self, path: Path) -> None:
         """The end of `lend`."""
-        await self.close_server()
-        path.unlink(missing_ok=True)
+        await self._lending.close(path)

@@ -3,12 +3,12 @@
 
 Two ways. *Mirror*: all of it, while the guest runs. *Changes*: only what was written since the
 images were equal, when the secondary's images are the remains of a replica for which this QEMU has
-a bitmap. Both end in a pause in which the exports become quorum children and new bitmaps begin:
-everything is equal then, for all disks at one moment. A bitmap counts a write whether or not it
-reached the child.
+a bitmap; if that is much, in rounds beside the guest first (`rounds.py`). Both end in a pause in
+which the exports become quorum children and new bitmaps begin: everything is equal then, for all
+disks at one moment. A bitmap counts a write whether or not it reached the child.
 
-Changes are copied inside that pause, so they have to be few. QEMU's backup job could copy them
-beside the guest, but then a secondary that dies fails what the guest writes meanwhile (its
+The last changes are copied inside that pause, so they have to be few. QEMU's backup job could copy
+them beside the guest, but then a secondary that dies fails what the guest writes meanwhile (its
 copy-before-write filter breaks the guest's write, not the backup).
 """
 
@@ -16,26 +16,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from colo_ebpf.clock import boot_ns
+from colo_ebpf.control.qemu.bitmaps import Bitmaps, bitmap_of, choose
 from colo_ebpf.control.qemu.cmdline import SYNC_JOB, DiskSpec, VmSpec
 from colo_ebpf.control.qemu.copy_progress import Advance
 from colo_ebpf.control.qemu.monitor import Monitors
+from colo_ebpf.control.qemu.rounds import CHANGES, Carry, OnProgress, Rounds
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import Endpoints, Progress
 
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.02  # of a job's progress; its end is an event
-_SYNC, _CHANGES = "disk synchronisation", "changes of the disk"
+_SYNC = "disk synchronisation"
 _FAILED = ("concluded", "aborting", "null")
-_PREFIX = "colo-"
 _BUFFER, _LEAST_BUFFER = 10 << 20, 1 << 20  # so much at once; less where the rate is bounded
 _FEW_BYTES = 32 << 20  # so much may be copied while the VM stands
-
-OnProgress = Callable[[Progress], None]
 
 
 def job_of(disk: DiskSpec) -> str:
@@ -43,35 +42,22 @@ def job_of(disk: DiskSpec) -> str:
     return f"{SYNC_JOB}{disk.number}"
 
 
-def bitmap_of(instance: str) -> str:
-    """Of what was written since this secondary was equal."""
-    return _PREFIX + instance.replace("/", "-")
-
-
-def choose(bitmaps: Iterable[Mapping[str, int]], replicas: Iterable[str]) -> str:
-    """The bitmap that every disk has, of the newest replica; "": there is none, copy all."""
-    every = list(bitmaps)
-    for instance in reversed(tuple(replicas)):
-        name = bitmap_of(instance)
-        if every and all(name in one for one in every):
-            return name
-    return ""
-
-
 class DiskCopy:
     """Of all disks of one QEMU."""
 
-    def __init__(self, spec: VmSpec, instance: str, qmp: Monitors) -> None:
+    def __init__(self, spec: VmSpec, instance: str, qmp: Monitors, carry: Carry) -> None:
         self._spec, self._instance, self._qmp = spec, instance, qmp
+        self._bitmaps = Bitmaps(spec, qmp)
+        self._rounds = Rounds(instance, self._bitmaps, carry)
         self._sharing = 0  # disks whose copies share the rate
 
     async def run(self, to: Endpoints, progress: OnProgress) -> None:
         """The children's nodes are there; at the end they are children."""
-        base = choose(await self._bitmaps(), to.replicas)
-        if base and not await self._few(base):
-            base = ""
-        if not base:
-            await self._drop_bitmaps()
+        base = choose(await self._bitmaps.recording(), to.replicas)
+        if base:
+            base = await self._little(base, to, progress)
+        if not base:  # from here on the peer's images are no replica of any kind
+            await self._bitmaps.keep_only(())
             await self._mirror(progress)
         await self._qmp.run("stop")
         try:
@@ -84,26 +70,18 @@ class DiskCopy:
 
     # -- changes -------------------------------------------------------------------------
 
-    async def _bitmaps(self) -> list[dict[str, int]]:
-        """Of each disk, by name: bytes that are marked."""
-        nodes = await self._qmp.run("query-named-block-nodes", flat=True)
-        by_name = {node["node-name"]: node.get("dirty-bitmaps", []) for node in nodes}
-        return [
-            {
-                one["name"]: one["count"]
-                for one in by_name[disk.quorum]
-                if one.get("name", "").startswith(_PREFIX) and one["recording"]
-            }
-            for disk in self._spec.copied_disks
-        ]
-
-    async def _few(self, base: str) -> bool:
-        """Little enough to let the VM stand while it is copied."""
-        marked = sum(one[base] for one in await self._bitmaps())
+    async def _little(self, base: str, to: Endpoints, progress: OnProgress) -> str:
+        """The bitmap of so little that the VM may stand while it is copied. "": copy all."""
+        marked = await self._bitmaps.marked_bytes(base)
         few = marked <= _FEW_BYTES
-        way = "copying only those" if few else "copying all of the disks"
-        _log.info("%s: %s: %d bytes changed: %s", self._instance, base, marked, way)
-        return few
+        where = "while the VM stands" if few else "beside the guest"
+        _log.info("%s: %s: %d bytes changed: copied %s", self._instance, base, marked, where)
+        if few:
+            return base
+        left = await self._rounds.run(base, to, _FEW_BYTES, progress)
+        if not left:
+            _log.info("%s: copying all of the disks", self._instance)
+        return left
 
     async def _changes(self, base: str, progress: OnProgress) -> None:
         """The VM stands. A peer that dies or hangs is let go before it runs again."""
@@ -126,7 +104,9 @@ class DiskCopy:
         """A job that fails leaves all marks."""
         disks = [
             disk
-            for disk, marked in zip(self._spec.copied_disks, await self._bitmaps(), strict=True)
+            for disk, marked in zip(
+                self._spec.copied_disks, await self._bitmaps.recording(), strict=True
+            )
             if marked[base]
         ]
         for disk in disks:
@@ -144,7 +124,7 @@ class DiskCopy:
         limit_ms = self._spec.hang_timeout_ms
         try:
             async with asyncio.timeout(limit_ms / 1000):
-                await self._until(disks, "concluded", _CHANGES, progress, limit_ms=limit_ms)
+                await self._until(disks, "concluded", CHANGES, progress, limit_ms=limit_ms)
         except TimeoutError as e:
             raise VmError(f"{self._instance}: {_SYNC}: the VM stood for {limit_ms} ms") from e
         for disk in disks:
@@ -152,22 +132,9 @@ class DiskCopy:
 
     async def _new_bitmaps(self, replicas: tuple[str, ...]) -> None:
         """The VM stands and everything is equal: what was noted before says nothing any more."""
-        old = await self._bitmaps()
-        for instance in replicas:
-            for disk in self._spec.copied_disks:
-                await self._qmp.run(
-                    "block-dirty-bitmap-add", node=disk.quorum, name=bitmap_of(instance)
-                )
-        await self._drop(old)
-
-    async def _drop_bitmaps(self) -> None:
-        """Before all is copied: from then on the peer's images are no replica of any kind."""
-        await self._drop(await self._bitmaps())
-
-    async def _drop(self, bitmaps: list[dict[str, int]]) -> None:
-        for disk, names in zip(self._spec.copied_disks, bitmaps, strict=True):
-            for name in names:
-                await self._qmp.run("block-dirty-bitmap-remove", node=disk.quorum, name=name)
+        names = [bitmap_of(instance) for instance in replicas]
+        await self._bitmaps.begin(names)
+        await self._bitmaps.keep_only(names)
 
     # -- all of it -----------------------------------------------------------------------
 

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Carry what a dirty bitmap marks from one export to another.
+
+The first may be written to meanwhile: whoever writes marks that elsewhere. What a suspended daemon
+has asked for and not read fits into the buffers of the sockets, as in `verify.py`: QEMU would wait
+for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from colo_ebpf.errors import StorageError
+from colo_ebpf.storage.nbd import Connection, ExportAddress, Reading
+from colo_ebpf.storage.verify import IN_FLIGHT, Progress, Range, chunks, common_size_bytes
+
+_WRITES = 16  # pieces on their way to the peer
+_BITMAP = "qemu:dirty-bitmap:"  # docs/interop/nbd.txt of QEMU
+_DIRTY = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Of one disk: the export's name, the same on both sides; the socket here, the peer's port."""
+
+    export: str
+    path: str
+    host: str
+    port: int
+
+
+class Pace:
+    """So many bytes a second at most (0: as fast as it goes), until it is stopped."""
+
+    def __init__(self, rate_bytes: int, stopped: threading.Event) -> None:
+        self._rate_bytes, self._stopped = rate_bytes, stopped
+        self._spent_bytes, self._begun = 0, time.monotonic()
+
+    def spend(self, count: int) -> None:
+        """Wait until they may go. StorageError once it is stopped."""
+        early_s = 0.0
+        if self._rate_bytes:
+            due_s = self._spent_bytes / self._rate_bytes
+            early_s = max(0.0, due_s - (time.monotonic() - self._begun))
+        self._spent_bytes += count
+        if self._stopped.wait(early_s):
+            raise StorageError("the copy of what has changed was given up")
+
+
+def carry(
+    ways: Iterable[Way],
+    bitmap: str,
+    pace: Pace,
+    timeout_ms: int,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """All disks, one after the other; durable at the end. Raises StorageError."""
+    context = _BITMAP + bitmap
+    with ExitStack() as stack:
+        pairs = [
+            (
+                stack.enter_context(
+                    Connection(ExportAddress(way.export, path=way.path), timeout_ms, context)
+                ),
+                stack.enter_context(
+                    Connection(ExportAddress(way.export, way.host, way.port), timeout_ms)
+                ),
+            )
+            for way in ways
+        ]
+        marked = [list(_marked(local, remote)) for local, remote in pairs]
+        total = sum(one.length_bytes for ranges in marked for one in ranges)
+        done = 0
+        progress(done, total)
+        for (local, remote), ranges in zip(pairs, marked, strict=True):
+            for count in _carried(local, remote, ranges, pace):
+                done += count
+                progress(done, total)
+            remote.settle(0)
+            remote.flush()
+
+
+def _marked(local: Connection, remote: Connection) -> Iterator[Range]:
+    at, size = 0, common_size_bytes(local, remote)
+    while at < size:
+        for extent in local.flags(at, size - at):
+            if extent.flags & _DIRTY:
+                yield Range(extent.offset_bytes, extent.length_bytes)
+            at = extent.offset_bytes + extent.length_bytes
+
+
+def _carried(
+    local: Connection, remote: Connection, ranges: Iterable[Range], pace: Pace
+) -> Iterator[int]:
+    """Bytes that are on their way, piece by piece."""
+    waiting: deque[tuple[Range, Reading]] = deque()
+
+    def write() -> int:
+        piece, reading = waiting.popleft()
+        remote.start_write(piece.offset_bytes, local.finish_read(reading))
+        remote.settle(_WRITES)
+        return piece.length_bytes
+
+    for piece in chunks(ranges):
+        pace.spend(piece.length_bytes)
+        waiting.append((piece, local.start_read(piece.offset_bytes, piece.length_bytes)))
+        if len(waiting) == IN_FLIGHT:
+            yield write()
+    while waiting:
+        yield write()
