@@ -15,6 +15,7 @@ import pytest
 
 from colo_ebpf.datapath.bpf import compiler, loader
 from colo_ebpf.datapath.bpf.image import Source
+from colo_ebpf.datapath.bpf.image_cache import Kept
 from colo_ebpf.datapath.net import namespaces, netdev, tunnel, vxlan
 from colo_ebpf.errors import AttachError, DatapathError, LoadError
 from colo_ebpf.lab import mounts
@@ -55,6 +56,23 @@ def test_the_compilers_message_is_shown(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="does not compile") as caught:
         _load(tmp_path, "{ return no_such_thing; }")
     assert "no_such_thing" in str(caught.value)
+
+
+def test_what_was_made_is_kept_though_another_source_failed(tmp_path: Path) -> None:
+    """On a slow host it took minutes: the next start of the daemon finds it."""
+    sources = [
+        Source(
+            f"{name}.c",
+            f"#include <uapi/linux/bpf.h>\nint {name}(void *ctx)\n{body}\n",
+            (),
+            (name,),
+        )
+        for name, body in (("good", "{ return 0; }"), ("bad", "{ return no_such_thing; }"))
+    ]
+    with pytest.raises(LoadError, match=r"bad\.c: does not compile"):
+        loader.images(sources, tmp_path)
+    kept = Kept(tmp_path / "programs")
+    assert [kept.find(source) is not None for source in sources] == [True, False]
 
 
 def test_a_compiler_that_dies_is_an_error(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,10 @@ def flatten(source: Path, include: Path, seen: set[Path] | None = None) -> str:
     return "\n".join(out)
 
 
+def _drop(source: Source, image: Image) -> None:
+    """Not kept."""
+
+
 @functools.cache
 def version() -> str:
     """Of the bcc that is installed, without loading it; empty if there is none."""
@@ -126,14 +130,23 @@ class Compilation:
         return decode(answer.image)
 
 
-def compile_all(sources: Sequence[Source], trees: Path) -> list[Image]:
-    """All at once, each in a process. `trees`: where a tree of kernel headers may be made.
+def compile_all(
+    sources: Sequence[Source], trees: Path, keep: Callable[[Source, Image], object] = _drop
+) -> list[Image]:
+    """All at once, each in a process. `trees`: where a tree of kernel headers may be made. `keep`
+    has each as soon as it is made, in a thread: on a slow host the others take minutes more.
 
     Raises LoadError with the compiler's log."""
     kernel_headers.find(trees)  # made once, before each of them would
     started = [Compilation(source, trees) for source in sources]
+
+    def made(source: Source, compilation: Compilation) -> Image:
+        image = compilation.image()
+        keep(source, image)
+        return image
+
     with ThreadPoolExecutor(len(started)) as waiting:
-        return list(waiting.map(Compilation.image, started))
+        return list(waiting.map(made, sources, started))
 
 
 # -- the process -------------------------------------------------------------------------

@@ -79,7 +79,7 @@ class Kept:
             return
         body = source.digest.encode() + image.encode(made)
         path = self._directory / f"{source.digest}-{compiler.version()}"
-        new = self._directory / f".{os.getpid()}.new"
+        new = self._directory / f".{source.digest}-{os.getpid()}.new"
         try:
             with os.fdopen(os.open(new, _CREATE, 0o600), "wb") as file:
                 file.write(hashlib.sha256(body).digest() + body)

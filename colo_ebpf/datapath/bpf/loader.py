@@ -171,10 +171,8 @@ def _compiled(sources: Sequence[Source], kept: Kept, cache: Path) -> list[Image]
     names = " and ".join(source.name for source in sources)
     _log.info("compiling %s: nothing of theirs is kept for this kernel", names)
     start = time.monotonic()
-    made = compiler.compile_all(sources, trees(cache))
+    made = compiler.compile_all(sources, trees(cache), kept.keep)
     _log.info("compiled %s in %.1f s", names, time.monotonic() - start)
-    for source, image in zip(sources, made, strict=True):
-        kept.keep(source, image)
     return made
 
 
