@@ -152,7 +152,7 @@ def _disk_error(disk: Disk) -> str:
 
 
 def _check_shared(config: Config, file: Path) -> None:
-    shared = [disk for disk in config.vm.disk if disk.x_shared]
+    shared = config.vm.shared_disks
     for disk in shared:
         if disk.readonly:
             raise ConfigError(f"{file}: vm.disk.x-shared: {disk.path} is readonly: leave it out")

@@ -102,6 +102,11 @@ class VmTable(
     extra_args: list[str] = []
     preload: str = ""
 
+    @property
+    def shared_disks(self) -> list[Disk]:
+        """Both hosts have the same."""
+        return [disk for disk in self.disk if disk.x_shared]
+
 
 class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     """``[host]``: this host. `cache_dir` is for all VMs of the host: what was compiled.

@@ -128,7 +128,7 @@ class Daemon:
             folded=self._offsets_folded,
             fence=settings.fence(config).run,
             reserve=settings.reservations(config).take,
-            copies=not all(disk.x_shared for disk in config.vm.disk),
+            copies=len(config.vm.shared_disks) < len(config.vm.disk),
         )
         link, management = config.link, config.management
         self._beats = Heartbeats(

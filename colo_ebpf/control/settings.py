@@ -44,7 +44,7 @@ def who(config: Config, security: Security = Security.NONE) -> snapshot.Who:
         peer=config.peer.name,
         peer_link_address=ends.frames(ends.peer) if tunnelled else config.peer.link_address,
         starts=config.start.role == "primary",
-        shares_disk=any(disk.x_shared for disk in config.vm.disk),
+        shares_disk=bool(config.vm.shared_disks),
         reserves=config.fence.reservation,
     )
 
@@ -96,7 +96,7 @@ def fence(config: Config) -> FenceCommand:
 def reservations(config: Config) -> Reservations:
     """Of the shared disks; the keys follow from the names of the VM and of the hosts."""
     own, other = (key_of(config.vm.name, one) for one in (config.host.name, config.peer.name))
-    paths = tuple(Path(disk.path) for disk in config.vm.disk if disk.x_shared)
+    paths = tuple(Path(disk.path) for disk in config.vm.shared_disks)
     return Reservations(paths, own, other, config.fence.timeout_ms)
 
 

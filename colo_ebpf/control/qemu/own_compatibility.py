@@ -40,7 +40,7 @@ async def compatibility_of(config: Config, accel: str) -> dict[str, str]:
         if disk.x_shared:
             name = await asyncio.to_thread(name_of, Path(disk.path))
             said[f"name of shared disk {number}"] = _short(name)
-    if any(disk.x_shared for disk in config.vm.disk):
+    if config.vm.shared_disks:
         said["fence.reservation"] = str(config.fence.reservation).lower()
     return said
 
