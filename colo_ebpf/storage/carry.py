@@ -25,8 +25,8 @@ _DIRTY = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """Of one disk: the export's name, the same on both sides; the socket here, the peer's port."""
+class DiskWay:
+    """The name of its export, the same on both sides; the socket here, the peer's port."""
 
     export: str
     path: str
@@ -53,7 +53,7 @@ class Pace:
 
 
 def carry(
-    ways: Iterable[Way],
+    ways: Iterable[DiskWay],
     bitmap: str,
     pace: Pace,
     timeout_ms: int,

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from colo_ebpf.control.qemu import resync
+from colo_ebpf.control.qemu.bitmaps import bitmap_of, round_of
+from colo_ebpf.control.qemu.cmdline import lending_path
 from colo_ebpf.control.qemu.vm import data_generation_of
-from colo_ebpf.errors import StorageError, VmError
+from colo_ebpf.errors import QmpError, StorageError, VmError
 from colo_ebpf.model import Progress, VmEventKind, VmRole
 from tests.capabilities import require
 from tests.qemu.pair import DISK_BYTES, Ledger, Pair, Side, checkpoint, until
@@ -164,6 +166,27 @@ async def test_a_peer_that_dies_while_changes_are_copied_loses_no_mark(
         await _again(pair, a, copied)
         await _equal(a)
         assert await a.vm.failed_requests() == 0
+    assert copied.what == {_WHAT_CHANGED}
+
+
+async def test_a_daemon_that_dies_while_changes_are_copied_is_in_nobodys_way(
+    tmp_path: Path,
+) -> None:
+    """Its bitmaps are there, one of them is in use by an export."""
+    pair, entries, copied = Pair(tmp_path), Ledger(), Copied()
+    async with pair as (a, b):
+        await pair.face("a")
+        await asyncio.to_thread(entries.append, 20)
+        await _alone(a, b, entries)
+        disks, path = a.vm._disks, lending_path(a.spec)
+        bitmaps = disks._copy._bitmaps
+        await bitmaps.begin_rounds(bitmap_of(b.vm.instance))
+        await disks._lending.changes(path, a.spec.copied_disks, round_of(0))
+        with pytest.raises(QmpError, match="in use"):
+            await bitmaps.drop_rounds()
+        await _again(pair, a, copied)
+        await _equal(a)
+        assert not await bitmaps.in_rounds()
     assert copied.what == {_WHAT_CHANGED}
 
 

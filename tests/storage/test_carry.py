@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from colo_ebpf.errors import StorageError
-from colo_ebpf.storage.carry import Pace, Way, carry
+from colo_ebpf.storage.carry import DiskWay, Pace, carry
 from tests.capabilities import require
 from tests.storage.servers import image, serve
 
@@ -48,7 +48,7 @@ def _written_since(directory: Path, writes: list[tuple[int, bytes]]) -> Path:
 @contextmanager
 def _ways(
     here: Path, there: Path, directory: Path
-) -> Iterator[tuple[list[Way], subprocess.Popen[bytes]]]:
+) -> Iterator[tuple[list[DiskWay], subprocess.Popen[bytes]]]:
     """The image with the bitmap on a unix socket, the other one on a port."""
     path = directory / "here.sock"
     server = subprocess.Popen(
@@ -60,7 +60,7 @@ def _ways(
         while not path.exists():
             assert server.poll() is None, "qemu-nbd has ended"
         with serve(there) as (at, process):
-            yield [Way(at.name, str(path), at.host, at.port)], process
+            yield [DiskWay(at.name, str(path), at.host, at.port)], process
     finally:
         server.kill()
         server.wait()
@@ -95,7 +95,7 @@ def test_zeroes_take_no_room(tmp_path: Path) -> None:
     there = image(tmp_path / "there", SIZE, OLD)
     with serve(there, "--discard=unmap") as (at, _), _ways(here, there, tmp_path) as (ways, _):
         here_at = ways[0].path
-        carry([Way(at.name, here_at, at.host, at.port)], BITMAP, _go_on(), TIMEOUT_MS)
+        carry([DiskWay(at.name, here_at, at.host, at.port)], BITMAP, _go_on(), TIMEOUT_MS)
     assert there.read_bytes() == bytes(SIZE)
     assert there.stat().st_blocks * 512 < SIZE // 4
 

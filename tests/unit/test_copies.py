@@ -55,6 +55,7 @@ class ToyQemu:
         self.children: set[int] = set()
         self.bitmaps: list[dict[str, set[int]]] = [{} for _ in images]
         self.disabled: list[set[str]] = [set() for _ in images]
+        self.lent = ""  # the bitmap that is being copied
         self.jobs: dict[str, Job] = {}
         self.runs, self.shaky, self.whole = True, False, 0
         self.ways: set[str] = set()
@@ -179,20 +180,30 @@ class ToyQemu:
         self.disabled[int(node[-1])].add(name)
 
     def _block_dirty_bitmap_remove(self, node: str, name: str) -> None:
+        if name == self.lent:
+            raise QmpError(f"bitmap {name} is in use")
         del self.bitmaps[int(node[-1])][name]
         self.disabled[int(node[-1])].discard(name)
 
     async def carry(self, bitmap: str, to: Endpoints, progress: OnProgress) -> None:
-        """As `Carrier.carry`: what is read may be written to a moment later."""
+        """As `Carrier.carry`: what is read may be written to a moment later. The daemon may die."""
+        self.lent = bitmap
         for disk, bitmaps in enumerate(self.bitmaps):
             assert bitmap in self.disabled[disk]
             for block in sorted(bitmaps[bitmap]):
                 value = self.images[disk][block]
                 self.tick()
                 if self.peer is None:
+                    if self.rng.random() < 0.5:  # else nobody cleans up
+                        await self.end()
                     raise StorageError("connection lost")
                 self.peer[disk][block] = value
+        await self.end()
         self.ways.add("rounds")
+
+    async def end(self) -> None:
+        """As `Carrier.end`."""
+        self.lent = ""
 
     def _blockdev_backup(self, job_id: str, device: str, bitmap: str, **words: Any) -> None:
         """The blocks that are marked, as they are now; the bitmap begins anew."""
@@ -272,7 +283,7 @@ class History:
         qemu.shaky = self.rng.random() < 0.2
         to = Endpoints("192.0.2.2", 1, 2, self._data_generation(other).replicas())
         monitors: Any = qemu
-        copy = DiskCopy(self.specs[self.serving], "P", monitors, qemu.carry)
+        copy = DiskCopy(self.specs[self.serving], "P", monitors, qemu)
         try:
             await copy.run(to, _nothing)
         except (VmError, StorageError):

@@ -104,6 +104,10 @@ class Bitmaps:
         for disk in self._spec.copied_disks:
             await self._qmp.run("block-dirty-bitmap-remove", node=disk.quorum, name=name)
 
+    async def in_rounds(self) -> bool:
+        """A copy in rounds has begun, and was not ended."""
+        return any(name.startswith(_ROUND) for one in await self._all() for name in one)
+
     async def drop_rounds(self) -> None:
         """Of a copy that broke off."""
         await self._drop(_ROUND)

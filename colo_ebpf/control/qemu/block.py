@@ -46,7 +46,7 @@ class Disks:
     ) -> None:
         self._spec, self._instance, self._qmp = spec, instance, qmp
         self._lending = Lending(spec, instance, pid, qmp, starter)
-        self._copy = DiskCopy(spec, instance, qmp, Carrier(spec, self._lending).carry)
+        self._copy = DiskCopy(spec, instance, qmp, Carrier(spec, self._lending))
         self._old = OldContent(spec, instance, qmp)
         self._limit_bytes: list[int] = []
 

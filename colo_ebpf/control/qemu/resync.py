@@ -24,7 +24,7 @@ from colo_ebpf.control.qemu.bitmaps import Bitmaps, bitmap_of, choose
 from colo_ebpf.control.qemu.cmdline import SYNC_JOB, DiskSpec, VmSpec
 from colo_ebpf.control.qemu.copy_progress import Advance
 from colo_ebpf.control.qemu.monitor import Monitors
-from colo_ebpf.control.qemu.rounds import CHANGES, Carry, OnProgress, Rounds
+from colo_ebpf.control.qemu.rounds import CHANGES, OnProgress, Rounds, Way
 from colo_ebpf.errors import QmpError, VmError
 from colo_ebpf.model import Endpoints, Progress
 
@@ -45,14 +45,15 @@ def job_of(disk: DiskSpec) -> str:
 class DiskCopy:
     """Of all disks of one QEMU."""
 
-    def __init__(self, spec: VmSpec, instance: str, qmp: Monitors, carry: Carry) -> None:
+    def __init__(self, spec: VmSpec, instance: str, qmp: Monitors, way: Way) -> None:
         self._spec, self._instance, self._qmp = spec, instance, qmp
         self._bitmaps = Bitmaps(spec, qmp)
-        self._rounds = Rounds(instance, self._bitmaps, carry)
+        self._rounds = Rounds(instance, self._bitmaps, way)
         self._sharing = 0  # disks whose copies share the rate
 
     async def run(self, to: Endpoints, progress: OnProgress) -> None:
         """The children's nodes are there; at the end they are children."""
+        await self._rounds.forget()
         base = choose(await self._bitmaps.recording(), to.replicas)
         if base:
             base = await self._little(base, to, progress)

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Protocol
 
 from colo_ebpf.clock import boot_ns
 from colo_ebpf.control.qemu.bitmaps import Bitmaps, round_of
@@ -29,20 +30,34 @@ _log = logging.getLogger(__name__)
 CHANGES = "changes of the disk"
 
 OnProgress = Callable[[Progress], None]
-Carry = Callable[[str, Endpoints, OnProgress], Awaitable[None]]
+
+
+class Way(Protocol):
+    """How the bytes get to the peer."""
+
+    async def carry(self, bitmap: str, to: Endpoints, progress: OnProgress) -> None:
+        """Copy what it marks; it marks nothing more. Raises StorageError, VmError, QmpError."""
+
+    async def end(self) -> None:
+        """Let go of the bitmap that a daemon before this one may have been about to copy."""
 
 
 class Rounds:
-    """Of all disks of one QEMU. `carry` copies what a bitmap marks."""
+    """Of all disks of one QEMU."""
 
-    def __init__(self, instance: str, bitmaps: Bitmaps, carry: Carry) -> None:
-        self._instance, self._bitmaps, self._carry = instance, bitmaps, carry
+    def __init__(self, instance: str, bitmaps: Bitmaps, way: Way) -> None:
+        self._instance, self._bitmaps, self._way = instance, bitmaps, way
+
+    async def forget(self) -> None:
+        """What is left of a copy that broke off. QmpError, VmError: it cannot be removed."""
+        if await self._bitmaps.in_rounds():
+            await self._way.end()
+            await self._bitmaps.drop_rounds()
 
     async def run(self, base: str, to: Endpoints, few_bytes: int, progress: OnProgress) -> str:
         """The bitmap of what is left, few bytes. "": the guest writes as fast as they are copied,
         or QEMU cannot do it. Raises StorageError or VmError if the peer is lost."""
         try:
-            await self._bitmaps.drop_rounds()
             await self._bitmaps.begin_rounds(base)
             return await self._until_few(to, few_bytes, progress)
         except QmpError as e:
@@ -52,7 +67,7 @@ class Rounds:
     async def _until_few(self, to: Endpoints, few_bytes: int, progress: OnProgress) -> str:
         number, before = 0, await self._bitmaps.marked_bytes(round_of(0))
         while True:
-            await self._carry(round_of(number), to, progress)
+            await self._way.carry(round_of(number), to, progress)
             await self._bitmaps.drop(round_of(number))
             number += 1
             left = await self._bitmaps.marked_bytes(round_of(number))
@@ -66,13 +81,13 @@ class Rounds:
 
 
 class Carrier:
-    """`Carry` by NBD, in a thread. Cancelled, it stops before the next piece."""
+    """The `Way` by NBD, in a thread. Cancelled, it stops before the next piece."""
 
     def __init__(self, spec: VmSpec, lending: Lending) -> None:
         self._spec, self._lending = spec, lending
 
     async def carry(self, bitmap: str, to: Endpoints, progress: OnProgress) -> None:
-        """Raises StorageError, VmError, QmpError."""
+        """See `Way`."""
         path = lending_path(self._spec)
         await self._lending.changes(path, self._spec.copied_disks, bitmap)
         stopped = threading.Event()
@@ -82,15 +97,20 @@ class Carrier:
             stopped.set()
             await self._lending.close(path)
 
+    async def end(self) -> None:
+        """See `Way`."""
+        await self._lending.close(lending_path(self._spec))
+
     def _copy(
         self, bitmap: str, to: Endpoints, stopped: threading.Event, told: Callable[[int, int], None]
     ) -> None:
-        from colo_ebpf.storage.carry import Pace, Way, carry
+        from colo_ebpf.storage.carry import DiskWay, Pace, carry
 
         here = str(lending_path(self._spec))
-        ways = [Way(disk.export, here, to.address, to.nbd_port) for disk in self._spec.copied_disks]
+        disks = self._spec.copied_disks
+        parts = [DiskWay(disk.export, here, to.address, to.nbd_port) for disk in disks]
         pace = Pace(self._spec.disk_rate_bytes, stopped)
-        carry(ways, bitmap, pace, self._spec.sync_timeout_ms, told)
+        carry(parts, bitmap, pace, self._spec.sync_timeout_ms, told)
 
     def _teller(self, progress: OnProgress) -> Callable[[int, int], None]:
         """What the thread calls."""
