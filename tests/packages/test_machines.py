@@ -102,6 +102,11 @@ def hosts() -> Iterator[dict[str, Machine]]:
                     one.kill()
 
 
+def _metrics(host: Machine) -> str:
+    """Empty while nobody tells them."""
+    return host.ask(f"/usr/bin/python3 -c '{_METRICS}'").stdout
+
+
 @pytest.mark.timeout(2 * 3600)
 def test_a_pair_lives_through_a_shutdown_and_the_death_of_a_host(
     hosts: dict[str, Machine], say: Callable[[str], None]
@@ -133,13 +138,14 @@ def test_a_pair_lives_through_a_shutdown_and_the_death_of_a_host(
         protected(a)
         say("protected")
         assert a.run("cat /sys/module/apparmor/parameters/enabled") == "Y\n"
-        a.run("systemctl start colo-ebpf-metrics")
-        metrics = a.run(f"/usr/bin/python3 -c '{_METRICS}'")
-        assert f'build_info{{version="{colo_ebpf.__version__}"}} 1.0' in metrics
-        assert 'colo_ebpf_protected{host="a",vm="web"} 1.0' in metrics
+        a.run("systemctl start --no-block colo-ebpf-metrics")
         until(lambda: _connected(clients), "the guest answers", 2 * _STEP_S)
         say("the guest answers")
         (client,) = clients
+        until(lambda: "colo_ebpf_protected" in _metrics(a), "the metrics are there", _STEP_S)
+        metrics = _metrics(a)
+        assert f'build_info{{version="{colo_ebpf.__version__}"}} 1.0' in metrics
+        assert 'colo_ebpf_protected{host="a",vm="web"} 1.0' in metrics
 
         a.run("systemctl poweroff --no-block")
         a.wait_off(_STEP_S)
