@@ -28,6 +28,7 @@ _NETWORKS = {"lnk": 1700, "mgt": 1500, "cli": 1500}
 _ETCD = "http://198.51.100.254:2379"
 _BOOTS_S = 600.0
 _LOOK_S = 5.0
+_RECOMMENDED = "python3-prometheus-client"  # by the packages; apt installs it for a user
 # In the machine: networks by the order of its cards, a bridge for the clients.
 _NET_UP = """#!/bin/sh
 n=$(sed 's/.*colo.number=\\([0-9]*\\).*/\\1/' /proc/cmdline)
@@ -146,7 +147,8 @@ def make_system(debian: Fresh, directory: Path, packages: list[Path], guest: Pat
     (version,) = (path.name for path in (root / "lib/modules").iterdir())
     for path in packages:
         shutil.copy(path, root / "root")
-    debian.apt("install", f"linux-headers-{version}", *(f"/root/{one.name}" for one in packages))
+    debian.apt("install", f"linux-headers-{version}", _RECOMMENDED,
+               *(f"/root/{one.name}" for one in packages))  # fmt: skip
     (root / "usr/sbin/policy-rc.d").unlink()
     script = root / "usr/local/sbin/net-up"
     script.write_text(_NET_UP)
