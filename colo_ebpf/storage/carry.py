@@ -10,28 +10,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from colo_ebpf.errors import StorageError
-from colo_ebpf.storage.nbd import Connection, ExportAddress, Reading
-from colo_ebpf.storage.verify import IN_FLIGHT, Progress, Range, chunks, common_size_bytes
+from colo_ebpf.storage.nbd import Connection, ExportAddress
+from colo_ebpf.storage.verify import Progress, Range, chunks, common_size_bytes, read_ahead
 
 _WRITES = 16  # pieces on their way to the peer
 _BITMAP = "qemu:dirty-bitmap:"  # docs/interop/nbd.txt of QEMU
 _DIRTY = 1
-
-
-@dataclass(frozen=True, slots=True)
-class DiskWay:
-    """The name of its export, the same on both sides; the socket here, the peer's port."""
-
-    export: str
-    path: str
-    host: str
-    port: int
 
 
 class Pace:
@@ -53,25 +41,21 @@ class Pace:
 
 
 def carry(
-    ways: Iterable[DiskWay],
+    ways: Iterable[tuple[ExportAddress, ExportAddress]],
     bitmap: str,
     pace: Pace,
     timeout_ms: int,
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """All disks, one after the other; durable at the end. Raises StorageError."""
+    """From and to, disk by disk; durable at the end. Raises StorageError."""
     context = _BITMAP + bitmap
     with ExitStack() as stack:
         pairs = [
             (
-                stack.enter_context(
-                    Connection(ExportAddress(way.export, path=way.path), timeout_ms, context)
-                ),
-                stack.enter_context(
-                    Connection(ExportAddress(way.export, way.host, way.port), timeout_ms)
-                ),
+                stack.enter_context(Connection(here, timeout_ms, context)),
+                stack.enter_context(Connection(there, timeout_ms)),
             )
-            for way in ways
+            for here, there in ways
         ]
         marked = [list(_marked(local, remote)) for local, remote in pairs]
         total = sum(one.length_bytes for ranges in marked for one in ranges)
@@ -98,18 +82,13 @@ def _carried(
     local: Connection, remote: Connection, ranges: Iterable[Range], pace: Pace
 ) -> Iterator[int]:
     """Bytes that are on their way, piece by piece."""
-    waiting: deque[tuple[Range, Reading]] = deque()
-
-    def write() -> int:
-        piece, reading = waiting.popleft()
-        remote.start_write(piece.offset_bytes, local.finish_read(reading))
+    for piece, (data,) in read_ahead(_paced(ranges, pace), local):
+        remote.start_write(piece.offset_bytes, data)
         remote.settle(_WRITES)
-        return piece.length_bytes
+        yield piece.length_bytes
 
+
+def _paced(ranges: Iterable[Range], pace: Pace) -> Iterator[Range]:
     for piece in chunks(ranges):
         pace.spend(piece.length_bytes)
-        waiting.append((piece, local.start_read(piece.offset_bytes, piece.length_bytes)))
-        if len(waiting) == IN_FLIGHT:
-            yield write()
-    while waiting:
-        yield write()
+        yield piece

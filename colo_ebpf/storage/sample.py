@@ -27,7 +27,7 @@ from colo_ebpf.storage.verify import (
     Range,
     common_size_bytes,
     merged,
-    read_both,
+    read_ahead,
     to_read,
     unlike_sectors,
 )
@@ -59,7 +59,7 @@ class Sampling:
         """
         size = common_size_bytes(self._local, self._remote)
         suspects: dict[int, bytes] = {}  # by offset: what is here
-        for chunk, here, there in self._read(self._drawn(size, wanted_bytes)):
+        for chunk, (here, there) in self._read(self._drawn(size, wanted_bytes)):
             differ = unlike_sectors(chunk.offset_bytes, here, there)
             suspects.update((place.offset_bytes, sector) for place, sector in differ)
             progress(min(self._read_bytes, wanted_bytes), wanted_bytes)
@@ -94,8 +94,8 @@ class Sampling:
             if self._read_bytes >= wanted_bytes:
                 return
 
-    def _read(self, ranges: Iterable[Range]) -> Iterator[tuple[Range, bytearray, bytearray]]:
-        return read_both(self._local, self._remote, ranges)
+    def _read(self, ranges: Iterable[Range]) -> Iterator[tuple[Range, list[bytearray]]]:
+        return read_ahead(ranges, self._local, self._remote)
 
     def _look_again(self, suspects: dict[int, bytes]) -> tuple[dict[int, bytes], list[Range]]:
         """What is still unlike because it is written to, and what differs."""
@@ -103,7 +103,7 @@ class Sampling:
         wrong = []
         ranges = merged(Range(at, len(suspects[at])) for at in sorted(suspects))
         self._again_bytes += sum(one.length_bytes for one in ranges)
-        for chunk, here, there in self._read(ranges):
+        for chunk, (here, there) in self._read(ranges):
             for place, sector in unlike_sectors(chunk.offset_bytes, here, there):
                 if sector == suspects[place.offset_bytes]:
                     wrong.append(place)

@@ -126,19 +126,19 @@ def common_size_bytes(local: Connection, remote: Connection) -> int:
     return local.size_bytes
 
 
-def read_both(
-    local: Connection, remote: Connection, ranges: Iterable[Range]
-) -> Iterator[tuple[Range, bytearray, bytearray]]:
-    """Chunks of at most CHUNK_BYTES, both sides read at about the same time."""
-    waiting: deque[tuple[Range, Reading, Reading]] = deque()
+def read_ahead(
+    ranges: Iterable[Range], *sides: Connection
+) -> Iterator[tuple[Range, list[bytearray]]]:
+    """Chunks of at most CHUNK_BYTES, and what each side has there, read at about the same time."""
+    waiting: deque[tuple[Range, list[Reading]]] = deque()
 
-    def finish() -> tuple[Range, bytearray, bytearray]:
-        chunk, one, other = waiting.popleft()
-        return chunk, local.finish_read(one), remote.finish_read(other)
+    def finish() -> tuple[Range, list[bytearray]]:
+        chunk, readings = waiting.popleft()
+        return chunk, [s.finish_read(one) for s, one in zip(sides, readings, strict=True)]
 
     for chunk in chunks(ranges):
         where = (chunk.offset_bytes, chunk.length_bytes)
-        waiting.append((chunk, local.start_read(*where), remote.start_read(*where)))
+        waiting.append((chunk, [side.start_read(*where) for side in sides]))
         if len(waiting) == IN_FLIGHT:
             yield finish()
     while waiting:
@@ -203,7 +203,7 @@ class Comparing:
 
     def _look(self, ranges: Iterable[Range]) -> Iterator[tuple[Range, list[Range]]]:
         """Each chunk and what differs in it."""
-        for chunk, one, other in read_both(self._local, self._remote, ranges):
+        for chunk, (one, other) in read_ahead(ranges, self._local, self._remote):
             yield chunk, differing(chunk.offset_bytes, one, other)
 
 

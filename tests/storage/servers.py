@@ -40,14 +40,14 @@ def serve(
         stderr=subprocess.DEVNULL,
     )
     try:
-        _wait(process, pid_file)
+        until_it_listens(process, pid_file)
         yield ExportAddress(name, address, port), process
     finally:
         process.kill()
         process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], pid_file: Path) -> None:
+def until_it_listens(process: subprocess.Popen[bytes], pid_file: Path) -> None:
     """It writes its pid file once it listens."""
     for _ in range(_START_S * 20):
         if pid_file.exists():

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from colo_ebpf.errors import StorageError
-from colo_ebpf.storage.carry import DiskWay, Pace, carry
+from colo_ebpf.storage.carry import Pace, carry
+from colo_ebpf.storage.nbd import ExportAddress
 from tests.capabilities import require
-from tests.storage.servers import image, serve
+from tests.storage.servers import image, serve, until_it_listens
 
 SIZE, PIECE = 4 << 20, 64 << 10
 TIMEOUT_MS = 5000
@@ -47,20 +48,22 @@ def _written_since(directory: Path, writes: list[tuple[int, bytes]]) -> Path:
 
 @contextmanager
 def _ways(
-    here: Path, there: Path, directory: Path
-) -> Iterator[tuple[list[DiskWay], subprocess.Popen[bytes]]]:
+    here: Path, there: Path, directory: Path, *options: str
+) -> Iterator[tuple[list[tuple[ExportAddress, ExportAddress]], subprocess.Popen[bytes]]]:
     """The image with the bitmap on a unix socket, the other one on a port."""
-    path = directory / "here.sock"
+    path, pid_file = directory / "here.sock", directory / "here.pid"
     server = subprocess.Popen(
-        ["qemu-nbd", "-t", "-r", "-f", "qcow2", "-B", BITMAP, "-x", "parent0", "-k", path, here],
+        [
+            *("qemu-nbd", "-t", "-r", "-f", "qcow2", "-B", BITMAP, "-x", "parent0"),
+            *("-k", path, "--pid-file", pid_file, here),
+        ],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not path.exists():
-            assert server.poll() is None, "qemu-nbd has ended"
-        with serve(there) as (at, process):
-            yield [DiskWay(at.name, str(path), at.host, at.port)], process
+        until_it_listens(server, pid_file)
+        with serve(there, *options) as (at, process):
+            yield [(ExportAddress("parent0", path=str(path)), at)], process
     finally:
         server.kill()
         server.wait()
@@ -93,9 +96,8 @@ def test_what_is_marked_arrives_and_the_rest_stays(tmp_path: Path) -> None:
 def test_zeroes_take_no_room(tmp_path: Path) -> None:
     here = _written_since(tmp_path, [(0, bytes(SIZE))])
     there = image(tmp_path / "there", SIZE, OLD)
-    with serve(there, "--discard=unmap") as (at, _), _ways(here, there, tmp_path) as (ways, _):
-        here_at = ways[0].path
-        carry([DiskWay(at.name, here_at, at.host, at.port)], BITMAP, _go_on(), TIMEOUT_MS)
+    with _ways(here, there, tmp_path, "--discard=unmap") as (ways, _):
+        carry(ways, BITMAP, _go_on(), TIMEOUT_MS)
     assert there.read_bytes() == bytes(SIZE)
     assert there.stat().st_blocks * 512 < SIZE // 4
 

@@ -104,13 +104,19 @@ class Carrier:
     def _copy(
         self, bitmap: str, to: Endpoints, stopped: threading.Event, told: Callable[[int, int], None]
     ) -> None:
-        from colo_ebpf.storage.carry import DiskWay, Pace, carry
+        from colo_ebpf.storage.carry import Pace, carry
+        from colo_ebpf.storage.nbd import ExportAddress
 
         here = str(lending_path(self._spec))
-        disks = self._spec.copied_disks
-        parts = [DiskWay(disk.export, here, to.address, to.nbd_port) for disk in disks]
+        ways = [
+            (
+                ExportAddress(disk.export, path=here),
+                ExportAddress(disk.export, to.address, to.nbd_port),
+            )
+            for disk in self._spec.copied_disks
+        ]
         pace = Pace(self._spec.disk_rate_bytes, stopped)
-        carry(parts, bitmap, pace, self._spec.sync_timeout_ms, told)
+        carry(ways, bitmap, pace, self._spec.sync_timeout_ms, told)
 
     def _teller(self, progress: OnProgress) -> Callable[[int, int], None]:
         """What the thread calls."""
