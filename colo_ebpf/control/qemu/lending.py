@@ -34,7 +34,7 @@ class Lending:
 
     async def images(self, path: Path, disks: Iterable[DiskSpec]) -> None:
         """The local images, for reading."""
-        await self._open(path, [_export(disk, disk.export) for disk in disks])
+        await self._open(path, [_export(disk, disk.image) for disk in disks])
 
     async def changes(self, path: Path, disks: Iterable[DiskSpec], bitmap: str) -> None:
         """What the guest sees, for reading, with what the bitmap marks. The bitmap is disabled."""
@@ -81,5 +81,5 @@ class Lending:
 
 
 def _export(disk: DiskSpec, device: str, **more: Any) -> dict[str, Any]:
-    """Under the name that the peer's export of the disk has."""
-    return {"device": device, "name": disk.export, "writable": False, **more}
+    """Under the name of the local image, whichever node it is."""
+    return {"device": device, "name": disk.image, "writable": False, **more}

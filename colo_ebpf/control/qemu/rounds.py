@@ -110,7 +110,7 @@ class Carrier:
         here = str(lending_path(self._spec))
         ways = [
             (
-                ExportAddress(disk.export, path=here),
+                ExportAddress(disk.image, path=here),
                 ExportAddress(disk.export, to.address, to.nbd_port),
             )
             for disk in self._spec.copied_disks
