@@ -49,11 +49,17 @@ def demo(lab: Lab, guest: Guest, fault: str) -> Report:
     """Run one; the lab is built before and removed after it. Raises LabError."""
     lab.up(guest)
     try:
-        return asyncio.run(Demo(lab, fault).run())
-    except (OSError, TimeoutError) as e:
-        raise LabError(f"demo {fault}: the client lost the guest: {e!r}") from e
+        return asyncio.run(_run(lab, fault))
     finally:
         lab.down()
+
+
+async def _run(lab: Lab, fault: str) -> Report:
+    one = Demo(lab, fault)
+    try:
+        return await one.run()
+    except (OSError, TimeoutError) as e:
+        raise LabError(f"demo {fault}: the client lost the guest: {e!r}; {one.so_far()}") from e
 
 
 def _arrival(said: list[tuple[int, int, bytes]]) -> float:
@@ -127,6 +133,12 @@ class Demo:
         for wire in wires.values():
             wire.close()
         return self.report
+
+    def so_far(self) -> str:
+        """How far it came, what the daemons say now, and their logs' ends."""
+        last = self.report.timeline[-1][2] if self.report.timeline else "nothing yet"
+        counted = f"{len(self.ledger.entries)} entries, {self.download.received_bytes} bytes"
+        return f"after {last!r}; {counted}; {self._lab.said()}"
 
     # -- what happens --------------------------------------------------------------------
 

@@ -290,6 +290,12 @@ class Lab:
                 if path.exists():
                     yield str(path), path.read_bytes()[-most_bytes:].decode(errors="replace")
 
+    def said(self) -> str:
+        """What the daemons say now, and the ends of all logs."""
+        answers = {host: self.ask(host) for host in HOSTS}
+        words = [f"{host}: {s['sentence'] if s else 'no answer'}" for host, s in answers.items()]
+        return "; ".join(words) + self._tails()
+
     def _tails(self) -> str:
         return "".join(f"\n--- {path}\n{end}" for path, end in self.logs())
 
