@@ -134,6 +134,10 @@ class NotInTimeError(ControlError):
     """What was asked of a daemon was not done, or not answered, in time; it may be done yet."""
 
 
+class NotInstalledError(ControlError):
+    """What a command needs is not installed; asking again changes nothing."""
+
+
 class LabError(ColoError):
     """The lab: namespaces, processes, guest."""
 

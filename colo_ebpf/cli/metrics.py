@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from colo_ebpf.cli import vms
-from colo_ebpf.errors import ControlError
+from colo_ebpf.errors import ControlError, NotInstalledError
 
 if TYPE_CHECKING:
     from colo_ebpf.metrics.server import Listen
@@ -39,7 +39,7 @@ def add_verb(verbs: Any) -> None:
 
 def _metrics(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("prometheus_client") is None:
-        raise ControlError(
+        raise NotInstalledError(
             "prometheus-client is not installed: pip install 'colo-ebpf[metrics]', or Debian's "
             "python3-prometheus-client"
         )

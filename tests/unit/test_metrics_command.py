@@ -144,8 +144,9 @@ def test_without_the_library_it_says_what_to_install(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.returncode, "prometheus-client is not installed" in done.stderr) == (2, True)
+    assert (done.returncode, "prometheus-client is not installed" in done.stderr) == (5, True)
     assert done.stderr.count("\n") == 1
+    assert _service()["RestartPreventExitStatus"] == str(done.returncode)
 
 
 def test_the_daemon_and_the_other_verbs_do_not_import_it() -> None:
