@@ -12,6 +12,7 @@
     ├── VmError            the QEMU process
     │   └── QmpError       one command on its monitor
     ├── StorageError       an image or an NBD export
+    │   └── NoDigestsError     the peer makes none of its image
     ├── ArbiterError       the record, or the place that keeps it
     │   ├── SwapUnknownError   whether the record was written is not known
     │   └── UnansweredError    no endpoint of etcd answered
@@ -22,7 +23,8 @@
     ├── WatchdogError      the device that resets this host
     ├── ControlError       the daemon's own socket and files
     │   ├── NoDaemonError      nobody answers on the socket
-    │   └── NotInTimeError     asked for, and not done or not answered in time
+    │   ├── NotInTimeError     asked for, and not done or not answered in time
+    │   └── NotInstalledError  a package that a command needs
     ├── LabError           the lab's namespaces and processes
     └── BenchError         a benchmark that could not be run, or results that cannot be read
 
@@ -69,6 +71,10 @@ class QmpError(VmError):
 
 class StorageError(ColoError):
     """An image or an export is missing, in use, of the wrong size or unreadable."""
+
+
+class NoDigestsError(StorageError):
+    """The digests that are missing do not come. What was copied so far is right."""
 
 
 class ArbiterError(ColoError):

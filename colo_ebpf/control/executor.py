@@ -41,6 +41,7 @@ class Steps:
         self._peer_address = peer_address
         self._current, self._started, self._folded = current, started, folded
         self._fence, self._reserve, self._copies = fence, reserve, copies
+        self._known_images = floor.value > 0  # a VM of this name ran on these hosts before
         self.progress: Progress | None = None
 
     async def run(self, step: Step) -> Record | None:
@@ -119,10 +120,11 @@ class Steps:
                 await self._plane.quicken(self._peer_address)
                 if self._copies:
                     self._inconsistent.begin(instance)
-                endpoints = await vm.listen()
+                endpoints = await vm.listen(known=self._known_images)
         except BaseException:
             await vm.kill()
             raise
+        self._known_images = True
         self._started(vm, endpoints)
 
     async def _end(self, instance: str) -> None:

@@ -226,8 +226,9 @@ class Vm(Protocol):
     async def powered_off(self) -> bool:
         """Its guest ended it: QEMU keeps it, standing."""
 
-    async def listen(self) -> Endpoints:
-        """Secondary: NBD export and incoming migration are open."""
+    async def listen(self, *, known: bool = False) -> Endpoints:
+        """Secondary: NBD export and incoming migration are open. `known`: the images have been this
+        VM's before, and are worth to be compared."""
 
     async def synchronise(self, to: Endpoints, progress: Callable[[Progress], None]) -> None:
         """Primary: copy the disk to the secondary's export live, then replicate every write."""

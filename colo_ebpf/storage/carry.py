@@ -17,7 +17,7 @@ from colo_ebpf.errors import StorageError
 from colo_ebpf.storage.nbd import Connection, ExportAddress
 from colo_ebpf.storage.verify import Progress, Range, chunks, common_size_bytes, read_ahead
 
-_WRITES = 16  # pieces on their way to the peer
+WRITES = 16  # pieces on their way to the peer
 _BITMAP = "qemu:dirty-bitmap:"  # docs/interop/nbd.txt of QEMU
 _DIRTY = 1
 
@@ -26,17 +26,19 @@ class Pace:
     """So many bytes a second at most (0: as fast as it goes), until it is stopped."""
 
     def __init__(self, rate_bytes: int, stopped: threading.Event) -> None:
-        self._rate_bytes, self._stopped = rate_bytes, stopped
-        self._spent_bytes, self._begun = 0, time.monotonic()
+        self._rate_bytes, self.stopped = rate_bytes, stopped
+        self._free_at_s = 0.0  # what was spent so far has gone by then
 
     def spend(self, count: int) -> None:
         """Wait until they may go. StorageError once it is stopped."""
-        early_s = 0.0
+        now_s = time.monotonic()
+        self.pause(max(0.0, self._free_at_s - now_s))
         if self._rate_bytes:
-            due_s = self._spent_bytes / self._rate_bytes
-            early_s = max(0.0, due_s - (time.monotonic() - self._begun))
-        self._spent_bytes += count
-        if self._stopped.wait(early_s):
+            self._free_at_s = max(self._free_at_s, now_s) + count / self._rate_bytes
+
+    def pause(self, seconds: float) -> None:
+        """StorageError once it is stopped."""
+        if self.stopped.wait(seconds):
             raise StorageError("the copy of what has changed was given up")
 
 
@@ -52,8 +54,8 @@ def carry(
     with ExitStack() as stack:
         pairs = [
             (
-                stack.enter_context(Connection(here, timeout_ms, context)),
-                stack.enter_context(Connection(there, timeout_ms)),
+                stack.enter_context(Connection(here, timeout_ms, context, pace.stopped)),
+                stack.enter_context(Connection(there, timeout_ms, stopped=pace.stopped)),
             )
             for here, there in ways
         ]
@@ -84,7 +86,7 @@ def _carried(
     """Bytes that are on their way, piece by piece."""
     for piece, (data,) in read_ahead(_paced(ranges, pace), local):
         remote.start_write(piece.offset_bytes, data)
-        remote.settle(_WRITES)
+        remote.settle(WRITES)
         yield piece.length_bytes
 
 

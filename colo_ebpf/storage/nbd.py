@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from colo_ebpf.errors import StorageError
 ALLOCATION = "base:allocation"
 _ZERO = 2  # NBD_STATE_ZERO
 _RECEIVE_BYTES = 1 << 20
+_CONNECT_MS = 10_000  # at most: the export was there a moment before
+_STOPPED_LOOK_S = 0.5
 _STATUS_BYTES = 1 << 30  # of one block status request; the protocol counts in 32 bits
 
 
@@ -71,8 +74,15 @@ _CLOSED = frozenset((errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE))
 class Connection:
     """Connects when entered. Raises StorageError with the export's address."""
 
-    def __init__(self, address: ExportAddress, timeout_ms: int, context: str = ALLOCATION) -> None:
-        self.address = address
+    def __init__(
+        self,
+        address: ExportAddress,
+        timeout_ms: int,
+        context: str = ALLOCATION,
+        stopped: threading.Event | None = None,
+    ) -> None:
+        """`stopped`: ends each wait, with an error."""
+        self.address, self._stopped = address, stopped
         self._timeout_ms, self._context = timeout_ms, context
         self._writes: deque[tuple[Any, int]] = deque()  # not known to be done: buffer, cookie
         self.handle = nbd.NBD()
@@ -131,7 +141,7 @@ class Connection:
         try:
             # Before connecting: it decides how much the server may send to one who does not read.
             s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
-            s.settimeout(self._timeout_ms / 1000)
+            s.settimeout(min(self._timeout_ms, _CONNECT_MS) / 1000)
             s.connect(at.path or (at.host, at.port))
             s.setblocking(False)
         except BaseException:
@@ -164,6 +174,10 @@ class Connection:
             wait_s = deadline - time.monotonic()
             if wait_s <= 0:
                 raise TimeoutError
+            if self._stopped is not None:
+                wait_s = min(wait_s, _STOPPED_LOOK_S)
+                if self._stopped.is_set():
+                    raise StorageError(f"{self.address}: it was given up")
             if self.handle.aio_is_dead() or self.handle.aio_is_closed():
                 raise ConnectionResetError(0, "the server closed the connection")
             self._step(wait_s)

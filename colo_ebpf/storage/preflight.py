@@ -81,6 +81,16 @@ def objections(local: LocalDisk, remote: ExportFacts) -> list[str]:
     return found
 
 
+def digests_of(image: str) -> str:
+    """The export of the digests of the image that is exported under this name."""
+    return f"digests-{image}"
+
+
+def is_digests(export: str) -> bool:
+    """This is the name of such an export."""
+    return export.startswith(digests_of(""))
+
+
 def wrong_names(wanted: list[str], offered: list[str], where: str) -> list[str]:
     """The two hosts must be configured with as many disks, or the VMs' devices differ."""
     if sorted(wanted) == sorted(offered):
@@ -118,7 +128,8 @@ def facts(name: str, host: str, port: int, timeout_ms: int) -> ExportFacts:
 def _look(disks: tuple[LocalDisk, ...], host: str, port: int, timeout_ms: int) -> list[str]:
     from colo_ebpf.storage.nbd import Connection, ExportAddress
 
-    offered = Connection(ExportAddress("", host, port), timeout_ms).list_names()
+    names = Connection(ExportAddress("", host, port), timeout_ms).list_names()
+    offered = [name for name in names if not is_digests(name)]
     found = wrong_names([disk.export for disk in disks], offered, addresses.with_port(host, port))
     for disk in disks:
         if disk.export in offered:

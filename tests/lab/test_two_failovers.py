@@ -55,6 +55,8 @@ async def _scenario(lab: Lab) -> None:
         await ledger.append(5)
         await asyncio.to_thread(lab.heal)
         await asyncio.to_thread(lab.wait_protected)
+        log = lab.places[survivor].log.read_text()
+        assert "bytes were unlike" in log, "the old image was compared, and not copied whole"
         await ledger.append(5)
         assert _skew(lab, survivor) > 0, "the connection was to be numbered differently"
     ledger.lines.close()

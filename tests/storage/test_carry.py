@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -160,3 +161,26 @@ def test_the_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         pace.spend(500)
     assert waited == [0.0, 0.5, 1.0]
+
+
+def test_a_copy_to_a_peer_that_hangs_can_be_given_up(tmp_path: Path) -> None:
+    """A thread that waited for the peer would keep the daemon from ending."""
+    here = _written_since(tmp_path, [(0, NEW)])
+    there = image(tmp_path / "there", SIZE)
+    stopped, failed = threading.Event(), []
+
+    def copy() -> None:
+        try:
+            carry(ways, BITMAP, Pace(0, stopped), 600_000)
+        except StorageError as e:
+            failed.append(str(e))
+
+    with _ways(here, there, tmp_path) as (ways, server):
+        server.send_signal(signal.SIGSTOP)
+        thread = threading.Thread(target=copy)
+        thread.start()
+        stopped.set()
+        thread.join(30)
+        assert not thread.is_alive()
+    assert len(failed) == 1
+    assert "given up" in failed[0]

@@ -56,6 +56,8 @@ class ToyQemu:
         self.bitmaps: list[dict[str, set[int]]] = [{} for _ in images]
         self.disabled: list[set[str]] = [set() for _ in images]
         self.lent = ""  # the bitmap that is being copied
+        self.digested: Images | None = None  # what the peer's images were
+        self.following: Images | None = None
         self.jobs: dict[str, Job] = {}
         self.runs, self.shaky, self.whole = True, False, 0
         self.ways: set[str] = set()
@@ -167,7 +169,9 @@ class ToyQemu:
             getattr(self, "_" + one["type"].replace("-", "_"))(**one["data"])
 
     def _block_dirty_bitmap_add(self, node: str, name: str, disabled: bool = False) -> None:
-        assert name not in self.bitmaps[int(node[-1])]
+        if name in self.bitmaps[int(node[-1])]:
+            assert name.startswith("colo-"), "no round begins before the last is forgotten"
+            raise QmpError(f"bitmap already exists: {name}")
         self.bitmaps[int(node[-1])][name] = set()
         if disabled:
             self.disabled[int(node[-1])].add(name)
@@ -200,6 +204,30 @@ class ToyQemu:
                 self.peer[disk][block] = value
         await self.end()
         self.ways.add("rounds")
+
+    async def take_digests(self, to: Endpoints, *, wanted: bool) -> bool:
+        """As `Carrier.take_digests`: once."""
+        found, self.digested = self.digested, None
+        self.following = found if wanted else None
+        self.tick()
+        return self.following is not None
+
+    async def carry_unlike(self, to: Endpoints, progress: OnProgress) -> bool:
+        """As `Carrier.carry_unlike`: the digests are those of what was there when they were taken.
+        The peer's daemon may die, and no more digests come."""
+        assert self.following is not None
+        for disk, blocks in enumerate(self.following):
+            for block, theirs in enumerate(blocks):
+                if self.rng.random() < 0.003:
+                    return False
+                ours = self.images[disk][block]
+                self.tick()
+                if self.peer is None:
+                    raise StorageError("connection lost")
+                if ours != theirs:
+                    self.peer[disk][block] = ours
+        self.ways.add("unlike")
+        return True
 
     async def end(self) -> None:
         """As `Carrier.end`."""
@@ -279,15 +307,24 @@ class History:
         instance = f"{'ab'[other]}/{self.number:016x}"
         self._data_generation(other).begin(instance)
         qemu.peer = self.images[other]
+        known = self.rng.random() < 0.7  # else the host is new
+        qemu.digested = [list(blocks) for blocks in qemu.peer] if known else None
         qemu.doom = self.rng.randrange(1, 120) if self.rng.random() < 0.4 else -1
         qemu.shaky = self.rng.random() < 0.2
         to = Endpoints("192.0.2.2", 1, 2, self._data_generation(other).replicas())
         monitors: Any = qemu
         copy = DiskCopy(self.specs[self.serving], "P", monitors, qemu)
-        try:
-            await copy.run(to, _nothing)
-        except (VmError, StorageError):
-            await self._leave(copy)
+        for _ in range(2):
+            try:
+                await copy.run(to, _nothing)
+            except (VmError, StorageError):
+                lost = qemu.peer is None
+                await self._leave(copy)
+                if lost:
+                    return
+                qemu.peer = self.images[other]  # the same secondary is tried again
+            else:
+                return
 
     async def _leave(self, copy: DiskCopy) -> None:
         """As a primary that gives a pairing up."""
@@ -365,7 +402,7 @@ async def test_disks_that_are_called_equal_are(
             ways |= history.qemu.ways
             await history.live()
     assert whole > 20
-    assert ways == {"changes", "rounds", "all"}
+    assert ways == {"changes", "rounds", "unlike", "all"}
 
 
 def _made(directory: Path) -> Path:

@@ -19,6 +19,7 @@ from colo_ebpf.control import settings
 from colo_ebpf.control.interfaces import is_peer_node
 from colo_ebpf.control.qemu import cmdline
 from colo_ebpf.control.qemu.block import Disks, in_use
+from colo_ebpf.control.qemu.digesting import has_digests
 from colo_ebpf.control.qemu.monitor import Monitors
 from colo_ebpf.control.qemu.starter import Starter
 from colo_ebpf.errors import VmError
@@ -61,6 +62,8 @@ class _Monitors:
         if len(self.said) == self._turns:
             self._taken.close()
         return {}
+
+    ensure = run
 
 
 @pytest.fixture
@@ -120,6 +123,17 @@ def test_each_disk_has_its_own_parts() -> None:
     ]
     assert not set(names[0]) & set(names[1])
     assert {d.overlay_dir for d in (one, two)} == {Path("/dev/shm/colo-ebpf/web")}
+    assert one.digests != two.digests
+
+
+def test_digests_are_made_only_if_all_copied_disks_are_raw() -> None:
+    """Those of one disk alone would save nothing: the copies of all disks end together."""
+    spec = _spec()
+    raw, qcow2 = spec.disks
+    shared = dataclasses.replace(qcow2, shared=True)
+    for disks, has in (((raw,), True), ((raw, qcow2), False), ((raw, shared), True)):
+        assert has_digests(dataclasses.replace(spec, disks=disks)) is has
+    assert not has_digests(dataclasses.replace(spec, disks=(shared,)))
 
 
 @pytest.mark.parametrize("role", VmRole)

@@ -36,7 +36,7 @@ class _Host:
         self.fails = False
 
     def __getattr__(self, name: str) -> Any:
-        async def nothing(*_args: object) -> None:
+        async def nothing(*_args: object, **_words: object) -> None:
             self.did.append(name)
 
         return nothing

@@ -22,7 +22,7 @@ from colo_ebpf.control.peer.keys import SALT_BYTES, Purpose, derive
 from colo_ebpf.errors import Refusal, RefusedError
 
 MAGIC = b"COLO"
-VERSION = 7  # of the envelope, of what is said, and of the record: both hosts read that
+VERSION = 8  # of the envelope, of what is said, and of the record: both hosts read that
 _HEAD = MAGIC + bytes((VERSION,))
 _KEY_BYTES, _NUMBER_BYTES, _TAG_BYTES, _NONCE_BYTES = 32, 8, 16, 12
 _NUMBER_AT = len(_HEAD) + SALT_BYTES

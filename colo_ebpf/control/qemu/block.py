@@ -10,17 +10,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from colo_ebpf.control.qemu import peersocket
+from colo_ebpf.control.qemu.carrier import Carrier
 from colo_ebpf.control.qemu.cmdline import DiskSpec, VmSpec
+from colo_ebpf.control.qemu.digesting import Digesting
 from colo_ebpf.control.qemu.lending import Lending
 from colo_ebpf.control.qemu.monitor import Monitors
 from colo_ebpf.control.qemu.old_content import OldContent
 from colo_ebpf.control.qemu.resync import DiskCopy, job_of
-from colo_ebpf.control.qemu.rounds import Carrier
 from colo_ebpf.control.qemu.starter import Starter
-from colo_ebpf.errors import QmpError, VmError
+from colo_ebpf.errors import VmError
 from colo_ebpf.model import Endpoints, LentImage, OverlayUse, Progress
 from colo_ebpf.storage import overlay, preflight
-from colo_ebpf.storage.preflight import LocalDisk
+from colo_ebpf.storage.preflight import LocalDisk, is_digests
 
 _log = logging.getLogger(__name__)
 
@@ -46,23 +47,20 @@ class Disks:
     ) -> None:
         self._spec, self._instance, self._qmp = spec, instance, qmp
         self._lending = Lending(spec, instance, pid, qmp, starter)
-        self._copy = DiskCopy(spec, instance, qmp, Carrier(spec, self._lending))
+        self._copy = DiskCopy(spec, instance, qmp, Carrier(spec, instance, self._lending))
         self._old = OldContent(spec, instance, qmp)
+        self.digests = Digesting(spec, instance, qmp, starter)
         self._limit_bytes: list[int] = []
 
     async def _nodes(self) -> list[dict[str, Any]]:
         return [dict(n) for n in await self._qmp.run("query-named-block-nodes", flat=True)]
 
-    async def _try(self, command: str, **arguments: Any) -> None:
-        try:
-            await self._qmp.run(command, **arguments)
-        except QmpError as e:
-            _log.info("not needed or already done: %s", e)
-
     # -- pairing -------------------------------------------------------------------------
 
-    async def offer(self) -> None:
-        """Secondary: export every image for writing; of a shared disk, the hidden overlay."""
+    async def offer(self, *, known: bool) -> None:
+        """Secondary: export every image for writing; of a shared disk, the hidden overlay.
+
+        `known`: the images may be much like the primary's, so it gets digests of them."""
         spec = self._spec
         where = (spec.link_address, spec.nbd_port)
         with peersocket.listen(*where, spec.peer_address, spec.link_device) as socket:
@@ -72,6 +70,8 @@ class Disks:
             await self._qmp.run("nbd-server-add", device=disk.export, writable=True)
             if disk.shared:
                 await self._lay_over(disk)
+        if known:
+            await self.digests.offer()
 
     async def _lay_over(self, disk: DiskSpec) -> None:
         """Put what the guest uses above the hidden overlay, which its export keeps open. It must
@@ -130,23 +130,26 @@ class Disks:
     async def leave_children(self) -> None:
         """Primary, after the yank and before COLO is left: write to the local images only."""
         for disk in self._spec.copied_disks:
-            await self._try("x-blockdev-change", parent=disk.quorum, child="children.1")
+            await self._qmp.ensure("x-blockdev-change", parent=disk.quorum, child="children.1")
         await self._old.end()
 
     async def forget_children(self) -> None:
         """Primary, out of COLO: the peer's exports are closed."""
         for disk in self._spec.replicated:
-            await self._try("job-dismiss", id=job_of(disk))
-            await self._try("blockdev-del", node_name=disk.peer_node)
+            await self._qmp.ensure("job-dismiss", id=job_of(disk))
+            await self._qmp.ensure("blockdev-del", node_name=disk.peer_node)
 
     async def withdraw(self) -> None:
         """Secondary: begin to take the exports back: no write of an old primary may come in."""
         for disk in self._spec.replicated:
-            await self._try("nbd-server-remove", name=disk.export, mode="hard")
+            await self._qmp.ensure("nbd-server-remove", name=disk.export, mode="hard")
 
     async def withdrawn(self) -> bool:
         """Nothing is exported any more. That says nothing of who is connected."""
-        return not await self._qmp.run("query-block-exports")
+        left = await self._qmp.run("query-block-exports")
+        if any(is_digests(one["id"]) for one in left):
+            await self.digests.withdraw()
+        return not left
 
     async def close_server(self) -> None:
         """See `Lending.close_server`."""

@@ -111,6 +111,11 @@ class DiskSpec:
         n = self.number
         return self.overlay_dir / f"active{n}.qcow2", self.overlay_dir / f"hidden{n}.qcow2"
 
+    @property
+    def digests(self) -> Path:
+        """Secondary: of its image as it was, until it is a replica."""
+        return self.overlay_dir / f"digests{self.number}"
+
 
 @dataclass(frozen=True, slots=True)
 class NicSpec:

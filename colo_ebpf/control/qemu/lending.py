@@ -74,10 +74,7 @@ class Lending:
                     await self._qmp.run("query-status")  # a turn of its main loop
         except TimeoutError as e:
             raise VmError(f"{self._instance}: does not close its disk's port") from e
-        try:
-            await self._qmp.run("nbd-server-stop")
-        except QmpError as e:
-            _log.info("not needed or already done: %s", e)
+        await self._qmp.ensure("nbd-server-stop")
 
 
 def _export(disk: DiskSpec, device: str, **more: Any) -> dict[str, Any]:

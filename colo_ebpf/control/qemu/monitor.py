@@ -98,6 +98,13 @@ class Monitors:
         """Execute in band; underscores in argument names become dashes."""
         return await self._execute(self._main, command, arguments, timeout_ms, oob=False)
 
+    async def ensure(self, command: str, **arguments: Any) -> None:
+        """Execute what may be done already: a refusal is logged and nothing else."""
+        try:
+            await self.run(command, **arguments)
+        except QmpError as e:
+            _log.info("not needed or already done: %s", e)
+
     async def give(self, name: str, fd: int) -> None:
         """QEMU gets a copy of a descriptor, under that name, for the next command that names it."""
         try:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Make the secondary's images equal to the primary's disks while the guest runs, in QMP.
 
-Two ways. *Mirror*: all of it, while the guest runs. *Changes*: only what was written since the
+Three ways. *Mirror*: all of it, while the guest runs. *Changes*: only what was written since the
 images were equal, when the secondary's images are the remains of a replica for which this QEMU has
-a bitmap; if that is much, in rounds beside the guest first (`rounds.py`). Both end in a pause in
-which the exports become quorum children and new bitmaps begin: everything is equal then, for all
-disks at one moment. A bitmap counts a write whether or not it reached the child.
+a bitmap; if that is much, in rounds beside the guest first (`rounds.py`). *Unlike*: where the peer
+has digests of its images, what has another one, and rounds after that. All end in a pause in which
+the exports become quorum children and new bitmaps begin: everything is equal then, for all disks at
+one moment. A bitmap counts a write whether or not it reached the child.
 
 The last changes are copied inside that pause, so they have to be few. QEMU's backup job could copy
 them beside the guest, but then a secondary that dies fails what the guest writes meanwhile (its
@@ -48,15 +49,19 @@ class DiskCopy:
     def __init__(self, spec: VmSpec, instance: str, qmp: Monitors, way: Way) -> None:
         self._spec, self._instance, self._qmp = spec, instance, qmp
         self._bitmaps = Bitmaps(spec, qmp)
-        self._rounds = Rounds(instance, self._bitmaps, way)
+        self._rounds, self._way = Rounds(instance, self._bitmaps, way), way
         self._sharing = 0  # disks whose copies share the rate
 
     async def run(self, to: Endpoints, progress: OnProgress) -> None:
         """The children's nodes are there; at the end they are children."""
         await self._rounds.forget()
         base = choose(await self._bitmaps.recording(), to.replicas)
+        digests = await self._way.take_digests(to, wanted=not base)
         if base:
             base = await self._little(base, to, progress)
+        elif digests:
+            await self._bitmaps.keep_only(())
+            base = await self._rounds.unlike(to, _FEW_BYTES, progress)
         if not base:  # from here on the peer's images are no replica of any kind
             await self._bitmaps.keep_only(())
             await self._mirror(progress)

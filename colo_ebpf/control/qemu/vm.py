@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any
 
 from colo_ebpf import addresses
 from colo_ebpf.clock import boot_ns
@@ -261,11 +260,11 @@ class Qemu:
 
     # -- pairing -------------------------------------------------------------------------
 
-    async def listen(self) -> Endpoints:
-        """Secondary: export the local image and wait for the migration."""
+    async def listen(self, *, known: bool = False) -> Endpoints:
+        """Secondary: export the local image and wait for the migration. `known`: `Disks.offer`."""
         spec = self._spec
         await support.enable_colo(self._qmp.run)
-        await self._disks.offer()
+        await self._disks.offer(known=known)
         if not self._alive:
             raise VmError(f"{self._instance}: it ended while it was made ready to be a replica")
         where = (spec.link_address, spec.migration_port)
@@ -279,6 +278,7 @@ class Qemu:
         with listening:
             connection, _ = await asyncio.get_running_loop().sock_accept(listening)
         with connection:
+            await self._disks.digests.end()
             try:
                 await self._qmp.give(_MIGRATION, connection.fileno())
                 await self._qmp.run("migrate-incoming", uri=f"fd:{_MIGRATION}")
@@ -332,7 +332,7 @@ class Qemu:
         await self.yank()
         await self._disks.cancel_copy()
         if (await self._qmp.run("query-migrate")).get("status") != "colo":
-            await self._try("migrate_cancel")
+            await self._qmp.ensure("migrate_cancel")
         await self.continue_alone()
 
     # -- failover ------------------------------------------------------------------------
@@ -350,7 +350,7 @@ class Qemu:
         """Primary, after the token. Each step may have been done before."""
         await self.yank()
         await self._disks.leave_children()
-        await self._try("x-colo-lost-heartbeat")
+        await self._qmp.ensure("x-colo-lost-heartbeat")
         await self._disks.forget_children()
         await self._until_running()
 
@@ -370,7 +370,7 @@ class Qemu:
             raise VmError(f"{self._instance}: new memory on the old disk: it never runs again")
         await self._withdraw()
         self._data_generation.end()  # from here on the VM writes to its images itself
-        await self._try("x-colo-lost-heartbeat")
+        await self._qmp.ensure("x-colo-lost-heartbeat")
         await self._until_running()
 
     async def _withdraw(self) -> None:
@@ -385,12 +385,6 @@ class Qemu:
                         )
         except TimeoutError as e:
             raise VmError(f"{self._instance}: its disks are still exported") from e
-
-    async def _try(self, command: str, **arguments: Any) -> None:
-        try:
-            await self._qmp.run(command, **arguments)
-        except QmpError as e:
-            _log.info("failover step not needed or already done: %s", e)
 
     async def _until_running(self) -> None:
         """Or until its guest has powered it off: that is the guest's own."""
@@ -492,6 +486,7 @@ class Qemu:
         self._taps.close()
         self._asking.cancel()
         self._receiving.cancel()
+        self._disks.digests.discard()
         self._follow_trace()
         self._trace.close()
         self._log.close()

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The bytes of disks go to the peer by NBD, in a thread of the daemon's.
+
+Cancelled, the thread stops before the next piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from colo_ebpf.clock import boot_ns
+from colo_ebpf.control.qemu.cmdline import DiskSpec, VmSpec, lending_path
+from colo_ebpf.control.qemu.copy_progress import Advance
+from colo_ebpf.control.qemu.digesting import has_digests
+from colo_ebpf.control.qemu.lending import Lending
+from colo_ebpf.control.qemu.rounds import CHANGES, UNLIKE, OnProgress
+from colo_ebpf.errors import NoDigestsError, StorageError
+from colo_ebpf.model import Endpoints, Progress
+from colo_ebpf.storage.preflight import digests_of
+
+if TYPE_CHECKING:
+    from colo_ebpf.storage.nbd import ExportAddress
+
+_log = logging.getLogger(__name__)
+
+_DIGESTS_LATE_MS = 30_000  # a disk of the peer's that is so slow is better written than read
+
+
+class Carrier:
+    """The `Way` of one QEMU's copied disks."""
+
+    def __init__(self, spec: VmSpec, instance: str, lending: Lending) -> None:
+        self._spec, self._instance, self._lending = spec, instance, lending
+
+    async def carry(self, bitmap: str, to: Endpoints, progress: OnProgress) -> None:
+        """See `Way`."""
+        path = lending_path(self._spec)
+        await self._lending.changes(path, self._spec.copied_disks, bitmap)
+        stopped, told = threading.Event(), self._teller(CHANGES, progress)
+        try:
+            await asyncio.to_thread(self._copy, bitmap, to, stopped, told)
+        finally:
+            stopped.set()
+            await self._lending.close(path)
+
+    async def take_digests(self, to: Endpoints, *, wanted: bool) -> bool:
+        """See `Way`."""
+        from colo_ebpf.storage.digests import take
+
+        exports = [self._digests_of(disk, to) for disk in self._spec.copied_disks]
+        wanted = wanted and has_digests(self._spec)
+        try:
+            return await asyncio.to_thread(take, exports, wanted, self._spec.qmp_timeout_ms)
+        except StorageError as e:
+            _log.info("%s: no digests of the peer's images: %s", self._instance, e)
+            return False
+
+    async def carry_unlike(self, to: Endpoints, progress: OnProgress) -> bool:
+        """See `Way`."""
+        stopped, told = threading.Event(), self._teller(UNLIKE, progress)
+        try:
+            carried = await asyncio.to_thread(self._copy_unlike, to, stopped, told)
+        except NoDigestsError as e:
+            _log.warning("%s: %s", self._instance, e)
+            return False
+        finally:
+            stopped.set()
+        _log.info("%s: %d bytes were unlike", self._instance, carried)
+        return True
+
+    async def end(self) -> None:
+        """See `Way`."""
+        await self._lending.close(lending_path(self._spec))
+
+    def _digests_of(self, disk: DiskSpec, to: Endpoints) -> ExportAddress:
+        from colo_ebpf.storage.nbd import ExportAddress
+
+        return ExportAddress(digests_of(disk.export), to.address, to.nbd_port)
+
+    def _copy_unlike(
+        self, to: Endpoints, stopped: threading.Event, told: Callable[[int, int], None]
+    ) -> int:
+        from colo_ebpf.storage.carry import Pace
+        from colo_ebpf.storage.nbd import ExportAddress
+        from colo_ebpf.storage.unlike import UnlikeWay, carry_unlike
+
+        spec = self._spec
+        ways = [
+            UnlikeWay(
+                disk.path,
+                self._digests_of(disk, to),
+                ExportAddress(disk.export, to.address, to.nbd_port),
+            )
+            for disk in spec.copied_disks
+        ]
+        pace = Pace(spec.disk_rate_bytes, stopped)
+        return carry_unlike(ways, pace, spec.sync_timeout_ms, _DIGESTS_LATE_MS, told)
+
+    def _copy(
+        self, bitmap: str, to: Endpoints, stopped: threading.Event, told: Callable[[int, int], None]
+    ) -> None:
+        from colo_ebpf.storage.carry import Pace, carry
+        from colo_ebpf.storage.nbd import ExportAddress
+
+        here = str(lending_path(self._spec))
+        ways = [
+            (
+                ExportAddress(disk.image, path=here),
+                ExportAddress(disk.export, to.address, to.nbd_port),
+            )
+            for disk in self._spec.copied_disks
+        ]
+        pace = Pace(self._spec.disk_rate_bytes, stopped)
+        carry(ways, bitmap, pace, self._spec.sync_timeout_ms, told)
+
+    def _teller(self, what: str, progress: OnProgress) -> Callable[[int, int], None]:
+        """What the thread calls."""
+        loop, advance = asyncio.get_running_loop(), Advance(self._spec.sync_timeout_ms, boot_ns())
+
+        def tell(done: int, total: int) -> None:
+            advance.look(done, (done,), boot_ns())
+            progress(Progress(what, done, total, advance.rate_bytes_s))
+
+        def from_thread(done: int, total: int) -> None:
+            loop.call_soon_threadsafe(tell, done, total)
+
+        return from_thread
