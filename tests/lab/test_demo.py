@@ -13,6 +13,7 @@ from colo_ebpf.lab.demo import demo
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.scenario import SCENARIOS
+from colo_ebpf.lab.topology import Guest
 from tests.capabilities import require
 from tests.lab import clean
 
@@ -40,6 +41,28 @@ def test_the_client_never_notices(fault: str) -> None:
     report = demo(lab, choose(Wanted()), fault)
     assert report.ok, report.text()
     assert _left(lab) == []
+
+
+def test_the_vm_may_have_changed_hosts_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine host a may be silent for too long while the guest boots. The demo waited
+    then for a mismatch on a, which was the secondary."""
+    up = Lab.up
+
+    def up_and_over(lab: Lab, guest: Guest) -> None:
+        up(lab, guest)
+        lab.ask("b", "switchover")
+        lab.wait(lambda: _serves(lab, "b"), "b does not serve")
+
+    monkeypatch.setattr(Lab, "up", up_and_over)
+    lab = clean(Lab(NAME))
+    report = demo(lab, choose(Wanted()), "host-kill")
+    assert report.ok, report.text()
+    assert "the hosts change places" in report.text()
+
+
+def _serves(lab: Lab, host: str) -> bool:
+    status = lab.ask(host)
+    return bool(status and status["protected"] and status["state"] == "primary")
 
 
 def test_what_a_crash_left_is_cleaned_by_the_next_up() -> None:
