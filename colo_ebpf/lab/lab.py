@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 from colo_ebpf.config.reading import check_paths, load_config
 from colo_ebpf.control import link_security
 from colo_ebpf.control.admin import control_socket
-from colo_ebpf.datapath.bpf.loader import pin_directory
+from colo_ebpf.datapath.bpf.loader import all_pins, pin_directory
 from colo_ebpf.datapath.net import namespaces
 from colo_ebpf.errors import ControlError, LabError
 from colo_ebpf.lab import arbiter as arbiters
@@ -152,7 +152,7 @@ class Lab:
 
     def start_daemon(self, place: Place) -> None:
         """As the systemd unit does, in the host's network namespace; with the code of this lab."""
-        if self.keeper and not self.vm and not any(place.bpffs.iterdir()):
+        if self.keeper and not self.vm and not all_pins(place.bpffs).exists():
             self.keeper.lend(place)
         with place.log.open("ab") as log:
             subprocess.Popen(
@@ -258,7 +258,7 @@ class Lab:
             "log": str(place.log),
             "control_socket": str(control_socket.path_in(place.run_dir)),
             "qmp_socket": str(place.run_dir / "qmp.sock"),
-            "pins": str(place.bpffs / "colo_ebpf"),
+            "pins": str(all_pins(place.bpffs)),
             "disk": str(place.disk),
             "state": status["state"] if status else None,
             "sentence": status["sentence"] if status else None,

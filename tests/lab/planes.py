@@ -19,6 +19,7 @@ from pathlib import Path
 from colo_ebpf.config.reading import load_config
 from colo_ebpf.control import settings
 from colo_ebpf.datapath.bpf import loader, pinned_programs, syscalls
+from colo_ebpf.datapath.bpf.loader import Sizes
 from colo_ebpf.datapath.bpf.ringbuf import Ring
 from colo_ebpf.datapath.net import tcx
 from colo_ebpf.datapath.net.tunnel import Security
@@ -40,27 +41,35 @@ class Planes:
     def lend(self, place: Place) -> None:
         """Let the host, which has loaded nothing, have what is kept for its configuration."""
         spec = settings.plane_spec(load_config(place.config), security=Security.NONE)
-        name = pinned_programs.name_of(loader.shipped(spec.sizes))
+        self.lend_to(place.bpffs, place.name, spec.sizes)
+
+    def lend_to(self, bpffs: Path, vm: str, sizes: Sizes) -> None:
+        """Let a BPF file system, which is empty, have what is kept for these sizes."""
+        name = pinned_programs.name_of(loader.shipped(sizes))
         if not self._kept[name]:
             return
         kept = self._kept[name].pop()
-        mounts.unmount(place.bpffs)
-        mounts.bind(kept, place.bpffs)
+        mounts.unmount(bpffs)
+        mounts.bind(kept, bpffs)
         mounts.unmount(kept)
         kept.rmdir()
-        (vm,) = _vms(place.bpffs)
-        vm.rename(loader.pin_directory(place.bpffs, place.name))
+        (found,) = _vms(bpffs)
+        found.rename(loader.pin_directory(bpffs, vm))
 
     def take_back(self, place: Place) -> None:
         """All that ran on the host has ended: keep what its BPF file system has."""
-        vms = _vms(place.bpffs) if place.bpffs in mounts.mounted(place.bpffs) else []
+        self.keep(place.bpffs)
+
+    def keep(self, bpffs: Path) -> None:
+        """The same, of any BPF file system."""
+        vms = _vms(bpffs) if bpffs in mounts.mounted(bpffs) else []
         codes = list(vms[0].glob("code_*")) if len(vms) == 1 else []
         if len(codes) != 1 or len(self._kept[codes[0].name]) == _MOST:
             return
         _empty(vms[0], codes[0])
         self._number += 1
         kept = self._root / str(self._number)
-        mounts.bind(place.bpffs, kept)
+        mounts.bind(bpffs, kept)
         self._kept[codes[0].name].append(kept)
 
     def close(self) -> None:

@@ -37,6 +37,7 @@ from colo_ebpf.lab.topology import (
     client_namespace,
 )
 from colo_ebpf.model import Mode, Pairing, Phase, VmRole
+from tests.lab import planes
 from tests.live.noise import Noise
 from tests.netns import let_be_sent_whole
 
@@ -45,6 +46,7 @@ ADDRESS = "192.168.77.10"
 _CLIENT_BRIDGE_ADDRESS = "192.168.77.1"
 _VNI = 9
 _VM = "live"
+_SIZES = Sizes(flows=16384, hold_slots=8192, dgram_buckets=256)
 _NGINX = """
 daemon off; worker_processes 1; pid {run}/pid; error_log {run}/error.log;
 events {{ worker_connections 8192; }}
@@ -120,6 +122,8 @@ class LivePair:
         bpffs.mkdir()
         subprocess.run(["mount", "-t", "bpf", "bpf", str(bpffs)], check=True)
         self._stack.callback(subprocess.run, ["umount", "-l", str(bpffs)], check=True)
+        planes.lend_to(bpffs, _VM, _SIZES)
+        self._stack.callback(planes.keep, bpffs)
         place = self.places[host]
         plane = DataPlane.open(
             PlaneSpec(
@@ -134,7 +138,7 @@ class LivePair:
                 link_timeout_ms=3_600_000,
                 notes_last_ms=3_600_000,
                 heartbeat_ms=30,
-                sizes=Sizes(flows=16384, hold_slots=8192, dgram_buckets=256),
+                sizes=_SIZES,
             )
         )
 

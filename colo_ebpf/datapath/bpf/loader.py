@@ -106,12 +106,17 @@ def source_directory() -> Path:
     raise LoadError(f"BPF sources: no compare.c in {' or '.join(map(str, places))}")
 
 
+def all_pins(bpffs: Path) -> Path:
+    """What there is of ours in a BPF file system; the kernel may have files of its own beside."""
+    return bpffs / "colo_ebpf"
+
+
 def pin_directory(bpffs: Path, vm: str) -> Path:
     """Where the maps of one VM are pinned. The layout's version is part of the path.
 
     A BPF file system takes no dots in names; `+` stands for them, which no VM's name has.
     """
-    return bpffs / "colo_ebpf" / f"v{abi.ABI_VERSION}" / vm.replace(".", "+")
+    return all_pins(bpffs) / f"v{abi.ABI_VERSION}" / vm.replace(".", "+")
 
 
 def make_pin_directory(bpffs: Path, vm: str) -> Path:
