@@ -157,6 +157,7 @@ def test_a_pair_lives_through_a_shutdown_and_the_death_of_a_host(
         a.start()
         a.until_up()
         protected(b)
+        assert "bytes were unlike" in b.run("journalctl -u colo-ebpf@web -o cat")
         say("protected again")
         b.kill()
         assert client.asks("after the death of b")
