@@ -31,14 +31,16 @@ class Pace:
 
     def spend(self, count: int) -> None:
         """Wait until they may go. StorageError once it is stopped."""
+        if not self._rate_bytes:
+            self.pause(0.0)
+            return
         now_s = time.monotonic()
         self.pause(max(0.0, self._free_at_s - now_s))
-        if self._rate_bytes:
-            self._free_at_s = max(self._free_at_s, now_s) + count / self._rate_bytes
+        self._free_at_s = max(self._free_at_s, now_s) + count / self._rate_bytes
 
     def pause(self, seconds: float) -> None:
         """StorageError once it is stopped."""
-        if self.stopped.wait(seconds):
+        if self.stopped.wait(seconds) if seconds else self.stopped.is_set():
             raise StorageError("the copy of what has changed was given up")
 
 

@@ -142,25 +142,26 @@ def prepare(file: Path, image: Path) -> None:
         raise StorageError(f"digests {file}: {e.strerror}") from e
 
 
-def make(file: Path, image: Path, stopped: threading.Event) -> None:
-    """Fill the file, unless it is stopped or the peer refuses them. Raises StorageError."""
+def make(file: Path, image: Path, stopped: threading.Event) -> bool:
+    """Fill the file. False: it was stopped, or the peer refused them. Raises StorageError."""
     with RawImage(image) as raw:
         try:
-            _fill(file, raw, stopped)
+            return _fill(file, raw, stopped)
         except OSError as e:
             raise StorageError(f"digests {file}: {e.strerror}") from e
 
 
-def _fill(file: Path, raw: RawImage, stopped: threading.Event) -> None:
+def _fill(file: Path, raw: RawImage, stopped: threading.Event) -> bool:
     count = pieces_of(raw.size_bytes)
     with file.open("r+b", buffering=0) as made:
         digester = Digester(_HEAD.unpack(made.read(_HEAD.size))[2])
         for first in range(0, count, _BATCH):
             if stopped.is_set() or os.pread(made.fileno(), 1, _STATE_AT)[0] == State.REFUSED:
-                return
+                return False
             numbers = range(first, min(first + _BATCH, count))
             digests = b"".join(digester.of(raw.piece(number)) for number in numbers)
             os.pwrite(made.fileno(), digests, HEAD_BYTES + first * DIGEST_BYTES)
+    return True
 
 
 # -- the host that compares with them --------------------------------------------------------

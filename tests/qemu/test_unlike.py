@@ -88,7 +88,7 @@ async def test_digests_that_are_not_made_are_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other host's daemon died over them: its QEMU exports what there is."""
-    monkeypatch.setattr(digests, "make", lambda *_: None)
+    monkeypatch.setattr(digests, "make", lambda *_: False)
     monkeypatch.setattr(carrier, "_DIGESTS_LATE_MS", 300)
     pair, copied = Pair(tmp_path), Copied()
     async with pair as (a, b):

@@ -42,8 +42,8 @@ class Two:
     file: Path
     way: UnlikeWay
 
-    def make(self, stopped: threading.Event | None = None) -> None:
-        digests.make(self.file, self.there, stopped or threading.Event())
+    def make(self, stopped: threading.Event | None = None) -> bool:
+        return digests.make(self.file, self.there, stopped or threading.Event())
 
     def carry(self, made_timeout_ms: int = TIMEOUT_MS) -> int:
         pace = Pace(0, threading.Event())
@@ -80,7 +80,7 @@ def _two(directory: Path, here: bytes | dict[int, bytes], there: bytes) -> Itera
 def test_what_is_alike_is_not_sent(tmp_path: Path) -> None:
     changes = {100: b"one byte", 7 * PIECE_BYTES - 2: NEW[:4], SIZE - 1: b"\x00"}
     with _two(tmp_path, changes, OLD) as two:
-        two.make()
+        assert two.make()
         assert two.made() == 41
         assert two.carry() == 3 * PIECE_BYTES + 4096
         assert two.equal()
@@ -148,7 +148,7 @@ def test_digests_are_taken_once(tmp_path: Path) -> None:
 def test_a_peer_that_refuses_them_need_make_no_more(tmp_path: Path) -> None:
     with _two(tmp_path, NEW, OLD) as two:
         assert not digests.take([two.way.digests], wanted=False, timeout_ms=TIMEOUT_MS)
-        two.make()
+        assert not two.make()
         assert two.made() == 0
         assert not digests.take([two.way.digests], wanted=True, timeout_ms=TIMEOUT_MS)
 
@@ -157,7 +157,7 @@ def test_a_maker_that_is_stopped_stops(tmp_path: Path) -> None:
     stopped = threading.Event()
     stopped.set()
     with _two(tmp_path, NEW, OLD) as two:
-        two.make(stopped)
+        assert not two.make(stopped)
         assert two.made() == 0
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_TELL_S = 0.05  # not each piece: of holes there are hundreds of thousands a second
 _DIGESTS_LATE_MS = 30_000  # a disk of the peer's that is so slow is better written than read
 
 
@@ -125,7 +128,13 @@ class Carrier:
             advance.look(done, (done,), boot_ns())
             progress(Progress(what, done, total, advance.rate_bytes_s))
 
+        told_s = -math.inf
+
         def from_thread(done: int, total: int) -> None:
-            loop.call_soon_threadsafe(tell, done, total)
+            nonlocal told_s
+            now_s = time.monotonic()
+            if done == total or now_s - told_s >= _TELL_S:
+                told_s = now_s
+                loop.call_soon_threadsafe(tell, done, total)
 
         return from_thread

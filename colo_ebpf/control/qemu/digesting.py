@@ -61,7 +61,9 @@ class Digesting:
         stopped = threading.Event()
         try:
             for disk in self._spec.copied_disks:
-                await asyncio.to_thread(digests.make, disk.digests, disk.path, stopped)
+                if not await asyncio.to_thread(digests.make, disk.digests, disk.path, stopped):
+                    return
+            _log.info("%s: digests of the old images are made", self._instance)
         except StorageError as e:
             _log.warning("%s: the disks will be copied whole: %s", self._instance, e)
         finally:
