@@ -35,6 +35,7 @@ from colo_ebpf.lab.topology import (
 Say = Callable[[str], None]
 PROTECT_S = 180.0
 _POLL_S = 0.1
+_BECOMES_S = 0.005
 _PIECE_BYTES = 1 << 20
 _CODE = str(Path(__file__).parents[2])  # a daemon runs in /: another checkout may be installed
 _LOG_TAIL_BYTES = 2500
@@ -155,7 +156,7 @@ class Lab:
         if self.keeper and not self.vm and not all_pins(place.bpffs).exists():
             self.keeper.lend(place)
         with place.log.open("ab") as log:
-            subprocess.Popen(
+            process = subprocess.Popen(
                 [
                     "nsenter",
                     f"--net=/run/netns/{place.namespace}",
@@ -170,6 +171,8 @@ class Lab:
                 cwd="/",
                 env={**os.environ, "PYTHONPATH": _CODE, **self.environment.get(place.host, {})},
             )
+        while process.poll() is None and process.pid not in daemons_of(place):
+            time.sleep(_BECOMES_S)  # until nsenter is in the namespace, and the daemon
 
     # -- look ----------------------------------------------------------------------------
 
@@ -309,7 +312,6 @@ class Lab:
             states = [self.ask(host) for host in HOSTS]
             return all(s is not None and s["protected"] for s in states)
 
-        time.sleep(_POLL_S)  # nsenter becomes the daemon
         try:
             self.wait(protected, "the pair is not protected", timeout_s)
         except LabError as e:
