@@ -22,14 +22,15 @@ import os
 import secrets
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import BinaryIO
 
 from colo_ebpf.directories import make_passable
 from colo_ebpf.errors import StorageError
+from colo_ebpf.storage import image
 from colo_ebpf.storage.nbd import Connection, ExportAddress
 
 MAGIC = b"COLODIG1"
@@ -51,25 +52,16 @@ class State(IntEnum):
 
 
 class RawImage:
-    """A raw image, file or block device, read beside a QEMU that has it open. Close it."""
+    """A raw image, file or block device, read beside a QEMU that has it open."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: BinaryIO) -> None:
         """Raises StorageError."""
-        self._path = path
+        self.address, self._fd = f"image {path}", file.fileno()
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
         except OSError as e:
-            raise StorageError(f"image {path}: {e.strerror}") from e
+            raise StorageError(f"{self.address}: {e.strerror}") from e
         self._data = (0, 0)  # where the next stretch that is no hole begins and ends
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        os.close(self._fd)
 
     def piece(self, number: int) -> bytes:
         """Ask for them in their order. Raises StorageError."""
@@ -81,9 +73,9 @@ class RawImage:
             data = os.pread(self._fd, length, at)
             os.posix_fadvise(self._fd, at, length, os.POSIX_FADV_DONTNEED)
         except OSError as e:
-            raise StorageError(f"image {self._path}: at {at}: {e.strerror}") from e
+            raise StorageError(f"{self.address}: at {at}: {e.strerror}") from e
         if len(data) != length:
-            raise StorageError(f"image {self._path}: ends at {at + len(data)}, it was longer")
+            raise StorageError(f"{self.address}: ends at {at + len(data)}, it was longer")
         return data
 
     def _is_hole(self, at: int, length: int) -> bool:
@@ -99,6 +91,13 @@ class RawImage:
                 return self.size_bytes, self.size_bytes
             raise
         return begin, os.lseek(self._fd, begin, os.SEEK_HOLE)
+
+
+@contextmanager
+def raw_image(path: Path) -> Iterator[RawImage]:
+    """It is closed at the end. Raises StorageError."""
+    with image.opened(path, readonly=True) as file:
+        yield RawImage(path, file)
 
 
 class Digester:
@@ -126,9 +125,9 @@ def pieces_of(size_bytes: int) -> int:
 # -- the host whose image it is --------------------------------------------------------------
 
 
-def prepare(file: Path, image: Path) -> None:
+def prepare(file: Path, of: Path) -> None:
     """An empty file of digests of this image. Raises StorageError."""
-    with RawImage(image) as raw:
+    with raw_image(of) as raw:
         count = pieces_of(raw.size_bytes)
     size = HEAD_BYTES + -(-count * DIGEST_BYTES // HEAD_BYTES) * HEAD_BYTES
     try:
@@ -142,9 +141,9 @@ def prepare(file: Path, image: Path) -> None:
         raise StorageError(f"digests {file}: {e.strerror}") from e
 
 
-def make(file: Path, image: Path, stopped: threading.Event) -> bool:
+def make(file: Path, of: Path, stopped: threading.Event) -> bool:
     """Fill the file. False: it was stopped, or the peer refused them. Raises StorageError."""
-    with RawImage(image) as raw:
+    with raw_image(of) as raw:
         try:
             return _fill(file, raw, stopped)
         except OSError as e:
@@ -176,7 +175,7 @@ def take(exports: Iterable[ExportAddress], wanted: bool, timeout_ms: int) -> boo
     state = State.FOLLOWED if wanted else State.REFUSED
     for address in exports:
         with Connection(address, timeout_ms) as connection:
-            sector = connection.finish_read(connection.start_read(0, _SECTOR_BYTES))
+            sector = _head(connection)
             magic, before, _ = _HEAD.unpack_from(sector)
             if magic != MAGIC:
                 raise StorageError(f"{address}: holds no digests")
@@ -189,5 +188,8 @@ def take(exports: Iterable[ExportAddress], wanted: bool, timeout_ms: int) -> boo
 
 def key_in(connection: Connection) -> bytes:
     """Of the digests that are exported there."""
-    head = connection.finish_read(connection.start_read(0, _SECTOR_BYTES))
-    return bytes(_HEAD.unpack_from(head)[2])
+    return bytes(_HEAD.unpack_from(_head(connection))[2])
+
+
+def _head(connection: Connection) -> bytearray:
+    return connection.finish_read(connection.start_read(0, _SECTOR_BYTES))

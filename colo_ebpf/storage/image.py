@@ -107,7 +107,7 @@ def inspect(
     `readonly`: the VM will not write to it, and it need not be writable.
     """
     protocol(path)
-    with _opened(path, readonly) as file:
+    with opened(path, readonly) as file:
         _refuse_if_written(path, file)
     return _info(path, image_format, sector_bytes)
 
@@ -118,7 +118,7 @@ def look(path: Path, image_format: str, sector_bytes: int, *, readonly: bool = F
     Only a hint: a guest can write what looks like another format into its raw disk.
     """
     protocol(path)
-    with _opened(path, readonly) as file:
+    with opened(path, readonly) as file:
         looks_qcow2 = file.read(len(_QCOW2_MAGIC)) == _QCOW2_MAGIC
     if looks_qcow2 and image_format == "raw":
         raise StorageError(
@@ -158,9 +158,9 @@ def digest(path: Path, size_bytes: int) -> str:
 
 
 @contextmanager
-def _opened(path: Path, readonly: bool) -> Iterator[BinaryIO]:
+def opened(path: Path, readonly: bool) -> Iterator[BinaryIO]:
     """As QEMU opens it. A block device must be nobody else's, unless it is only read: one that is
-    mounted, or part of another device, is refused."""
+    mounted, or part of another device, is refused. Raises StorageError."""
     is_device = protocol(path) == "host_device"
     alone = os.O_EXCL if is_device and not readonly else 0
     flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | alone
@@ -206,7 +206,7 @@ def no_other_writer(path: Path) -> Iterator[int]:
 
     Raises StorageError if another QEMU writes to it already.
     """
-    with _opened(path, readonly=True) as file:
+    with opened(path, readonly=True) as file:
         try:
             _lock(file, _F_OFD_SETLK, fcntl.F_RDLCK, _NO_WRITER_LOCK_BYTE)
         except OSError as e:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from colo_ebpf.errors import NoDigestsError, StorageError
+from colo_ebpf.errors import NoDigestsError
 from colo_ebpf.storage.carry import WRITES, Pace
 from colo_ebpf.storage.digests import (
     DIGEST_BYTES,
@@ -25,9 +25,10 @@ from colo_ebpf.storage.digests import (
     RawImage,
     key_in,
     pieces_of,
+    raw_image,
 )
 from colo_ebpf.storage.nbd import Connection, ExportAddress
-from colo_ebpf.storage.verify import Progress
+from colo_ebpf.storage.verify import Progress, common_size_bytes
 
 _WINDOW = 4096  # digests that are read at once: 64 KiB
 _LOOK_S = 0.05  # nobody tells this host when the peer has made more
@@ -56,14 +57,14 @@ def carry_unlike(
     with ExitStack() as stack:
         disks = [
             _Disk(
-                stack.enter_context(RawImage(way.image)),
+                stack.enter_context(raw_image(way.image)),
                 stack.enter_context(Connection(way.digests, timeout_ms, stopped=pace.stopped)),
                 stack.enter_context(Connection(way.there, timeout_ms, stopped=pace.stopped)),
                 pace,
             )
             for way in ways
         ]
-        total = sum(disk.image.size_bytes for disk in disks)
+        total = sum(disk.size_bytes for disk in disks)
         done = carried = 0
         progress(done, total)
         for disk in disks:
@@ -76,18 +77,14 @@ def carry_unlike(
 
 class _Disk:
     def __init__(self, image: RawImage, digests: Connection, there: Connection, pace: Pace) -> None:
-        self.image, self._digests, self._there, self._pace = image, digests, there, pace
-        if image.size_bytes != there.size_bytes:
-            raise StorageError(
-                f"the image here has {image.size_bytes} bytes, {there.address} "
-                f"{there.size_bytes}: they are no images of one disk"
-            )
+        self._image, self._digests, self._there, self._pace = image, digests, there, pace
+        self.size_bytes = common_size_bytes(image, there)
 
     def carry(self, made_timeout_s: float) -> Iterator[tuple[int, int]]:
         """Bytes that were compared, and how many of these were sent."""
         digester = Digester(key_in(self._digests))
         for number, theirs in enumerate(self._theirs(made_timeout_s)):
-            piece = self.image.piece(number)
+            piece = self._image.piece(number)
             unlike = len(piece) if digester.of(piece) != theirs else 0
             self._pace.spend(unlike)
             if unlike:
@@ -99,7 +96,7 @@ class _Disk:
 
     def _theirs(self, made_timeout_s: float) -> Iterator[bytes]:
         """Each digest in its order, once it is made."""
-        number, count = 0, pieces_of(self.image.size_bytes)
+        number, count = 0, pieces_of(self.size_bytes)
         deadline = time.monotonic() + made_timeout_s
         while number < count:
             made = self._look(number, min(_WINDOW, count - number))

@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 from colo_ebpf.errors import StorageError
 from colo_ebpf.storage.nbd import Connection, Extent, Reading
@@ -116,7 +117,19 @@ def chunks(ranges: Iterable[Range]) -> Iterator[Range]:
             yield Range(at, min(CHUNK_BYTES, one.end_bytes - at))
 
 
-def common_size_bytes(local: Connection, remote: Connection) -> int:
+class Sized(Protocol):
+    """An image, or a connection to one."""
+
+    @property
+    def address(self) -> object:
+        """For people."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the content."""
+
+
+def common_size_bytes(local: Sized, remote: Sized) -> int:
     """Raises StorageError if the two have different sizes."""
     if local.size_bytes != remote.size_bytes:
         raise StorageError(

@@ -11,26 +11,34 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from colo_ebpf.clock import boot_ns
-from colo_ebpf.control.qemu.cmdline import DiskSpec, VmSpec, lending_path
+from colo_ebpf.control.qemu.cmdline import VmSpec, lending_path
 from colo_ebpf.control.qemu.copy_progress import Advance
 from colo_ebpf.control.qemu.digesting import has_digests
 from colo_ebpf.control.qemu.lending import Lending
 from colo_ebpf.control.qemu.rounds import CHANGES, UNLIKE, OnProgress
+from colo_ebpf.control.qemu.stoppable import in_thread
 from colo_ebpf.errors import NoDigestsError, StorageError
 from colo_ebpf.model import Endpoints, Progress
 from colo_ebpf.storage.preflight import digests_of
 
 if TYPE_CHECKING:
     from colo_ebpf.storage.nbd import ExportAddress
+    from colo_ebpf.storage.verify import Progress as Told
 
 _log = logging.getLogger(__name__)
 
 _TELL_S = 0.05  # not each piece: of holes there are hundreds of thousands a second
 _DIGESTS_LATE_MS = 30_000  # a disk of the peer's that is so slow is better written than read
+
+
+def _at(to: Endpoints, export: str) -> ExportAddress:
+    from colo_ebpf.storage.nbd import ExportAddress
+
+    return ExportAddress(export, to.address, to.nbd_port)
 
 
 class Carrier:
@@ -43,18 +51,16 @@ class Carrier:
         """See `Way`."""
         path = lending_path(self._spec)
         await self._lending.changes(path, self._spec.copied_disks, bitmap)
-        stopped, told = threading.Event(), self._teller(CHANGES, progress)
         try:
-            await asyncio.to_thread(self._copy, bitmap, to, stopped, told)
+            await in_thread(partial(self._copy, bitmap, to, self._teller(CHANGES, progress)))
         finally:
-            stopped.set()
             await self._lending.close(path)
 
     async def take_digests(self, to: Endpoints, *, wanted: bool) -> bool:
         """See `Way`."""
         from colo_ebpf.storage.digests import take
 
-        exports = [self._digests_of(disk, to) for disk in self._spec.copied_disks]
+        exports = [_at(to, digests_of(disk.export)) for disk in self._spec.copied_disks]
         wanted = wanted and has_digests(self._spec)
         try:
             return await asyncio.to_thread(take, exports, wanted, self._spec.qmp_timeout_ms)
@@ -64,14 +70,13 @@ class Carrier:
 
     async def carry_unlike(self, to: Endpoints, progress: OnProgress) -> bool:
         """See `Way`."""
-        stopped, told = threading.Event(), self._teller(UNLIKE, progress)
         try:
-            carried = await asyncio.to_thread(self._copy_unlike, to, stopped, told)
+            carried = await in_thread(
+                partial(self._copy_unlike, to, self._teller(UNLIKE, progress))
+            )
         except NoDigestsError as e:
             _log.warning("%s: %s", self._instance, e)
             return False
-        finally:
-            stopped.set()
         _log.info("%s: %d bytes were unlike", self._instance, carried)
         return True
 
@@ -79,48 +84,31 @@ class Carrier:
         """See `Way`."""
         await self._lending.close(lending_path(self._spec))
 
-    def _digests_of(self, disk: DiskSpec, to: Endpoints) -> ExportAddress:
-        from colo_ebpf.storage.nbd import ExportAddress
-
-        return ExportAddress(digests_of(disk.export), to.address, to.nbd_port)
-
-    def _copy_unlike(
-        self, to: Endpoints, stopped: threading.Event, told: Callable[[int, int], None]
-    ) -> int:
+    def _copy_unlike(self, to: Endpoints, told: Told, stopped: threading.Event) -> int:
         from colo_ebpf.storage.carry import Pace
-        from colo_ebpf.storage.nbd import ExportAddress
         from colo_ebpf.storage.unlike import UnlikeWay, carry_unlike
 
         spec = self._spec
         ways = [
-            UnlikeWay(
-                disk.path,
-                self._digests_of(disk, to),
-                ExportAddress(disk.export, to.address, to.nbd_port),
-            )
+            UnlikeWay(disk.path, _at(to, digests_of(disk.export)), _at(to, disk.export))
             for disk in spec.copied_disks
         ]
         pace = Pace(spec.disk_rate_bytes, stopped)
         return carry_unlike(ways, pace, spec.sync_timeout_ms, _DIGESTS_LATE_MS, told)
 
-    def _copy(
-        self, bitmap: str, to: Endpoints, stopped: threading.Event, told: Callable[[int, int], None]
-    ) -> None:
+    def _copy(self, bitmap: str, to: Endpoints, told: Told, stopped: threading.Event) -> None:
         from colo_ebpf.storage.carry import Pace, carry
         from colo_ebpf.storage.nbd import ExportAddress
 
         here = str(lending_path(self._spec))
         ways = [
-            (
-                ExportAddress(disk.image, path=here),
-                ExportAddress(disk.export, to.address, to.nbd_port),
-            )
+            (ExportAddress(disk.image, path=here), _at(to, disk.export))
             for disk in self._spec.copied_disks
         ]
         pace = Pace(self._spec.disk_rate_bytes, stopped)
         carry(ways, bitmap, pace, self._spec.sync_timeout_ms, told)
 
-    def _teller(self, what: str, progress: OnProgress) -> Callable[[int, int], None]:
+    def _teller(self, what: str, progress: OnProgress) -> Told:
         """What the thread calls."""
         loop, advance = asyncio.get_running_loop(), Advance(self._spec.sync_timeout_ms, boot_ns())
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
+from functools import partial
 
 from colo_ebpf.control.host import access
 from colo_ebpf.control.qemu.cmdline import DiskSpec, VmSpec
 from colo_ebpf.control.qemu.monitor import Monitors
 from colo_ebpf.control.qemu.starter import Starter
+from colo_ebpf.control.qemu.stoppable import in_thread
 from colo_ebpf.errors import ColoError, StorageError
 from colo_ebpf.storage.preflight import digests_of
 
@@ -58,16 +59,13 @@ class Digesting:
     async def _make(self) -> None:
         from colo_ebpf.storage import digests
 
-        stopped = threading.Event()
         try:
             for disk in self._spec.copied_disks:
-                if not await asyncio.to_thread(digests.make, disk.digests, disk.path, stopped):
+                if not await in_thread(partial(digests.make, disk.digests, disk.path)):
                     return
             _log.info("%s: digests of the old images are made", self._instance)
         except StorageError as e:
             _log.warning("%s: the disks will be copied whole: %s", self._instance, e)
-        finally:
-            stopped.set()
 
     async def end(self) -> None:
         """The images are a replica's by now."""
