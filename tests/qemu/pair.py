@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from colo_ebpf.control.qemu.process import QemuMachine
 from colo_ebpf.control.qemu.vm import Qemu
 from colo_ebpf.datapath.net import namespaces, tuntap
 from colo_ebpf.lab.guest import APPEND
-from colo_ebpf.model import VmEvent, VmEventKind, VmRole
+from colo_ebpf.model import Progress, VmEvent, VmEventKind, VmRole
 from tests.capabilities import GUEST
 from tests.netns import enter
 
@@ -117,6 +118,20 @@ async def checkpoint(a: Side, b: Side, *, beside: VmEventKind | None = None) -> 
     assert kinds in [[VmEventKind.STOP, *way, VmEventKind.RESUME] for way in ways]
 
 
+async def take_over(a: Side, b: Side) -> None:
+    """The primary's QEMU dies, and the secondary goes on."""
+    os.kill(a.vm.pid, signal.SIGKILL)
+    await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
+    await b.vm.take_over()
+
+
+async def committed(b: Side) -> None:
+    """After a takeover, until its images are whole; fails the test after 30 s."""
+    async with asyncio.timeout(30):
+        while not await b.vm.overlays_committed():
+            await asyncio.sleep(0.05)
+
+
 class Ledger:
     """Writes to the disks of a side's guest through its ledger (guest/services.c)."""
 
@@ -199,10 +214,18 @@ class Pair:
         await self.pair_up(a, b)
         return a, b
 
-    async def pair_up(self, a: Side, b: Side) -> None:
-        """From a primary that runs and a secondary that was just started."""
-        to = await b.vm.listen()
-        await a.vm.synchronise(to, lambda progress: None)
+    async def pair_up(
+        self,
+        a: Side,
+        b: Side,
+        told: Callable[[Progress], None] = lambda progress: None,
+        *,
+        known: bool = False,
+    ) -> None:
+        """From a primary that runs and a secondary that was just started. `told`: how the disks are
+        copied; `known`: see `Vm.listen`."""
+        to = await b.vm.listen(known=known)
+        await a.vm.synchronise(to, told)
         await a.vm.enter_colo(to, lambda progress: None)
 
     async def start(self, host: str, role: VmRole) -> Side:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from colo_ebpf.lab import ledger
-from colo_ebpf.model import VmEventKind, VmRole
+from colo_ebpf.model import VmRole
 from tests.capabilities import require
 from tests.loop import attach, detach
-from tests.qemu.pair import DISK_BYTES, TEXT, Ledger, Pair, checkpoint, until
+from tests.qemu.pair import DISK_BYTES, TEXT, Ledger, Pair, checkpoint, committed, take_over, until
 from tests.qemu.test_changes import Copied
 from tests.qemu.test_disks import verify
 
@@ -59,20 +59,14 @@ async def test_a_pair_on_block_devices_survives(pair: Pair) -> None:
         await asyncio.to_thread(entries.append, 10)
 
         again = await pair.start("b", VmRole.SECONDARY)  # the remains on its devices are enough
-        to = await again.vm.listen()
-        await a.vm.synchronise(to, copied)
-        await a.vm.enter_colo(to, lambda progress: None)
+        await pair.pair_up(a, again, copied)
         await asyncio.to_thread(entries.append, 50)
         found = await verify(a)
         assert [(one.differences, one.complete) for one in found] == [((), True)] * _DISKS
         await checkpoint(a, again)
 
-        os.kill(a.vm.pid, signal.SIGKILL)
-        await until(lambda: VmEventKind.COLO_EXIT in again.kinds(), "COLO_EXIT")
-        await again.vm.take_over()
-        async with asyncio.timeout(30):
-            while not await again.vm.overlays_committed():
-                await asyncio.sleep(0.05)
+        await take_over(a, again)
+        await committed(again)
         for first, disk in enumerate(again.spec.disks, 1):
             assert disk.path.is_block_device()
             image = disk.path.read_bytes()

@@ -19,7 +19,7 @@ from colo_ebpf.control.qemu.vm import data_generation_of
 from colo_ebpf.errors import QmpError, StorageError, VmError
 from colo_ebpf.model import Progress, VmEventKind, VmRole
 from tests.capabilities import require
-from tests.qemu.pair import DISK_BYTES, Ledger, Pair, Side, checkpoint, until
+from tests.qemu.pair import DISK_BYTES, Ledger, Pair, Side, checkpoint, take_over, until
 from tests.qemu.test_disks import verify
 
 _WHAT_CHANGED = "changes of the disk"
@@ -56,18 +56,16 @@ async def _alone(a: Side, b: Side, entries: Ledger) -> None:
 
 async def _again(pair: Pair, a: Side, copied: Copied) -> Side:
     b = await pair.start("b", VmRole.SECONDARY)
-    to = await b.vm.listen()
-    await a.vm.synchronise(to, copied)
-    await a.vm.enter_colo(to, lambda progress: None)
+    await pair.pair_up(a, b, copied)
     return b
 
 
-async def _equal(a: Side) -> None:
+async def equal(a: Side) -> None:
     found = await verify(a)
     assert [(one.differences, one.complete) for one in found] == [((), True)] * len(found)
 
 
-async def test_only_what_changed_is_copied_and_all_is_equal(tmp_path: Path) -> None:
+async def test_only_what_changed_is_copied_and_all_isequal(tmp_path: Path) -> None:
     pair, entries, copied = Pair(tmp_path, disk_count=2), Ledger(), Copied()
     async with pair as (a, _):
         await pair.face("a")
@@ -76,7 +74,7 @@ async def test_only_what_changed_is_copied_and_all_is_equal(tmp_path: Path) -> N
             await _alone(a, pair.sides[-1], entries)
             again = await _again(pair, a, copied)
             await asyncio.to_thread(entries.append, 20)
-            await _equal(a)
+            await equal(a)
             # QEMU may say up to a second late what the replica that died did not take.
             await checkpoint(a, again, beside=VmEventKind.DISK_BAD)
     assert copied.what == {_WHAT_CHANGED}
@@ -98,7 +96,7 @@ async def test_a_copy_that_breaks_off_loses_no_mark(tmp_path: Path) -> None:
         await a.vm.leave_pair()
         await asyncio.to_thread(entries.append, 20)
         await _again(pair, a, copied)
-        await _equal(a)
+        await equal(a)
     assert copied.what == {_WHAT_CHANGED}
 
 
@@ -125,7 +123,7 @@ async def test_many_changes_are_copied_beside_the_guest(
         writing = asyncio.create_task(asyncio.to_thread(entries.append, 40))
         again = await _again(pair, a, copied)
         await writing
-        await _equal(a)
+        await equal(a)
         await checkpoint(a, again, beside=VmEventKind.DISK_BAD)
     assert _WHAT_CHANGED in copied.what
 
@@ -140,7 +138,7 @@ async def test_a_guest_that_writes_faster_than_it_is_copied_is_copied_whole(
         await asyncio.to_thread(entries.append, 20)
         await _alone(a, b, entries)
         await _again(pair, a, copied)
-        await _equal(a)
+        await equal(a)
     assert copied.what == {_WHAT_CHANGED, "disk"}
 
 
@@ -164,7 +162,7 @@ async def test_a_peer_that_dies_while_changes_are_copied_loses_no_mark(
         await a.vm.leave_pair()
         await asyncio.to_thread(entries.append, 20)
         await _again(pair, a, copied)
-        await _equal(a)
+        await equal(a)
         assert await a.vm.failed_requests() == 0
     assert copied.what == {_WHAT_CHANGED}
 
@@ -185,7 +183,7 @@ async def test_a_daemon_that_dies_while_changes_are_copied_is_in_nobodys_way(
         with pytest.raises(QmpError, match="in use"):
             await bitmaps.drop_rounds()
         await _again(pair, a, copied)
-        await _equal(a)
+        await equal(a)
         assert not await bitmaps.in_rounds()
     assert copied.what == {_WHAT_CHANGED}
 
@@ -200,7 +198,7 @@ async def test_another_image_is_copied_whole(tmp_path: Path) -> None:
         shutil.copyfile(disk.path, disk.path.with_suffix(".new"))
         disk.path.with_suffix(".new").replace(disk.path)
         await _again(pair, a, copied)
-        await _equal(a)
+        await equal(a)
     assert copied.what == {"disk"}
 
 
@@ -208,7 +206,5 @@ async def test_who_has_taken_over_is_no_replica_any_more(tmp_path: Path) -> None
     pair = Pair(tmp_path)
     async with pair as (a, b):
         assert data_generation_of(b.spec).replicas() == (b.vm.instance,)
-        os.kill(a.vm.pid, signal.SIGKILL)
-        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-        await b.vm.take_over()
+        await take_over(a, b)
         assert data_generation_of(b.spec).replicas() == ()

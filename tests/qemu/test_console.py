@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from pathlib import Path
 
 import pytest
 
 from colo_ebpf.control.qemu import cmdline
-from colo_ebpf.model import VmEventKind, VmRole
+from colo_ebpf.model import VmRole
 from tests.capabilities import require
-from tests.qemu.pair import Pair, until
+from tests.qemu.pair import Pair, take_over, until
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +39,5 @@ async def test_a_console_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> N
         for side in (a, b):
             _, writer = await asyncio.open_unix_connection(str(cmdline.console_path(side.spec)))
             writer.write(b"x" * 4096)
-        os.kill(a.vm.pid, signal.SIGKILL)
-        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-        await b.vm.take_over()
+        await take_over(a, b)
         assert await b.vm.running()

@@ -14,11 +14,11 @@ import pytest
 
 from colo_ebpf.errors import StorageError
 from colo_ebpf.lab import ledger
-from colo_ebpf.model import LentImage, Progress, VmEventKind, VmRole
+from colo_ebpf.model import LentImage, Progress, VmRole
 from colo_ebpf.storage.nbd import Connection, ExportAddress
 from colo_ebpf.storage.verify import CHUNK_BYTES, IN_FLIGHT, Comparison, Range, compare
 from tests.capabilities import require
-from tests.qemu.pair import TEXT, Ledger, Pair, Side, checkpoint, until
+from tests.qemu.pair import TEXT, Ledger, Pair, Side, checkpoint, committed, take_over
 
 _TIMEOUT_MS = 20_000
 
@@ -69,12 +69,8 @@ async def test_two_disks_are_replicated_compared_and_survive(tmp_path: Path) -> 
         assert [(one.differences, one.complete) for one in found] == [((), True)] * 2
         assert all(0 < one.read_bytes < one.size_bytes for one in found)
         await checkpoint(a, b)
-        os.kill(a.vm.pid, signal.SIGKILL)
-        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-        await b.vm.take_over()
-        async with asyncio.timeout(30):
-            while not await b.vm.overlays_committed():
-                await asyncio.sleep(0.05)
+        await take_over(a, b)
+        await committed(b)
         for first, disk in enumerate(b.spec.disks, 1):
             assert holds(disk.path.read_bytes(), range(first, 201, 2)), disk
 

@@ -13,9 +13,9 @@ import pytest
 
 from colo_ebpf.control.qemu.cmdline import VIRTIO_BLK, VIRTIO_SCSI, Hardware, VmSpec, vnc_path
 from colo_ebpf.errors import AttachError, VmError
-from colo_ebpf.model import VmEventKind, VmRole
+from colo_ebpf.model import VmRole
 from tests.capabilities import require
-from tests.qemu.pair import Ledger, Pair, checkpoint, until
+from tests.qemu.pair import Ledger, Pair, checkpoint, committed, take_over
 from tests.qemu.test_disks import holds, verify
 
 
@@ -35,9 +35,7 @@ async def test_it_outlives_the_primary(tmp_path: Path) -> None:
     async with Pair(tmp_path, change=_all_of_it) as (a, b):
         assert all(vnc_path(side.spec).is_socket() for side in (a, b))
         await checkpoint(a, b)
-        os.kill(a.vm.pid, signal.SIGKILL)
-        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-        await b.vm.take_over()
+        await take_over(a, b)
         assert await b.vm.running()
 
 
@@ -82,12 +80,8 @@ async def test_a_scsi_disk_a_cd_rom_and_queues_outlive_the_primary(tmp_path: Pat
         await asyncio.to_thread(entries.append, 10)
         await checkpoint(a, b)
         assert [use.disk for use in b.vm.overlay_use()] == [0]
-        os.kill(a.vm.pid, signal.SIGKILL)
-        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-        await b.vm.take_over()
-        async with asyncio.timeout(30):
-            while not await b.vm.overlays_committed():
-                await asyncio.sleep(0.05)
+        await take_over(a, b)
+        await committed(b)
         await pair.face("b")
         await asyncio.to_thread(entries.append, 10)
         assert holds(b.spec.disks[0].path.read_bytes(), range(1, 61))

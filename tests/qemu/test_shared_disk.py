@@ -24,7 +24,17 @@ from colo_ebpf.storage.nbd import Connection, ExportAddress
 from colo_ebpf.storage.sample import Sampling
 from colo_ebpf.storage.verify import Comparison, Range
 from tests.capabilities import require
-from tests.qemu.pair import DISK_BYTES, TEXT, Ledger, Pair, Side, checkpoint, until
+from tests.qemu.pair import (
+    DISK_BYTES,
+    TEXT,
+    Ledger,
+    Pair,
+    Side,
+    checkpoint,
+    committed,
+    take_over,
+    until,
+)
 from tests.qemu.test_disks import both
 
 OLD, NEW, OTHER, LATER = 0x11, 0x22, 0x33, 0x44
@@ -93,12 +103,8 @@ async def _seen(reader: Connection, at: int) -> set[int]:
 
 async def _take_over(a: Side, b: Side) -> None:
     """Until the disk is whole."""
-    os.kill(a.vm.pid, signal.SIGKILL)
-    await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-    await b.vm.take_over()
-    async with asyncio.timeout(30):
-        while not await b.vm.overlays_committed():
-            await asyncio.sleep(0.05)
+    await take_over(a, b)
+    await committed(b)
     assert not any(path.exists() for one in b.spec.disks for path in one.overlays)
 
 

@@ -4,19 +4,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from pathlib import Path
 
 import pytest
 
 from colo_ebpf.control.qemu import carrier, resync
 from colo_ebpf.control.qemu.rounds import CHANGES, UNLIKE
-from colo_ebpf.model import VmEventKind, VmRole
+from colo_ebpf.model import VmRole
 from colo_ebpf.storage import digests
 from tests.capabilities import require
-from tests.qemu.pair import DISK_BYTES, Ledger, Pair, Side, checkpoint, until
-from tests.qemu.test_changes import Copied, verify
+from tests.qemu.pair import DISK_BYTES, Ledger, Pair, Side, checkpoint, committed, take_over
+from tests.qemu.test_changes import Copied, equal
 
 _ALL = "disk"
 
@@ -34,12 +32,8 @@ async def _taken_over(pair: Pair, a: Side, b: Side) -> Ledger:
     await checkpoint(a, b)
     lost.count = entries.count
     await asyncio.to_thread(lost.append, 30)
-    os.kill(a.vm.pid, signal.SIGKILL)
-    await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-    await b.vm.take_over()
-    async with asyncio.timeout(30):
-        while not await b.vm.overlays_committed():
-            await asyncio.sleep(0.05)
+    await take_over(a, b)
+    await committed(b)
     await pair.face("b")
     await asyncio.to_thread(entries.append, 10)
     return entries
@@ -47,15 +41,8 @@ async def _taken_over(pair: Pair, a: Side, b: Side) -> Ledger:
 
 async def _again(pair: Pair, b: Side, copied: Copied, *, known: bool = True) -> Side:
     a = await pair.start("a", VmRole.SECONDARY)
-    to = await a.vm.listen(known=known)
-    await b.vm.synchronise(to, copied)
-    await b.vm.enter_colo(to, lambda progress: None)
+    await pair.pair_up(b, a, copied, known=known)
     return a
-
-
-async def _equal(side: Side) -> None:
-    found = await verify(side)
-    assert [(one.differences, one.complete) for one in found] == [((), True)] * len(found)
 
 
 def _unlike_bytes(caplog: pytest.LogCaptureFixture) -> int:
@@ -75,7 +62,7 @@ async def test_after_a_takeover_only_what_is_unlike_is_copied(
         writing = asyncio.create_task(asyncio.to_thread(entries.append, 40))
         again = await _again(pair, b, copied)
         await writing
-        await _equal(b)
+        await equal(b)
         await checkpoint(b, again)
         assert not any(disk.digests.exists() for disk in again.spec.disks)
         left = await again.vm._qmp.run("query-block-exports")
@@ -94,7 +81,7 @@ async def test_digests_that_are_not_made_are_not_waited_for(
     async with pair as (a, b):
         await _taken_over(pair, a, b)
         again = await _again(pair, b, copied)
-        await _equal(b)
+        await equal(b)
         await checkpoint(b, again)
     assert copied.what == {UNLIKE, _ALL}
 
@@ -104,7 +91,7 @@ async def test_a_host_that_is_new_is_copied_whole(tmp_path: Path) -> None:
     async with pair as (a, b):
         await _taken_over(pair, a, b)
         await _again(pair, b, copied, known=False)
-        await _equal(b)
+        await equal(b)
     assert copied.what == {_ALL}
 
 
@@ -112,8 +99,6 @@ async def test_digests_that_a_daemon_left_delay_no_takeover(tmp_path: Path) -> N
     pair = Pair(tmp_path)
     async with pair as (a, b):
         await b.vm._disks.digests.offer()
-        os.kill(a.vm.pid, signal.SIGKILL)
-        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-        await b.vm.take_over()
+        await take_over(a, b)
         assert await b.vm._qmp.run("query-block-exports") == []
         assert not b.spec.disks[0].digests.exists()

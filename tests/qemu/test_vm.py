@@ -23,7 +23,18 @@ from colo_ebpf.datapath.net import netdev
 from colo_ebpf.errors import StorageError, VmError
 from colo_ebpf.model import Settled, VmEventKind, VmRole
 from tests.capabilities import require
-from tests.qemu.pair import GUEST_ADDRESS, LIFE, Ledger, Pair, Side, checkpoint, spec_of, until
+from tests.qemu.pair import (
+    GUEST_ADDRESS,
+    LIFE,
+    Ledger,
+    Pair,
+    Side,
+    checkpoint,
+    committed,
+    spec_of,
+    take_over,
+    until,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +47,10 @@ async def test_checkpoints_then_the_secondary_takes_over(tmp_path: Path) -> None
         for _ in range(3):
             await checkpoint(a, b)
         assert b.vm.settled() is Settled.NEW
-        os.kill(a.vm.pid, signal.SIGKILL)
-        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-        await b.vm.take_over()
+        await take_over(a, b)
         await b.vm.announce()
         assert await b.vm.running()
-        async with asyncio.timeout(30):
-            while not await b.vm.overlays_committed():
-                await asyncio.sleep(0.05)
+        await committed(b)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
@@ -55,13 +62,9 @@ async def test_a_stranger_at_the_disks_port_delays_no_takeover(
         await checkpoint(a, b)
         strangers = [socket.create_connection((address, b.spec.nbd_port)) for _ in range(2)]
         assert strangers[0].recv(8) == b"NBDMAGIC", "the server has begun to talk"
-        os.kill(a.vm.pid, signal.SIGKILL)
-        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-        await b.vm.take_over()
+        await take_over(a, b)
         assert await b.vm.running()
-        async with asyncio.timeout(30):
-            while not await b.vm.overlays_committed():
-                await asyncio.sleep(0.05)
+        await committed(b)
         assert await b.vm.running(), "QEMU answers"
         for one in strangers:
             while one.recv(100):
@@ -132,9 +135,7 @@ async def test_the_overlays_are_merged_when_it_says_so(tmp_path: Path) -> None:
         await checkpoint(a, b)
         await pair.face("b")
         await asyncio.to_thread(Ledger().append, 5_000)
-        os.kill(a.vm.pid, signal.SIGKILL)
-        await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-        await b.vm.take_over()
+        await take_over(a, b)
         while not await b.vm.overlays_committed():
             pass
         assert not _open_overlays(b)
@@ -280,9 +281,7 @@ def _talk(address: str) -> bytes:
 
 
 async def _takes_over_and_answers(a: Side, b: Side) -> None:
-    os.kill(a.vm.pid, signal.SIGKILL)
-    await until(lambda: VmEventKind.COLO_EXIT in b.kinds(), "COLO_EXIT")
-    await b.vm.take_over()
+    await take_over(a, b)
     await asyncio.to_thread(netdev.add_address, "tapb", "192.168.77.1", 24)
     assert await asyncio.to_thread(_talk, "192.168.77.10") == b"are you there?"
 
