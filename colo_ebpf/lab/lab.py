@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -34,6 +34,7 @@ from colo_ebpf.lab.topology import (
 
 Say = Callable[[str], None]
 PROTECT_S = 180.0
+DAEMON = (sys.executable, "-m", "colo_ebpf.cli.main")
 _POLL_S = 0.1
 _BECOMES_S = 0.005
 _PIECE_BYTES = 1 << 20
@@ -151,17 +152,21 @@ class Lab:
         with place.disk.open("wb") as file:
             file.truncate(guest.disk_bytes)
 
-    def start_daemon(self, place: Place) -> None:
-        """As the systemd unit does, in the host's network namespace; with the code of this lab."""
+    def start_daemon(
+        self, place: Place, command: Sequence[str] = DAEMON
+    ) -> subprocess.Popen[bytes]:
+        """As the systemd unit does, in the host's network namespace; with the code of this lab.
+
+        `command`: what takes the words `run --config FILE`. Back when the daemon is seen in its
+        namespace, or has ended.
+        """
         if self.keeper and not self.vm and not all_pins(place.bpffs).exists():
             self.keeper.lend(place)
         with place.log.open("ab") as log:
             process = subprocess.Popen(
                 [
-                    "nsenter",
-                    f"--net=/run/netns/{place.namespace}",
-                    sys.executable,
-                    *("-m", "colo_ebpf.cli.main", "run", "--config", str(place.config)),
+                    *("nsenter", f"--net=/run/netns/{place.namespace}"),
+                    *(*command, "run", "--config", str(place.config)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -173,6 +178,7 @@ class Lab:
             )
         while process.poll() is None and process.pid not in daemons_of(place):
             time.sleep(_BECOMES_S)  # until nsenter is in the namespace, and the daemon
+        return process
 
     # -- look ----------------------------------------------------------------------------
 

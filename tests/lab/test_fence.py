@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -39,18 +38,7 @@ class _Fenced:
 
     def start(self, place: Place) -> None:
         """A daemon that knows the toy device."""
-        with place.log.open("ab") as log:
-            subprocess.Popen(
-                [
-                    *("nsenter", f"--net=/run/netns/{place.namespace}", sys.executable),
-                    *(str(_DAEMON), "run", "--config", str(place.config)),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd="/",
-            )
+        self.lab.start_daemon(place, (sys.executable, str(_DAEMON)))
 
     def configure(self, place: Place) -> None:
         """Both tables, before the daemon starts."""

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import configparser
-import os
 import socket
 import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from colo_ebpf.control.host.capabilities import Capability
 from colo_ebpf.lab import processes
 from colo_ebpf.lab.guest import Wanted, choose
-from colo_ebpf.lab.lab import Lab
+from colo_ebpf.lab.lab import DAEMON, Lab
 from colo_ebpf.lab.topology import Place
 from tests.capabilities import ROOT, require
 from tests.lab import clean
@@ -35,25 +34,19 @@ def _service() -> configparser.SectionProxy:
 class UnitLab(Lab):
     """A lab whose daemons have what the unit gives them, and no more."""
 
-    def start_daemon(self, place: Place) -> None:
+    keeper = None  # they load and verify
+
+    def start_daemon(
+        self, place: Place, command: Sequence[str] = DAEMON
+    ) -> subprocess.Popen[bytes]:
         """As systemd would."""
-        service = _service()
-        names = service["CapabilityBoundingSet"].lower().replace("cap_", "+").split()
-        capabilities = ",".join(["-all", *names])
-        with place.log.open("ab") as log:
-            subprocess.Popen(
-                [
-                    *("nsenter", f"--net=/run/netns/{place.namespace}"),
-                    *("setpriv", "--no-new-privs", f"--bounding-set={capabilities}", "--"),
-                    *(sys.executable, "-m", "colo_ebpf.cli.main", "run"),
-                    *("--config", str(place.config)),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, "NOTIFY_SOCKET": _notify(place), "WATCHDOG_USEC": "5000000"},
-            )
+        names = _service()["CapabilityBoundingSet"].lower().replace("cap_", "+").split()
+        bounds = f"--bounding-set={','.join(['-all', *names])}"
+        self.environment[place.host] = {
+            "NOTIFY_SOCKET": _notify(place),
+            "WATCHDOG_USEC": "5000000",
+        }
+        return super().start_daemon(place, ("setpriv", "--no-new-privs", bounds, "--", *command))
 
 
 def _notify(place: Place) -> str:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -23,7 +22,6 @@ from colo_ebpf.lab.workload import LEDGER, PATIENCE_S, until_serving
 from tests.capabilities import require
 from tests.lab import clean, cli
 
-_CODE = Path(__file__).parents[2]
 _SLOW = """
 import asyncio, sys
 from colo_ebpf.cli.main import main
@@ -160,18 +158,7 @@ def test_a_restart_under_load_loses_no_connection_and_no_protection(pair: Lab, r
 
 def _run(lab: Lab, host: str, program: str) -> subprocess.Popen[bytes]:
     """Another daemon than the lab's own."""
-    place = lab.places[host]
-    enter = ["nsenter", f"--net=/run/netns/{place.namespace}", sys.executable]
-    with place.log.open("ab") as log:
-        return subprocess.Popen(
-            [*enter, "-c", program, "run", "--config", str(place.config)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(_CODE)},
-            cwd="/",
-        )
+    return lab.start_daemon(lab.places[host], (sys.executable, "-c", program))
 
 
 @pytest.mark.parametrize("role", ["primary", "secondary"])
