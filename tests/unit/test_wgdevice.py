@@ -54,6 +54,17 @@ def test_a_program_that_does_not_start_is_told(
         namespace(lambda: wgdevice.set_up(_ENDS, 1500))
 
 
+def test_the_program_goes_before_vms(namespace: Callable[..., object]) -> None:
+    """As found: sixteen emulated VMs on two processors left it so little that no pair was made."""
+    try:
+        namespace(lambda: wgdevice.set_up(_ENDS, 1500))
+        words = f"{wgdevice.PROGRAM}\0{_ENDS.device}\0".encode()
+        found = [p for p in Path("/proc").glob("[0-9]*") if words in (p / "cmdline").read_bytes()]
+        assert [os.getpriority(os.PRIO_PROCESS, int(p.name)) for p in found] == [-10]
+    finally:
+        namespace(lambda: wgdevice.remove(_ENDS))
+
+
 def test_a_device_of_somebody_elses_is_left_alone(namespace: Callable[..., object]) -> None:
     namespace(lambda: bridges.create(_ENDS.device))
     with pytest.raises(AttachError, match="no device of WireGuard: remove it"):
