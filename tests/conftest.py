@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What may run side by side; and nothing that the tests made may be left when they end.
 
-`make test` gives each file to a worker (pytest-xdist, `tests/workers.py`). Labs have names of their
-own, so that files do not meet.
+`make test` gives each file to one of two workers (pytest-xdist). Labs have names of their own, so
+that files do not meet.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import pytest
 
 from tests import qemu_choice
 
+_TOGETHER = {  # by directory: they use fixed ports, or share rigs
+    "qemu": "qemu",
+    "bpf": "rigs",
+    "model": "rigs",
+}
 _BEFORE = pytest.StashKey[set[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The QEMU that was asked for; workers inherit it."""
-    if hasattr(config, "workerinput"):
-        from tests.workers import step_back
-
-        step_back(config.workerinput)
     program = os.environ.pop(qemu_choice.VARIABLE, "")
     if not program:
         return
@@ -77,7 +78,12 @@ def _all_there_is() -> set[str]:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A worker is given a file at a time, or all of those that belong together."""
-    from tests.workers import ByFile
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0])
+            return _TOGETHER.get(file.parent.name, str(file))
 
     return ByFile(config, log)
 
