@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     args = parser(words).parse_args(words)
     try:
-        if "config" in args:  # a verb for one VM
+        if "config" in args and not getattr(args, "all", False):  # a verb for one VM
             args.config = vms.locate(args.config, args.vm, vms.DIRECTORY)
         return int(args.verb(args))
     except ColoError as e:

@@ -141,6 +141,7 @@ def parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
     failover.add_argument("--force", action="store_true", required=True, help="required")
     _of_generation(failover)
     failover.set_defaults(verb=verbs.do_failover)
+    _forget_verb(subparsers, located)
     _config_verbs(subparsers, common)
     _import_verbs(subparsers, common)
     _key_verbs(subparsers, located)
@@ -296,6 +297,20 @@ def _pause_verbs(
     )
     _of_directory(drain)
     drain.set_defaults(verb=verbs.do_drain)
+
+
+def _forget_verb(subparsers: Any, located: argparse.ArgumentParser) -> None:
+    forget = subparsers.add_parser(
+        "forget",
+        parents=[located],
+        help="take away what the daemon made on this host: devices, rules, maps, notes",
+    )
+    forget.add_argument("--all", action="store_true", help="of all VMs that do not run here")
+    forget.add_argument(
+        "--keep-notes", action="store_true", help="but for the history, and what a start goes by"
+    )
+    _of_directory(forget)
+    forget.set_defaults(verb=verbs.do_forget)
 
 
 def _import_verbs(subparsers: Any, common: argparse.ArgumentParser) -> None:

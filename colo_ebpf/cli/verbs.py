@@ -202,6 +202,14 @@ def do_drain(args: argparse.Namespace) -> int:
     return Exit.DONE
 
 
+def do_forget(args: argparse.Namespace) -> int:
+    from colo_ebpf.cli import forget
+
+    done = forget.run(args, confirm)
+    _show(args, [one.plain() for one in done], forget.readable)
+    return Exit.FAILED if any(one.why for one in done) else Exit.DONE
+
+
 def do_resume(args: argparse.Namespace) -> int:
     now = planned.pause(_socket(args), "resume", args.timeout)
     _show(args, now, planned.readable_pause)

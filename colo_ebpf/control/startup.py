@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 _LOADING_S = 600  # to compile and verify, on a host that is slow or busy: more than a unit allows
 
 
-def _lock(run_dir: Path) -> IO[str]:
+def lock(run_dir: Path) -> IO[str]:
     """One daemon per run directory, for as long as the file stays open."""
     path = run_dir / "daemon.lock"
     try:
@@ -96,7 +96,7 @@ def serve(config: Config) -> None:
 
 def _serve_with(config: Config, starter: Starter) -> None:
     settings.key_ring(config)
-    lock = _lock(Path(config.host.run_dir))
+    held = lock(Path(config.host.run_dir))
     try:
         _make_state_dir(Path(config.host.state_dir))
         settings.watchdog(config).check()
@@ -113,7 +113,7 @@ def _serve_with(config: Config, starter: Starter) -> None:
         _realtime(config.start.realtime_priority)
         _serve(config, plane, starter, security)
     finally:
-        lock.close()
+        held.close()
 
 
 def _load(config: Config, starter: Starter, security: Security) -> DataPlane:

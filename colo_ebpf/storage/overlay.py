@@ -40,6 +40,32 @@ def claim(directory: Path, vm: str) -> None:
         )
 
 
+def release(directory: Path, vm: str, overlays: Iterable[Path] = ()) -> bool:
+    """The directory is nobody's any more; whether it was this VM's, and is gone. `overlays`: the
+    files there that nobody needs. With anything else in it, it stays the VM's.
+
+    Raises StorageError if a file cannot be removed.
+    """
+    mark = directory / _OWNER
+    try:
+        if not mark.exists() or mark.read_text().strip() != vm:
+            return False
+        for path in overlays:
+            path.unlink(missing_ok=True)
+        if holds(directory):
+            return False
+        mark.unlink()
+        directory.rmdir()
+    except OSError as e:
+        raise StorageError(f"overlay-dir {directory}: {e.strerror}") from e
+    return True
+
+
+def holds(directory: Path) -> bool:
+    """Whether anything but the mark is there."""
+    return directory.is_dir() and any(path.name != _OWNER for path in directory.iterdir())
+
+
 def _place(mark: Path, vm: str) -> None:
     """All at once: of two VMs that begin together one finds the other's name."""
     make_passable(mark.parent)

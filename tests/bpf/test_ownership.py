@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from colo_ebpf.datapath.net import delay_line, netdev, ownership, vxlan
+from colo_ebpf.datapath import removal
+from colo_ebpf.datapath.bpf.loader import pin_directory
+from colo_ebpf.datapath.net import delay_line, netdev, ownership, tuntap, vxlan
 from colo_ebpf.datapath.plane import DataPlane
 from colo_ebpf.datapath.spec import PlaneNic, PlaneSpec
 from colo_ebpf.errors import AttachError
@@ -145,6 +148,28 @@ def test_a_port_that_another_tunnel_has_is_told_with_its_owner(rig: Rig) -> None
         s.bind(("0.0.0.0", 4795))
         with pytest.raises(AttachError, match=r"another program \(ss -ulpn sport = :4795\)"):
             vxlan.create("vx9", 4795, 1500)
+
+
+def test_of_a_vm_that_is_forgotten_nothing_is_left_and_another_does_not_notice(rig: Rig) -> None:
+    before, spec = _attached(), _spec(rig)
+    plane = DataPlane.open(spec)
+    asyncio.run(plane.prepare())
+    plane.close()
+    made = {"tapu", "vx9", "vx9-in", "vx9-out"}
+    assert all(netdev.exists(device) for device in made)
+    tap = tuntap.open_tap("tapu")
+    try:
+        with pytest.raises(AttachError, match="VM second runs here: its QEMU has tapu open"):
+            removal.remove(spec)
+    finally:
+        os.close(tap)
+    pins = pin_directory(spec.bpffs, "second")
+    assert set(removal.remove(spec)) == made | {str(pins)}
+    assert not any(netdev.exists(device) for device in made)
+    assert not pins.exists()
+    assert removal.remove(spec) == []
+    assert _attached() == before
+    assert {ownership.owner(device) for device in DEVICES} == {"t"}
 
 
 def test_no_two_tunnels_share_a_delay_line() -> None:

@@ -38,7 +38,7 @@ def test_one_of_an_earlier_daemon_is_opened_and_what_is_above_it_is_not(tmp_path
 
 
 def test_the_directories_of_a_vm_are_passable(tmp_path: Path) -> None:
-    startup._lock(tmp_path / "run").close()
+    startup.lock(tmp_path / "run").close()
     overlay.claim(tmp_path / "overlays", "web")
     image.make_overlays((tmp_path / "more" / "active.qcow2",), 1 << 20)
     assert {_mode(tmp_path / name) for name in ("run", "overlays", "more")} == {0o711}

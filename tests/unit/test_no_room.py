@@ -154,7 +154,7 @@ def _owner(directory: Path) -> Do:
 
 def _lock(directory: Path) -> Do:
     (directory / "daemon.lock").touch()
-    return lambda: startup._lock(directory).close()
+    return lambda: startup.lock(directory).close()
 
 
 _ALL = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from colo_ebpf.errors import StorageError
-from colo_ebpf.storage.overlay import claim
+from colo_ebpf.storage.overlay import claim, release
 
 
 def test_a_second_vm_is_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -37,3 +37,22 @@ def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"overlay-dir .*: File exists"):
         claim(tmp_path / "file", "web")
+
+
+def test_a_directory_that_is_given_back_is_free_for_others(tmp_path: Path) -> None:
+    directory = tmp_path / "web"
+    claim(directory, "web1")
+    assert not release(directory, "web2")
+    assert release(directory, "web1")
+    assert not directory.exists()
+    assert not release(directory, "web1")
+    claim(directory, "web2")
+
+
+def test_overlays_may_hold_what_a_disk_lacks(tmp_path: Path) -> None:
+    claim(tmp_path, "web")
+    (tmp_path / "active0.qcow2").touch()
+    assert not release(tmp_path, "web")
+    assert {path.name for path in tmp_path.iterdir()} == {"active0.qcow2", "colo-ebpf.owner"}
+    assert release(tmp_path, "web", [tmp_path / "active0.qcow2", tmp_path / "hidden0.qcow2"])
+    assert not tmp_path.exists()

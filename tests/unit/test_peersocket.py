@@ -166,3 +166,9 @@ def test_of_this_host_only_root_and_qemu_reach_the_peers_qemu(peer: str) -> None
     assert _tries(far, _PORTS[0], 0, "udp") == ""
     assert "Permission denied" in _tries(far, _PORTS[0], 70_012, "udp")
     assert _tries(far, _PORTS[0], 70_012) == ""
+    namespaces.run_in(_NS, lambda: callers.anyone(far, _PORTS))
+    assert _tries(far, _PORTS[0], 70_012) == ""
+    assert len(_rules(far)) == 3, "another's rules, and what they jump to"
+    for _ in range(2):
+        namespaces.run_in(_NS, lambda: callers.anyone(far, _PORTS[:1], callers.UDP))
+    assert _rules(far) == []

@@ -70,6 +70,21 @@ def only(users: Sequence[int], peer: str, ports: Sequence[int], protocol: int = 
         raise AttachError(f"rules for who may connect to {peer}: {e.args[-1]}") from e
 
 
+def anyone(peer: str, ports: Sequence[int], protocol: int = TCP) -> None:
+    """Takes back what `only` said of these ports. AttachError if the kernel refuses."""
+    try:
+        with IPRoute() as ipr:
+            ours = _ours(ipr, peer)
+            about = [one for one in ours if _about(one, peer, ports, protocol)]
+            left = [one for one in ours if one not in about]
+            if all(one.get_attr("FRA_PRIORITY") == _ON for one in left):
+                about += left  # no other VM's rule jumps there
+            for one in about:
+                _remove(ipr, one)
+    except NetlinkError as e:
+        raise AttachError(f"rules for who may connect to {peer}: {e.args[-1]}") from e
+
+
 def _add(ipr: Any, rule: dict[str, Any]) -> None:
     try:
         ipr.rule("add", **rule)

@@ -60,6 +60,14 @@ def drop_outdated(vm: str, taps: Mapping[str, int], link_device: str, port: int)
             netdev.remove(tap)
 
 
+def drop(vm: str, taps: Sequence[str], link_device: str) -> list[str]:
+    """All of the VM's devices. Returns the names of those that were there."""
+    there = [one for one in (*taps, link_device, *delay_line.names(link_device)) if _is_of(vm, one)]
+    for ifname in there:
+        netdev.remove(ifname)
+    return there
+
+
 def _is_of(vm: str, ifname: str) -> bool:
     return netdev.exists(ifname) and owner(ifname) == vm
 
