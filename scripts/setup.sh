@@ -32,7 +32,7 @@ packages=(
 )
 case ${1:-} in
 bench) packages+=(apache2-utils chromium curl libpq5 openssh-client redis-tools) ;;
-deb-test) packages+=(debootstrap lintian openssh-client) ;;
+deb-test) packages+=(debootstrap lintian openssh-client systemd-container) ;;
 esac
 
 missing=()

@@ -66,6 +66,11 @@ def _debootstrap() -> str:
     return "" if shutil.which("debootstrap", path=path) else "debootstrap is not installed"
 
 
+def _nspawn() -> str:
+    found = shutil.which("systemd-nspawn")
+    return "" if found else "systemd-nspawn is not installed (package systemd-container)"
+
+
 def _lintian() -> str:
     return "" if shutil.which("lintian") else "lintian is not installed"
 
@@ -143,6 +148,7 @@ _PROBES: dict[str, Callable[[], str]] = {
     "virsh": _virsh,
     "debootstrap": _debootstrap,
     "lintian": _lintian,
+    "nspawn": _nspawn,
     "chromium": _chromium,
 }
 

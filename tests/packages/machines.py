@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Two machines with Debian's own kernel and systemd, which QEMU emulates, in a namespace of ours.
 
-They are hosts a and b: a link between them, a management network with etcd, and the clients'
-network. The namespace has the middle address of the last two. A machine is ten to fifteen times
+They are hosts a and b. A machine is ten to fifteen times
 slower than the host that emulates it.
 """
 
@@ -14,18 +13,18 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from tests.packages import middle
 from tests.packages.fresh import Fresh
 
 NAMESPACE = "colotm"
-GUEST = "203.0.113.10"
+GUEST = f"{middle.CLIENTS}.10"
 HOSTS = {"a": 1, "b": 2}
-_NETWORKS = {"lnk": 1700, "mgt": 1500, "cli": 1500}
-_ETCD = "http://198.51.100.254:2379"
 _BOOTS_S = 600.0
 _LOOK_S = 5.0
 _RECOMMENDED = "python3-prometheus-client"  # by the packages; apt installs it for a user
@@ -112,7 +111,7 @@ def config_of(host: str) -> str:
         peer=peer,
         ours=HOSTS[host],
         theirs=HOSTS[peer],
-        etcd=_ETCD,
+        etcd=middle.ETCD,
         role="primary" if host == "a" else "secondary",
     )
 
@@ -198,7 +197,7 @@ class Machine:
             *("-append", f"{kernel} no_timer_check colo.number={number}"),
             *("-drive", f"file={disk},if=virtio,cache=unsafe"),
         ]
-        for place, (net, mtu) in enumerate(_NETWORKS.items()):
+        for place, (net, mtu) in enumerate(middle.MTUS.items()):
             tap = f"tap,id=n{place},ifname={net}{self.name},script=no,downscript=no"
             card = f"virtio-net,netdev=n{place},mac=02:00:00:00:0{place}:0{number},host_mtu={mtu}"
             argv += ["-netdev", tap, "-device", card]
@@ -250,34 +249,9 @@ class Machine:
 
 @contextmanager
 def network(directory: Path) -> Iterator[None]:
-    """The namespace with its bridges, a tap for each card, and etcd."""
-    with ExitStack() as made:
-        _run("ip", "netns", "add", NAMESPACE, check=True)
-        made.callback(_run, "ip", "netns", "delete", NAMESPACE)
-        for name, mtu in _NETWORKS.items():
-            _ip("link", "add", name, "type", "bridge")
-            for host in HOSTS:
-                _ip("tuntap", "add", f"{name}{host}", "mode", "tap")
-                _ip("link", "set", f"{name}{host}", "master", name, "mtu", str(mtu), "up")
-            _ip("link", "set", name, "mtu", str(mtu), "up")
-        _ip("link", "set", "lo", "up")
-        _ip("address", "add", "198.51.100.254/24", "dev", "mgt")
-        _ip("address", "add", "203.0.113.254/24", "dev", "cli")
-        with (directory / "etcd.log").open("wb") as log:
-            etcd = subprocess.Popen(
-                [
-                    *("ip", "netns", "exec", NAMESPACE, "etcd", "--data-dir", directory / "etcd"),
-                    *("--listen-client-urls", _ETCD, "--advertise-client-urls", _ETCD),
-                    *("--listen-peer-urls", "http://127.0.0.1:2380"),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        made.callback(etcd.wait)
-        made.callback(etcd.kill)
+    """The networks, and a tap for each card of the machines."""
+    with middle.networks(NAMESPACE, directory):
+        for name, host in product(middle.MTUS, HOSTS):
+            middle.ip(NAMESPACE, "tuntap", "add", f"{name}{host}", "mode", "tap")
+            middle.plug(NAMESPACE, name, f"{name}{host}")
         yield
-
-
-def _ip(*words: str) -> None:
-    _run("ip", "-n", NAMESPACE, *words, check=True)
