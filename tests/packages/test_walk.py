@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -150,6 +151,8 @@ def hosts() -> Iterator[dict[str, Container]]:
         with ExitStack() as made:
             _make(roots["a"], package)
             subprocess.run(["cp", "-a", roots["a"], roots["b"]], check=True)
+            for root in roots.values():  # of which udev makes MAC addresses
+                (root / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
             made.enter_context(middle.networks(NAMESPACE, directory))
             binds = {"/usr/lib/colo-ebpf/build": ROOT / "build"}  # for the kernel's headers
             on = {host: Container(host, root, binds) for host, root in roots.items()}
