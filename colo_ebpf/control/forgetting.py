@@ -13,6 +13,7 @@ from pathlib import Path
 from colo_ebpf.config.schema import Config
 from colo_ebpf.control import settings, startup
 from colo_ebpf.control.decision.record import Disk, Record, host_of
+from colo_ebpf.control.state.history import FILE as HISTORY
 from colo_ebpf.control.state.inconsistent import InconsistentImages
 from colo_ebpf.datapath import removal
 from colo_ebpf.datapath.net import xfrm
@@ -20,7 +21,7 @@ from colo_ebpf.datapath.net.tunnel import Security
 from colo_ebpf.errors import ControlError, StorageError
 from colo_ebpf.storage import overlay
 
-_NOTES = ("generation", "history.jsonl", "pause")  # in the state directory
+_NOTES = ("generation", HISTORY, "pause")  # in the state directory
 _SEALS = (Security.NONE, Security.WIREGUARD)  # each has other addresses
 
 

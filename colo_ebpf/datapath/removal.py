@@ -7,11 +7,9 @@ while a VM runs on one of the taps.
 
 from __future__ import annotations
 
-import shutil
-
 from colo_ebpf.datapath import upgrade
 from colo_ebpf.datapath.bpf.loader import pin_directory
-from colo_ebpf.datapath.net import callers, ownership, tcx, tuntap
+from colo_ebpf.datapath.net import callers, ownership, tuntap
 from colo_ebpf.datapath.spec import PlaneSpec
 from colo_ebpf.errors import AttachError
 
@@ -36,8 +34,7 @@ def remove(spec: PlaneSpec) -> list[str]:
     ours = pin_directory(spec.bpffs, spec.vm)
     for path in (ours, *upgrade.others(spec.bpffs, spec.vm)):
         if path.is_dir():
-            tcx.detach(path)
-            shutil.rmtree(path)
+            upgrade.drop(path)
             removed.append(str(path))
     removed += ownership.drop(spec.vm, [nic.tap for nic in spec.nics], spec.link_device)
     if spec.peer_address:

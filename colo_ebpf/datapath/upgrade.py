@@ -29,6 +29,12 @@ def others(bpffs: Path, vm: str) -> list[Path]:
     return sorted(path for path in found if path != ours and path.is_dir())
 
 
+def drop(pins: Path) -> None:
+    """Programs, links and maps that are pinned there, of whichever version: nothing holds them."""
+    tcx.detach(pins)
+    shutil.rmtree(pins)
+
+
 def make_way(bpffs: Path, vm: str, taps: Sequence[str], link_device: str) -> None:
     """Before anything is loaded: LoadError, with nothing touched, if a VM runs on such a plane."""
     old = others(bpffs, vm)
@@ -42,8 +48,7 @@ def make_way(bpffs: Path, vm: str, taps: Sequence[str], link_device: str) -> Non
             tc.detach(device)
     netdev.remove(link_device)  # it may lack what this version wants of it
     for path in old:
-        tcx.detach(path)
-        shutil.rmtree(path)
+        drop(path)
         _log.info("%s: no VM runs on it: removed", path)
 
 

@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from weakref import WeakSet
 
-from colo_ebpf.lab.client import Lines
+from colo_ebpf.lab import processes
+from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.guest import Wanted, choose
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import Guest, Place
-from colo_ebpf.lab.workload import PATIENCE_S
+from colo_ebpf.lab.workload import PATIENCE_S, served
 from tests.capabilities import require
 from tests.lab.planes import Planes
 
+LIFE = 7003  # of the guest: what it does to itself
 _LOG_BYTES = 12_000
 _labs: WeakSet[Lab] = WeakSet()
 planes = Lab.keeper = Planes()
@@ -90,6 +93,25 @@ def run_cli(lab: Lab, host: str, *words: str) -> subprocess.CompletedProcess[str
         check=False,
         stdin=subprocess.DEVNULL,
     )
+
+
+def end_daemon(lab: Lab, host: str) -> None:
+    """As `systemctl stop` does; back when it is gone."""
+    namespace = lab.places[host].namespace
+    (pid,) = processes.pids_of(namespace, "daemon")
+    processes.send([pid], signal.SIGTERM)
+    lab.wait(
+        lambda: processes.pids_of(namespace, "daemon") == [],
+        f"the daemon of {host} does not end",
+        30,
+    )
+
+
+async def power_off(client: Client) -> None:
+    """The guest is told to; it answers nothing."""
+    life = await served(client, LIFE)
+    life.send(b"POWEROFF\n")
+    life.close()
 
 
 class Entries:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +16,12 @@ from pathlib import Path
 import pytest
 
 from colo_ebpf.datapath.bpf.loader import all_pins
-from colo_ebpf.lab import processes
 from colo_ebpf.lab.client import Client
 from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import HOSTS, Place
-from colo_ebpf.lab.workload import served
 from tests.capabilities import require
-from tests.lab import cli, protected
+from tests.lab import cli, end_daemon, power_off, protected
 
-_LIFE = 7003
 _before: dict[str, set[str]] = {}
 
 
@@ -65,26 +61,12 @@ def _forget(lab: Lab, host: str, *words: str) -> subprocess.CompletedProcess[str
     return cli(lab, host, "forget", "--yes", *words)
 
 
-def _end_daemon(lab: Lab, host: str) -> None:
-    pids = processes.pids_of(lab.places[host].namespace, "daemon")
-    processes.send(pids, signal.SIGTERM)
-    lab.wait(
-        lambda: not processes.pids_of(lab.places[host].namespace, "daemon"), f"{host} does not end"
-    )
-
-
-async def _power_off(lab: Lab) -> None:
-    life = await served(Client(lab.namespace_of("client"), lab.guest_address), _LIFE)
-    life.send(b"POWEROFF\n")
-    life.close()
-
-
 def test_a_vm_that_runs_is_not_forgotten(lab: Lab) -> None:
     there = {host: _there(lab.places[host]) for host in HOSTS}
     done = _forget(lab, "b")
     assert done.returncode == 2
     assert "a daemon runs already here" in done.stderr
-    _end_daemon(lab, "b")
+    end_daemon(lab, "b")
     done = _forget(lab, "b")
     assert done.returncode == 2
     assert "runs here: its QEMU has tap0 open. Power the guest off" in done.stderr
@@ -99,10 +81,10 @@ def _taken(before: set[str], now: set[str]) -> set[str]:
 
 
 def test_then_nothing_is_left_of_it(lab: Lab) -> None:
-    asyncio.run(_power_off(lab))
+    asyncio.run(power_off(Client(lab.namespace_of("client"), lab.guest_address)))
     lab.wait(lambda: all((lab.ask(h) or {}).get("state") == "off" for h in HOSTS), "it is on")
     for host in HOSTS:
-        _end_daemon(lab, host)
+        end_daemon(lab, host)
         place = lab.places[host]
         done = _forget(lab, host, "--json")
         assert done.returncode == 0, done.stderr

@@ -21,9 +21,8 @@ from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import HOSTS
 from colo_ebpf.lab.workload import LEDGER, PATIENCE_S, until_serving
 from tests.capabilities import require
-from tests.lab import clean, cli
+from tests.lab import LIFE, clean, cli
 
-LIFE = 7003
 MONITOR = "qemu/operator.sock"
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import HOSTS
 from colo_ebpf.lab.workload import LEDGER, PATIENCE_S, until_serving
 from tests.capabilities import require
-from tests.lab import clean, cli
+from tests.lab import clean, cli, end_daemon
 
 _SLOW = """
 import asyncio, sys
@@ -85,21 +84,6 @@ class _Ledger:
                 await asyncio.sleep(0.02)
 
 
-def _daemon(lab: Lab, host: str) -> int:
-    (pid,) = processes.pids_of(lab.places[host].namespace, "daemon")
-    return pid
-
-
-def _end_daemon(lab: Lab, host: str) -> None:
-    """As `systemctl stop` does; back when it is gone."""
-    os.kill(_daemon(lab, host), signal.SIGTERM)
-    lab.wait(
-        lambda: processes.pids_of(lab.places[host].namespace, "daemon") == [],
-        f"the daemon of {host} does not end",
-        30,
-    )
-
-
 def _end_vm(lab: Lab, host: str) -> None:
     pids = processes.pids_of(lab.places[host].namespace, "vm")
     processes.send(pids, signal.SIGTERM)
@@ -138,7 +122,7 @@ def test_a_restart_under_load_loses_no_connection_and_no_protection(pair: Lab, r
         vms = {h: processes.pids_of(pair.places[h].namespace, "vm") for h in HOSTS}
         for _ in range(3):
             await ledger.goes_on(task)
-            await asyncio.to_thread(_end_daemon, pair, host)
+            await asyncio.to_thread(end_daemon, pair, host)
             pair.start_daemon(pair.places[host])
             await asyncio.to_thread(pair.wait_protected)
             before = _checkpoints(pair, primary)
@@ -168,7 +152,7 @@ def test_a_daemon_that_is_slow_to_start_does_not_hold_its_own_deafness_against_t
     primary = _primary(pair)
     host = primary if role == "primary" else pair.places[primary].other.host
     generation = pair.ask(primary)["record"]["generation"]
-    _end_daemon(pair, host)
+    end_daemon(pair, host)
     _run(pair, host, _SLOW)
     pair.wait_protected()
     assert pair.ask(primary)["record"]["generation"] == generation, _solo(pair)
@@ -185,7 +169,7 @@ async def _refused(lab: Lab, host: str) -> None:
 
 async def _upgrade(lab: Lab, host: str) -> None:
     """The secondary's host, as docs/operate/upgrade.md says."""
-    await asyncio.to_thread(_end_daemon, lab, host)
+    await asyncio.to_thread(end_daemon, lab, host)
     await _refused(lab, host)
     await asyncio.to_thread(_end_vm, lab, host)
     _run(lab, host, _NEWER)

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.packages import middle
+from tests.packages.middle import HOSTS, Host
 
 NAMESPACE = "colotc"
-HOSTS = {"a": 1, "b": 2}
 _CARDS = dict(zip(middle.MTUS, ("eth0", "eth1", "eth2"), strict=True))
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BOOTS_S, _LOOK_S = 120.0, 0.1
@@ -36,7 +36,7 @@ WantedBy=sysinit.target
 
 
 @dataclass
-class Container:
+class Container(Host):
     """One host. `root`: its Debian; `binds`: directories of this host that it sees, by where."""
 
     name: str
@@ -127,12 +127,6 @@ class Container:
             check=False,
             timeout=within_s,
         )
-
-    def run(self, command: str, within_s: float = 300) -> str:
-        """What it printed; it has to end well."""
-        done = self.ask(command, within_s)
-        assert done.returncode == 0, f"{self.name}: {command}:\n{done.stdout}{done.stderr}"
-        return done.stdout
 
     def kill(self) -> None:
         """As a host dies: all its processes at once, and its network."""

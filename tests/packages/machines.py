@@ -21,10 +21,10 @@ from typing import Any
 
 from tests.packages import middle
 from tests.packages.fresh import Fresh
+from tests.packages.middle import HOSTS, Host
 
 NAMESPACE = "colotm"
 GUEST = f"{middle.CLIENTS}.10"
-HOSTS = {"a": 1, "b": 2}
 _BOOTS_S = 600.0
 _LOOK_S = 5.0
 _RECOMMENDED = "python3-prometheus-client"  # by the packages; apt installs it for a user
@@ -65,24 +65,6 @@ mtu = 1500
 path = "/var/lib/colo-ebpf/web.raw"
 overlay-dir = "/dev/shm/colo-ebpf/web"
 format = "raw"
-[host]
-name = "{host}"
-run-dir = "/run/colo-ebpf/web"
-state-dir = "/var/lib/colo-ebpf/web"
-[peer]
-name = "{peer}"
-link-address = "192.0.2.{theirs}"
-management-address = "198.51.100.{theirs}"
-key-file = "/etc/colo-ebpf/key"
-[link]
-address = "192.0.2.{ours}"
-underlay = "eth0"
-[management]
-address = "198.51.100.{ours}"
-[arbiter]
-kind = "etcd"
-endpoints = ["{etcd}"]
-prefix = "/colo-ebpf"
 [start]
 role = "{role}"
 [checkpoint]
@@ -104,16 +86,8 @@ start-timeout-ms = 600000
 
 def config_of(host: str) -> str:
     """Of VM web, for this host."""
-    (peer,) = HOSTS.keys() - {host}
-    return _CONFIG.format(
-        guest=GUEST,
-        host=host,
-        peer=peer,
-        ours=HOSTS[host],
-        theirs=HOSTS[peer],
-        etcd=middle.ETCD,
-        role="primary" if host == "a" else "secondary",
-    )
+    role = "primary" if host == "a" else "secondary"
+    return _CONFIG.format(guest=GUEST, role=role) + middle.tables_of(host)
 
 
 def until(condition: Callable[[], bool], what: str, within_s: float) -> None:
@@ -174,7 +148,7 @@ def make_system(debian: Fresh, directory: Path, packages: list[Path], guest: Pat
 
 
 @dataclass
-class Machine:
+class Machine(Host):
     """One host. `directory` has what `make_system` made."""
 
     name: str
@@ -217,12 +191,6 @@ class Machine:
         for option in options:
             words += ["-o", option]
         return _run(*words, f"root@198.51.100.{HOSTS[self.name]}", command, timeout=within_s)
-
-    def run(self, command: str, within_s: float = 300) -> str:
-        """What it printed; it has to end well."""
-        done = self.ask(command, within_s)
-        assert done.returncode == 0, f"{self.name}: {command}:\n{done.stdout}{done.stderr}"
-        return done.stdout
 
     def status(self) -> dict[str, Any]:
         """Of VM web; empty while no daemon answers."""

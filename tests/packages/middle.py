@@ -11,7 +11,58 @@ from pathlib import Path
 
 LINK, MANAGEMENT, CLIENTS = "192.0.2", "198.51.100", "203.0.113"  # each a /24
 ETCD = f"http://{MANAGEMENT}.254:2379"
+HOSTS = {"a": 1, "b": 2}  # with the last part of their addresses
 MTUS = {"lnk": 1700, "mgt": 1500, "cli": 1500}  # of the bridges, by their names
+
+_TABLES = """
+[host]
+name = "{host}"
+[peer]
+name = "{peer}"
+link-address = "{link}.{theirs}"
+management-address = "{management}.{theirs}"
+key-file = "/etc/colo-ebpf/key"
+[link]
+address = "{link}.{ours}"
+underlay = "eth0"
+security = "{security}"
+[management]
+address = "{management}.{ours}"
+[arbiter]
+kind = "etcd"
+endpoints = ["{etcd}"]
+"""
+
+
+def tables_of(host: str, security: str = "auto") -> str:
+    """Of a host's configuration: what all its VMs share."""
+    (peer,) = HOSTS.keys() - {host}
+    return _TABLES.format(
+        host=host,
+        peer=peer,
+        link=LINK,
+        management=MANAGEMENT,
+        ours=HOSTS[host],
+        theirs=HOSTS[peer],
+        security=security,
+        etcd=ETCD,
+    )
+
+
+class Host:
+    """One of them, as whoever emulates it reaches it."""
+
+    name: str
+
+    def ask(self, command: str, within_s: float = 300) -> subprocess.CompletedProcess[str]:
+        """As root, in its shell."""
+        raise NotImplementedError
+
+    def run(self, command: str, within_s: float = 300) -> str:
+        """What it printed; it has to end well."""
+        done = self.ask(command, within_s)
+        assert done.returncode == 0, f"{self.name}: {command}:\n{done.stdout}{done.stderr}"
+        return done.stdout
 
 
 def ip(namespace: str, *words: str) -> None:

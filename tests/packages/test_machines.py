@@ -18,7 +18,7 @@ import pytest
 
 import colo_ebpf
 from tests.capabilities import ROOT, require
-from tests.packages import fresh, machines
+from tests.packages import fresh, machines, middle
 from tests.packages.machines import Machine, until
 
 _STEP_S = 1200.0
@@ -89,7 +89,7 @@ def hosts() -> Iterator[dict[str, Machine]]:
             )
         finally:
             fresh.remove(root)
-        made = {host: Machine(host, directory) for host in machines.HOSTS}
+        made = {host: Machine(host, directory) for host in middle.HOSTS}
         with machines.network(directory):
             try:
                 for one in made.values():

@@ -22,8 +22,8 @@ from colo_ebpf.lab.lab import Lab
 from colo_ebpf.lab.topology import HOSTS
 from colo_ebpf.lab.workload import LEDGER, until_serving
 from tests.capabilities import ROOT, require
-from tests.lab import clean, cli
-from tests.lab.test_upgrade import _end_daemon, _Ledger, _primary
+from tests.lab import clean, cli, end_daemon
+from tests.lab.test_upgrade import _Ledger, _primary
 
 BASE, NEWER = "colo-ebpf", "99.0"
 _HOME = "usr/lib/colo-ebpf"
@@ -128,7 +128,7 @@ async def _upgrade(lab: Lab, root: Root) -> None:
     assert done.returncode == 0, done.stderr
     await ledger.goes_on(task)
     for host in (lab.places[primary].other.host, primary):
-        await asyncio.to_thread(_end_daemon, lab, host)
+        await asyncio.to_thread(end_daemon, lab, host)
         lab.start_daemon(lab.places[host])
         await asyncio.to_thread(lab.wait_protected)
         await ledger.goes_on(task)

@@ -24,13 +24,13 @@ from colo_ebpf.errors import ControlError
 from colo_ebpf.lab.client import Client, Lines
 from colo_ebpf.lab.workload import LEDGER, served
 from tests.capabilities import ROOT, require
-from tests.lab import Entries
+from tests.lab import Entries, power_off
 from tests.packages import fresh, middle
-from tests.packages.containers import HOSTS, NAMESPACE, Container
+from tests.packages.containers import NAMESPACE, Container
 from tests.packages.machines import until
+from tests.packages.middle import HOSTS
 
 _STEP_S = 300.0
-_LIFE = 7003  # of the guest
 _ENTRIES = 5
 _IMAGES = "/var/lib/libvirt/images"
 _GUEST = ("vmlinuz", "initramfs.gz", "libtcgdirty.so")
@@ -67,22 +67,6 @@ _DOMAIN = """<domain type='qemu'>
 _SHARED = """
 [vm]
 preload = "{images}/libtcgdirty.so"
-[host]
-name = "{host}"
-[peer]
-name = "{peer}"
-link-address = "{link}.{theirs}"
-management-address = "{management}.{theirs}"
-key-file = "/etc/colo-ebpf/key"
-[link]
-address = "{link}.{ours}"
-underlay = "eth0"
-security = "{security}"
-[management]
-address = "{management}.{ours}"
-[arbiter]
-kind = "etcd"
-endpoints = ["{etcd}"]
 """
 _PAGE = """
 import sys
@@ -129,8 +113,13 @@ class _Vm:
             number=self.number,
         )
 
-    async def connect(self, port: int = LEDGER) -> Lines:
-        return Lines(await served(Client(NAMESPACE, self.address), port))
+    @property
+    def client(self) -> Client:
+        return Client(NAMESPACE, self.address)
+
+    async def connect(self) -> Lines:
+        """To its ledger."""
+        return Lines(await served(self.client, LEDGER))
 
 
 VMS = [_Vm(n, name) for n, name in enumerate(("web", *(f"vm{n}" for n in range(1, 8))))]
@@ -192,18 +181,7 @@ def _depends(package: Path) -> set[str]:
 def _install(host: Container) -> None:
     """`docs/operate/set-up.md`, but for the key."""
     host.run("apt-get install -y -q /root/colo-ebpf_*.deb")
-    (peer,) = HOSTS.keys() - {host.name}
-    shared = _SHARED.format(
-        images=_IMAGES,
-        host=host.name,
-        peer=peer,
-        link=middle.LINK,
-        management=middle.MANAGEMENT,
-        ours=HOSTS[host.name],
-        theirs=HOSTS[peer],
-        etcd=middle.ETCD,
-        security=_security(),
-    )
+    shared = _SHARED.format(images=_IMAGES) + middle.tables_of(host.name, _security())
     _write(host, "/etc/colo-ebpf/host.toml", shared)
     host.run("sysctl --system")
 
@@ -234,13 +212,7 @@ async def _first_entries(vm: _Vm) -> None:
     ledger = Entries(await vm.connect())
     await ledger.append(_ENTRIES)
     ledger.lines.close()
-    await _power_off(vm)
-
-
-async def _power_off(vm: _Vm) -> None:
-    life = await vm.connect(_LIFE)
-    life.socket.send(b"POWEROFF\n")
-    life.close()
+    await power_off(vm.client)
 
 
 def _import(hosts: dict[str, Container]) -> None:
@@ -392,7 +364,7 @@ def _all_end(hosts: dict[str, Container], ledgers: list[Entries]) -> None:
     for ledger in ledgers:
         ledger.lines.close()
     for vm in VMS:
-        asyncio.run(_power_off(vm))
+        asyncio.run(power_off(vm.client))
 
     def off() -> bool:
         asked = [host.ask(f"colo-ebpf status {v.name}") for host in hosts.values() for v in VMS]

@@ -12,6 +12,7 @@ import pytest
 from colo_ebpf.datapath.net import bridges, namespaces, wgdevice
 from colo_ebpf.datapath.net.wireguard import TunnelEnds
 from colo_ebpf.errors import AttachError
+from colo_ebpf.lab import processes
 from tests.capabilities import require
 from tests.link import tunnels
 
@@ -58,9 +59,9 @@ def test_the_program_goes_before_vms(namespace: Callable[..., object]) -> None:
     """As found: sixteen emulated VMs on two processors left it so little that no pair was made."""
     try:
         namespace(lambda: wgdevice.set_up(_ENDS, 1500))
-        words = f"{wgdevice.PROGRAM}\0{_ENDS.device}\0".encode()
-        found = [p for p in Path("/proc").glob("[0-9]*") if words in (p / "cmdline").read_bytes()]
-        assert [os.getpriority(os.PRIO_PROCESS, int(p.name)) for p in found] == [-10]
+        pids = processes.in_namespace(_NS)
+        found = [pid for pid in pids if wgdevice.PROGRAM in processes.command_of(pid)]
+        assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in found] == [-10]
     finally:
         namespace(lambda: wgdevice.remove(_ENDS))
 
